@@ -1,0 +1,50 @@
+# Two commands for a newcomer: `make run` and `make test`. `make help` lists the others.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CODE := app adapters sinks tests
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-quick check-code format lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/ready ## start everything on this machine; Ctrl-C stops it
+	@$(BIN)/python -m app dev
+
+test: check-code ## all checks and tests, on a real TimescaleDB and a real Redis
+	@$(BIN)/python -m pytest
+
+test-quick: check-code ## what needs no services, for the inner loop
+	@$(BIN)/python -m pytest -m "not services"
+
+check-code: $(VENV)/ready ## format, lint, types
+	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/mypy $(CODE)
+
+format: $(VENV)/ready ## put the code into its form
+	@$(BIN)/ruff format $(CODE)
+	@$(BIN)/ruff check --fix $(CODE)
+
+lock: ## resolve the dependencies anew (needs uv)
+	@uv pip compile pyproject.toml --output-file requirements.lock $(LOCK)
+	@uv pip compile pyproject.toml --all-extras --constraint requirements.lock \
+		--output-file requirements-dev.lock $(LOCK)
+LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-annotate --no-emit-index-url --no-emit-find-links
+
+clean: ## remove the virtual environment (the events stay in data/)
+	@rm -rf $(VENV)
+
+$(VENV)/ready: requirements-dev.lock
+	@echo "installing the locked dependencies into $(VENV) (once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 …"; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || \
+		{ echo "python3-venv is needed: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+		--requirement requirements-dev.lock
+	@touch $@

@@ -1,0 +1,28 @@
+"""Vendors. Each is one module in this folder; its name is the last part of the callback URL."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Protocol, cast
+
+from app.event import Callback, Drop, Event, Workspace
+
+
+class Adapter(Protocol):
+    """What a vendor's module offers. See README.md in this folder."""
+
+    def app_token(self, callback: Callback) -> str | None:
+        """Return the vendor's name for the app, or None where it is absent."""
+        ...
+
+    def parse(self, callback: Callback, workspace: Workspace) -> Event | Drop:
+        """Return the event that the callback tells of, or why there is none. Pure and total."""
+        ...
+
+
+def load() -> Mapping[str, Adapter]:
+    """Return every adapter of this folder by its vendor's name."""
+    return {
+        module.name: cast("Adapter", importlib.import_module(f"{__name__}.{module.name}"))
+        for module in pkgutil.iter_modules(__path__)
+    }

@@ -1,0 +1,1 @@
+"""FloKit measurement gateway: from an MMP's callback to one committed row."""

@@ -1,0 +1,87 @@
+"""The commands: dev, serve, migrate, check, retain."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+
+from app import check, serve
+from app.embedded import EmbeddedError
+from app.serve import ListenError
+from app.settings import Settings, SettingsError, read_settings
+from app.workspaces import WorkspacesError
+from sinks import schema
+
+CONNECT_TIMEOUT_S = 10.0
+
+
+def main() -> int:
+    """Run one command and return its exit code: 0 done, 1 not done, 2 wrong settings."""
+    commands = {
+
+        "serve": (serve.run, "the gateway, on DATABASE_URL and REDIS_URL"),
+        "migrate": (_migrate, "bring the schema of DATABASE_URL up to date"),
+        "check": (check.run, "tell whether settings, workspaces, database and Redis are well"),
+        "retain": (_retain, "delete what is older than RETENTION_D"),
+    }
+    parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
+    choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, text) in commands.items():
+        choices.add_parser(name, help=text, description=text)
+    run, _ = commands[parser.parse_args().command]
+    try:
+        return run()
+    except SettingsError as error:
+        return _fail(error, 2)
+    except WorkspacesError as error:
+        return _fail(f"WORKSPACES_FILE: {error}", 2)
+    except (ListenError, EmbeddedError, schema.SchemaError) as error:
+        return _fail(error, 1)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return _fail(f"database: {error}", 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(error: object, code: int) -> int:
+    print(error, file=sys.stderr)
+    return code
+
+
+def _migrate() -> int:
+    async def apply(connection: asyncpg.Connection, _: Settings) -> None:
+        applied = await schema.migrate(connection)
+        for name in applied:
+            print(f"applied {name}")
+        print("the schema is up to date")
+
+    return asyncio.run(_with_database(apply))
+
+
+def _retain() -> int:
+    async def apply(connection: asyncpg.Connection, settings: Settings) -> None:
+        if not settings.retention_d:
+            print("RETENTION_D is 0: events are kept for ever")
+            return
+        async for line in schema.retain(connection, settings.retention_d):
+            print(line, flush=True)
+
+    return asyncio.run(_with_database(apply))
+
+
+async def _with_database(
+    work: Callable[[asyncpg.Connection, Settings], Awaitable[None]],
+) -> int:
+    settings = read_settings(required=["DATABASE_URL"])
+    connection = await asyncpg.connect(settings.database_url, timeout=CONNECT_TIMEOUT_S)
+    try:
+        await work(connection, settings)
+    finally:
+        await connection.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

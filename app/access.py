@@ -1,0 +1,47 @@
+"""May this caller speak for this vendor? Secrets and addresses."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from hmac import compare_digest
+from ipaddress import IPv6Address, ip_address
+
+from app.errors import Unavailable, Unverified
+from app.settings import Network, VendorAccess
+
+
+class Access:
+    """Verifies callers against the secrets and allowlists of the settings."""
+
+    def __init__(self, vendors: Mapping[str, VendorAccess]) -> None:
+        self._vendors = {
+            vendor: (tuple(secret.encode() for secret in access.secrets), access.allowlist)
+            for vendor, access in vendors.items()
+        }
+
+    def verify(self, vendor: str, secret: str, address: str) -> None:
+        """Return if `secret` is one of the vendor's and `address` is allowed.
+
+        `address` is the caller's, as text; it may be empty where the proxies did not tell it.
+        Raises Unavailable where no secret is configured, else Unverified.
+        """
+        secrets, allowlist = self._vendors.get(vendor, ((), ()))
+        if not secrets:
+            raise Unavailable("no_secret_configured")
+        if allowlist and not _is_allowed(address, allowlist):
+            raise Unverified("address_not_allowed")
+        # Every secret is compared, so that the time tells nothing about which one came close.
+        sent = secret.encode("utf-8", "surrogatepass")
+        if sum([compare_digest(sent, configured) for configured in secrets]) == 0:
+            raise Unverified("wrong_secret")
+
+
+@lru_cache(maxsize=4096)
+def _is_allowed(address: str, allowlist: Sequence[Network]) -> bool:
+    try:
+        ip = ip_address(address.strip("[]"))
+    except ValueError:
+        return False
+    # A socket that listens on :: sees IPv4 callers in this form.
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
+        ip = ip.ipv4_mapped
+    return any(ip in network for network in allowlist)

@@ -1,0 +1,159 @@
+"""`check`: is everything well? One line for each thing, and an exit code."""
+
+import asyncio
+from collections.abc import Collection
+from pathlib import Path
+
+import asyncpg
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+import adapters
+from app import workspaces
+from app.settings import (
+    ALLOWLIST_SUFFIX,
+    SECRET_SUFFIX,
+    Settings,
+    SettingsError,
+    VendorAccess,
+    check_deadlock_timeout,
+    read_settings,
+)
+from sinks import schema
+
+TIMEOUT_S = 3.0
+# What the promise stands on: what was answered survives a crash of the database server.
+DURABLE = {"fsync": {"on"}, "synchronous_commit": {"on", "local", "remote_write", "remote_apply"}}
+
+
+class Report:
+    """Prints a line for each thing, and keeps the worst exit code."""
+
+    exit_code = 0
+
+    def ok(self, subject: str, text: str) -> None:
+        """Say that a thing is well."""
+        print(f"ok       {subject}: {text}", flush=True)
+
+    def warn(self, subject: str, text: str) -> None:
+        """Say what an operator should know; the gateway works all the same."""
+        print(f"warning  {subject}: {text}", flush=True)
+
+    def fail(self, subject: str, text: str, exit_code: int = 1) -> None:
+        """Say that a thing is not well."""
+        print(f"FAILED   {subject}: {text}", flush=True)
+        self.exit_code = max(self.exit_code, exit_code)
+
+
+def run() -> int:
+    """Check everything; returns 0 where all is well, 1 where not, 2 for a wrong configuration."""
+    settings = read_settings()
+    report = Report()
+    report.ok("settings", "complete, and consistent with each other")
+    vendors = adapters.load().keys()
+    used = _check_workspaces(report, settings, vendors)
+    for vendor in sorted(vendors | settings.vendors.keys()):
+        _check_vendor(report, settings, vendor, vendors, used)
+    asyncio.run(_check_services(report, settings))
+    return report.exit_code
+
+
+def _check_workspaces(
+    report: Report, settings: Settings, vendors: Collection[str]
+) -> Collection[str]:
+    try:
+        apps = workspaces.read(Path(settings.workspaces_file), vendors)
+    except workspaces.WorkspacesError as error:
+        report.fail("WORKSPACES_FILE", str(error), exit_code=2)
+        return ()
+    ids = {workspace.id for workspace in apps.values()}
+    report.ok("workspaces", f"{len(ids)} with {len(apps)} apps")
+    return {vendor for vendor, _ in apps}
+
+
+def _check_vendor(
+    report: Report,
+    settings: Settings,
+    vendor: str,
+    vendors: Collection[str],
+    used: Collection[str],
+) -> None:
+    access = settings.vendors.get(vendor, VendorAccess())
+    variable = vendor.upper() + SECRET_SUFFIX
+    if vendor not in vendors:
+        report.warn(f"vendor {vendor}", f"settings for it, but no adapter; see {variable}")
+    elif not access.secrets:
+        say = report.fail if vendor in used else report.warn
+        say(f"vendor {vendor}", f"no secret in {variable}: every callback is answered 503")
+    else:
+        addresses = f"{len(access.allowlist)} networks" if access.allowlist else "any address"
+        report.ok(
+            f"vendor {vendor}",
+            f"{len(access.secrets)} secrets, {addresses} ({vendor.upper()}{ALLOWLIST_SUFFIX})",
+        )
+
+
+async def _check_services(report: Report, settings: Settings) -> None:
+    try:
+        connection = await asyncpg.connect(settings.database_url, timeout=TIMEOUT_S)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        report.fail("database", f"does not answer: {error or type(error).__name__}")
+    else:
+        try:
+            await _check_database(report, settings, connection)
+        except asyncpg.PostgresError as error:
+            report.fail("database", str(error))
+        finally:
+            await connection.close()
+    await _check_redis(report, settings)
+
+
+async def _check_database(
+    report: Report, settings: Settings, connection: asyncpg.Connection
+) -> None:
+    server = await schema.inspect(connection)
+    if server.timescaledb:
+        report.ok("database", f"TimescaleDB {server.timescaledb} on PostgreSQL {server.version}")
+    else:
+        report.warn("database", f"PostgreSQL {server.version} without TimescaleDB: a plain table")
+    if server.missing_migrations:
+        report.fail("schema", f"{server.missing_migrations[0]} is missing: run migrate")
+    else:
+        report.ok("schema", f"up to date, generation {await schema.read_generation(connection)}")
+    for name, good in DURABLE.items():
+        value = server.settings[name]
+        say = report.ok if value in good else report.fail
+        say(f"database setting {name}", value)
+    deadlock_timeout = server.settings["deadlock_timeout"]
+    try:
+        check_deadlock_timeout(settings.commit_timeout_s, int(deadlock_timeout) / 1000)
+        report.ok("database setting deadlock_timeout", f"{deadlock_timeout} ms")
+    except SettingsError as error:
+        report.fail("database setting deadlock_timeout", str(error), exit_code=2)
+    needed = 2 * settings.workers
+    report.ok(
+        "database setting max_connections",
+        f"{server.settings['max_connections']}; this host's workers use {needed}",
+    )
+
+
+async def _check_redis(report: Report, settings: Settings) -> None:
+    redis: Redis = Redis.from_url(
+        settings.redis_url, socket_connect_timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S
+    )
+    try:
+        server = await redis.info("server")
+        memory = await redis.info("memory")
+    except (RedisError, OSError) as error:
+        report.fail("redis", f"does not answer: {error}")
+        return
+    finally:
+        await redis.aclose()
+    report.ok("redis", f"Redis {server['redis_version']}")
+    policy = memory.get("maxmemory_policy", "unknown")
+    if policy == "noeviction":
+        report.ok("redis maxmemory-policy", policy)
+    else:
+        report.warn(
+            "redis maxmemory-policy", f"{policy}: evicted claims cost speed, never correctness"
+        )

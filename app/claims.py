@@ -1,0 +1,184 @@
+"""The claim store: who may write an event now, and what was committed before.
+
+It makes duplicates cheap and keeps twins apart, no more: the database decides. Whatever goes
+wrong here is answered as if every claim were held, and is repaired by the unique index.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+
+from app.event import Claim
+from app.metrics import CLAIMS_BYPASSED
+
+# A Redis that needs longer than this costs more than the database's own check.
+CLAIM_TIMEOUT_S = 0.1
+LEFT_ALONE_S = 1.0
+# Settling waits for the next claim to carry it, but not for longer than this.
+SETTLE_IDLE_S = 0.5
+# What a lost Redis may leave behind in memory; older entries are only slower to recognise.
+SETTLE_MAX = 50_000
+
+# One round trip for both: first `ARGV[4]` keys become seen, then the others are claimed.
+_SETTLE_AND_CLAIM = """
+for i = 1, tonumber(ARGV[4]) do
+  redis.call('SET', KEYS[i], 'seen', 'PX', ARGV[3])
+end
+local answers = {}
+for i = ARGV[4] + 1, #KEYS do
+  local owner = redis.call('GET', KEYS[i])
+  if not owner then
+    redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2])
+    answers[#answers + 1] = 'h'
+  elseif owner == 'seen' then
+    answers[#answers + 1] = 's'
+  else
+    answers[#answers + 1] = 'b'
+  end
+end
+return table.concat(answers)
+"""
+_RELEASE = """
+for _, key in ipairs(KEYS) do
+  if redis.call('GET', key) == ARGV[1] then redis.call('DEL', key) end
+end
+"""
+# Our own token counts as busy too: an earlier write of ours may still be on its way.
+_ANSWERS = {ord("h"): Claim.HELD, ord("s"): Claim.SEEN, ord("b"): Claim.BUSY}
+
+
+class Claims(Protocol):
+    """What the path asks of a claim store. The owner's token is the store's own affair."""
+
+    async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
+        """Return one claim for each event, in order. Never raises for trouble of the store."""
+        ...
+
+    async def settle(self, event_ids: Sequence[bytes]) -> None:
+        """Remember that these events are committed."""
+        ...
+
+    async def release(self, event_ids: Sequence[bytes]) -> None:
+        """Give back the claims on these events, where they are still ours."""
+        ...
+
+    async def close(self) -> None:
+        """Remember what is still to be remembered, and close the connections."""
+        ...
+
+
+class RedisClaims:
+    """Claims in Redis, for every process that shares the database.
+
+    `generation` names the data that the claims are about and prefixes every key; while it is
+    None nothing is known of the database, and Redis is not asked: what it remembers might
+    belong to another one.
+    """
+
+    def __init__(
+        self,
+        redis_url: str,
+        *,
+        generation: Callable[[], str | None],
+        lease_s: float,
+        seen_window_d: float,
+    ) -> None:
+        self._redis: Redis = Redis.from_url(
+            redis_url,
+            socket_timeout=CLAIM_TIMEOUT_S,
+            socket_connect_timeout=CLAIM_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._settle_and_claim = self._redis.register_script(_SETTLE_AND_CLAIM)
+        self._release = self._redis.register_script(_RELEASE)
+        self._generation = generation
+        self._token = secrets.token_bytes(8)
+        self._lease_ms = int(lease_s * 1000)
+        self._seen_ms = int(seen_window_d * 86_400_000)
+        self._settled: list[bytes] = []
+        self._settler: asyncio.Task[None] | None = None
+        self._left_alone_until = 0.0
+
+    @property
+    def is_bypassed(self) -> bool:
+        """Whether the last thing asked of Redis was not answered in time."""
+        return self._left_alone_until > 0.0
+
+    async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
+        """See `Claims`. Carries what is to be settled along in the same round trip."""
+        generation = self._generation()
+        answers = None
+        if generation is not None and not self._is_left_alone():
+            settled, self._settled = self._settled, []
+            answers = await self._run(settled, _keys(generation, event_ids))
+        if answers is None:
+            CLAIMS_BYPASSED.inc()
+            return [Claim.HELD] * len(event_ids)
+        return [_ANSWERS[answer] for answer in answers]
+
+    async def settle(self, event_ids: Sequence[bytes]) -> None:
+        """See `Claims`. Only notes the events: the next claim takes them to Redis."""
+        generation = self._generation()
+        if generation is None:
+            return
+        self._settled += _keys(generation, event_ids)
+        del self._settled[:-SETTLE_MAX]
+        if self._settler is None:
+            self._settler = asyncio.create_task(self._settle_when_idle())
+
+    async def release(self, event_ids: Sequence[bytes]) -> None:
+        """See `Claims`. What cannot be released now ends with its lease."""
+        generation = self._generation()
+        if generation is not None and event_ids and not self._is_left_alone():
+            await self._ask(self._release, _keys(generation, event_ids), [self._token])
+
+    async def close(self) -> None:
+        """See `Claims`."""
+        if self._settler is not None:
+            self._settler.cancel()
+        if self._settled and not self._is_left_alone():
+            await self._run(self._settled, [])
+        await self._redis.aclose()
+
+    async def _settle_when_idle(self) -> None:
+        while self._settled:
+            await asyncio.sleep(SETTLE_IDLE_S)
+            if self._settled and not self._is_left_alone():
+                settled, self._settled = self._settled, []
+                await self._run(settled, [])
+        self._settler = None
+
+    async def _run(self, settled: list[bytes], claimed: list[bytes]) -> bytes | None:
+        arguments = [self._token, self._lease_ms, self._seen_ms, len(settled)]
+        answers = await self._ask(self._settle_and_claim, settled + claimed, arguments)
+        return answers if answers is not None and len(answers) == len(claimed) else None
+
+    async def _ask(
+        self, script: AsyncScript, keys: list[bytes], arguments: list[Any]
+    ) -> bytes | None:
+        """Return the script's answer; None where there was none in time."""
+        try:
+            # A command that is given up closes its connection: a late answer would be taken for
+            # the answer to the next one.
+            async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                answer: bytes = await script(keys=keys, args=arguments)
+        except (RedisError, OSError, TimeoutError):
+            self._left_alone_until = asyncio.get_running_loop().time() + LEFT_ALONE_S
+            return None
+        self._left_alone_until = 0.0
+        return answer
+
+    def _is_left_alone(self) -> bool:
+        return asyncio.get_running_loop().time() < self._left_alone_until
+
+
+def _keys(generation: str, event_ids: Sequence[bytes]) -> list[bytes]:
+    prefix = generation.encode()
+    return [prefix + event_id for event_id in event_ids]

@@ -1,0 +1,87 @@
+"""`dev`: everything on this machine, for a first look."""
+
+import asyncio
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import asyncpg
+
+from app import embedded, logs
+from app.serve import listen, serve
+from app.settings import read_settings
+from sinks import schema
+
+FOLDER = Path("data")
+DEFAULTS = {
+    "HOST": "127.0.0.1",
+    "WORKSPACES_FILE": str(FOLDER / "workspaces.toml"),
+    # Good enough for a server that only this machine can reach.
+    "ADJUST_CALLBACK_SECRET": "demo-secret",
+    "DRAIN_PAUSE_S": "0",
+    "LOG_LEVEL": "warning",
+}
+WORKSPACES = """\
+# The demo workspace. Change it while the gateway runs: it is read again within 5 seconds.
+[[workspaces]]
+id = "ws_demo"
+
+[[workspaces.apps]]
+vendor = "adjust"
+app_token = "abc123token"
+events = { g3mz3t = "purchase" }
+activities = { install = "app_install" }
+"""
+# The example of the endpoint's documentation.
+CALLBACK = (
+    "app_token=abc123token&event_token=g3mz3t&activity_kind=event&created_at=1750500000"
+    "&os_name=ios&country=us&adid=1a2b3c&revenue=49.99&currency=USD&user_id=usr_abc123"
+)
+LOOK = "SELECT occurred_at, event_type, user_id, properties FROM events"
+
+
+def run() -> int:
+    """Start the servers, a demo workspace and the gateway; Ctrl-C stops all of it."""
+    environ = DEFAULTS | os.environ
+    # Wrong settings and a port in use are told before anything is started.
+    settings = read_settings(environ, required=[])
+    with listen(settings.host, settings.port) as listener, _services(environ) as psql:
+        settings = read_settings(environ)
+        logs.configure(settings.log_level)
+        if not Path(settings.workspaces_file).exists():
+            Path(settings.workspaces_file).write_text(WORKSPACES)
+        asyncio.run(_migrate(settings.database_url))
+        secret = settings.vendors["adjust"].secrets[0]
+        url = f"http://{settings.host}:{settings.port}/ingest/adjust?secret={secret}&{CALLBACK}"
+        print(
+            f"\nThe gateway is ready. Send it a callback:\n\n  curl {shlex.quote(url)}\n\n"
+            f"Look at the row:\n\n  {psql} {settings.database_url} -c {shlex.quote(LOOK)}\n\n"
+            f"Its workspaces are in {settings.workspaces_file}, everything else of it is in "
+            f"{FOLDER}/.\nCtrl-C stops all of it; the events stay.\n",
+            flush=True,
+        )
+        serve(settings, listener)
+    print("stopped")
+    return 0
+
+
+@contextmanager
+def _services(environ: dict[str, str]) -> Iterator[str]:
+    """Complete `environ` with the addresses of both servers; yields the path of a psql."""
+    if environ.get("DATABASE_URL") and environ.get("REDIS_URL"):
+        yield "psql"
+        return
+    with embedded.start(FOLDER, say=print) as servers:
+        print(servers.description, flush=True)
+        environ |= {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url}
+        yield str(servers.psql)
+
+
+async def _migrate(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    try:
+        await schema.migrate(connection)
+    finally:
+        await connection.close()

@@ -1,0 +1,140 @@
+"""The edge: HTTP as vendors really send it, and connections that are closed without an answer.
+
+Sanic answers a request that is too large, too slow or not quite HTTP with a 4xx of its own. For
+a vendor that is final, so the callback would be lost. Here such a request is mended where that
+is safe, and else its connection is closed: the vendor tries again.
+"""
+
+import asyncio
+import logging
+import time
+
+from sanic import Request
+from sanic.exceptions import BadRequest
+from sanic.handlers import ErrorHandler
+from sanic.http import Http, Stage
+from sanic.response import HTTPResponse
+from sanic.server.protocols.http_protocol import HttpProtocol
+
+from app.callback import escape
+from app.errors import GatewayError, Unreadable, render
+from app.metrics import REJECTED, UNANSWERED
+
+# A URL of more than 65,535 bytes cannot be parsed (httptools counts in 16 bits).
+HEAD_MAX_BYTES = 65_535
+BODY_MAX_BYTES = 2 * 1024 * 1024
+HEAD_TIMEOUT_S = 10.0
+BODY_TIMEOUT_S = 30.0
+# A defect that hits every request must not fill the disk with its log lines.
+UNEXPECTED_LOG_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Unanswered(HTTPResponse):
+    """In place of a response: close the connection."""
+
+
+class GatewayHttp(Http):
+    """One connection. Sanic's own class, but for what it does at the edges of HTTP."""
+
+    HEADER_MAX_SIZE = HEAD_MAX_BYTES
+
+    async def http1_request_header(self) -> None:
+        """Receive the head of a request; raises Unreadable where there is none to be had."""
+        if b"\r\n\r\n" in self.recv_buffer:  # the usual case: it came in one piece
+            return await self._receive_head()
+        try:
+            async with asyncio.timeout(HEAD_TIMEOUT_S):
+                await self._receive_head()
+        except TimeoutError:
+            raise Unreadable("head_too_slow") from None
+
+    async def _receive_head(self) -> None:
+        try:
+            await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
+        except BadRequest:
+            if not self._escape_target():
+                raise
+            await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
+
+    def _escape_target(self) -> bool:
+        """Escape what may not stand in a URL; returns whether there was anything.
+
+        Vendors put values of their users into URLs, and some do so without encoding them.
+        """
+        buffer = self.recv_buffer
+        line_bytes = buffer.find(b"\r\n")
+        method, _, rest = bytes(buffer[:line_bytes]).partition(b" ")
+        target, _, version = rest.rpartition(b" ")
+        escaped = escape(target)
+        buffer[:line_bytes] = b" ".join((method, escaped, version))
+        return escaped != target
+
+    async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
+        """Send a response, or close the connection in its place."""
+        if isinstance(self.response, Unanswered):
+            self.keep_alive = False
+            self.request_body = None
+            self.response_func = None  # type: ignore[assignment] # Sanic's own "sent"
+            self.stage = Stage.IDLE
+            return
+        if self.protocol.app.ctx.draining:
+            self.keep_alive = False
+        await Http.http1_response_header(self, data, end_stream)
+
+
+class GatewayProtocol(HttpProtocol):
+    """Sanic's protocol over `GatewayHttp`."""
+
+    HTTP_CLASS = GatewayHttp
+
+
+class GatewayErrors(ErrorHandler):
+    """Turns every exception into what `errors.render` says, and counts what is no callback."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_log = 0.0
+
+    def response(self, _: Request, exception: BaseException) -> HTTPResponse:
+        """Return the answer to an exception."""
+        if isinstance(exception, asyncio.CancelledError):
+            return Unanswered()  # the caller is gone
+        answer = render(exception)
+        if answer is None:
+            UNANSWERED.labels(_reason(exception)).inc()
+            return Unanswered()
+        if not isinstance(exception, GatewayError):
+            self._note(exception, answer.status)
+        return HTTPResponse(answer.body, answer.status, answer.headers, "application/json")
+
+    def _note(self, exception: BaseException, status: int) -> None:
+        """Count what the HTTP server itself refuses, and log what nobody expected."""
+        if status in _SERVER_REASONS:
+            REJECTED.labels(_SERVER_REASONS[status]).inc()
+        elif time.monotonic() >= self._next_log:
+            self._next_log = time.monotonic() + UNEXPECTED_LOG_S
+            log.error("unexpected error", exc_info=exception)
+
+
+_SERVER_REASONS = {404: "unknown_path", 405: "method_not_allowed", 503: "response_timeout"}
+_UNREADABLE_REASONS = {408: "head_too_slow", 413: "too_large", 414: "too_large"}
+
+
+def _reason(exception: BaseException) -> str:
+    if isinstance(exception, Unreadable):
+        return exception.reason
+    return _UNREADABLE_REASONS.get(getattr(exception, "status_code", 400), "not_http")
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the body of a request; raises Unreadable where it does not come."""
+    if request.stream is None or not request.stream.request_body:
+        return b""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            await request.receive_body()  # type: ignore[no-untyped-call]
+    except TimeoutError:
+        raise Unreadable("body_too_slow") from None
+    return request.body

@@ -1,0 +1,100 @@
+"""Every way to fail that a caller can see, and the only place where an error becomes HTTP.
+
+A 4xx tells the vendor never to send the callback again, so there are just four: a callback that
+is not verified, a vendor that does not exist, a body that cannot be read, a method that is not
+served. Whatever else goes wrong is a 5xx, or a connection that is closed without an answer: the
+vendor tries again after both.
+"""
+
+from http import HTTPStatus
+from typing import ClassVar
+
+import msgspec
+
+RETRY_AFTER_S = 1
+
+
+class GatewayError(Exception):
+    """An answer other than a receipt. `reason` is the label of the metric that counts it."""
+
+    status: ClassVar[int] = 500
+    message: ClassVar[str] = "Internal Server Error"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Unverified(GatewayError):
+    """The secret is wrong or missing, or the address is not allowed."""
+
+    status = 401
+    message = "Unverified callback."
+
+
+class UnknownVendor(GatewayError):
+    """No adapter has this name."""
+
+    status = 404
+
+    def __init__(self, vendor: str) -> None:
+        super().__init__("unknown_vendor")
+        self.vendor = vendor
+
+
+class MalformedBody(GatewayError):
+    """The body is neither a form nor a JSON object."""
+
+    status = 400
+    message = "Malformed body."
+
+
+class Unavailable(GatewayError):
+    """Not now, and it is our own fault: overload, drain, or no secret configured."""
+
+    status = 503
+    message = "Service Unavailable"
+
+
+class WriteFailed(GatewayError):
+    """The event may or may not be stored; the vendor's retry decides."""
+
+
+class Unreadable(GatewayError):
+    """The request never became one: too large, too slow or not HTTP. Closed, never answered."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What goes back to the caller in place of a receipt."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+
+
+# What the HTTP server may say by itself; every other refusal of its own closes the connection.
+_SERVER_MESSAGES = {404: "Not Found", 405: "Method Not Allowed", 503: Unavailable.message}
+
+
+def render(error: BaseException) -> Answer | None:
+    """Return the answer to an error, or None where the connection is closed without one."""
+    if isinstance(error, Unreadable):
+        return None
+    if isinstance(error, UnknownVendor):
+        return _answer(404, f"Unknown vendor: {error.vendor}")
+    if isinstance(error, GatewayError):
+        return _answer(error.status, error.message)
+    # The HTTP server's own exceptions carry a status, and for 405 the header that goes with it.
+    status = getattr(error, "status_code", 500)
+    if status in _SERVER_MESSAGES:
+        return _answer(status, _SERVER_MESSAGES[status], getattr(error, "headers", {}))
+    if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return None
+    return _answer(GatewayError.status, GatewayError.message)
+
+
+def _answer(status: int, message: str, headers: dict[str, str] | None = None) -> Answer:
+    headers = dict(headers or {})
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    return Answer(status, msgspec.json.encode({"error": message}), headers)

@@ -1,0 +1,136 @@
+"""The vocabulary: what arrives, what is kept, and the ID that makes an event itself."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from hashlib import blake2b
+
+import msgspec
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+# Before 2010 there was no MMP; a clock that runs ahead does so by less than a day.
+OLDEST_OCCURRED_AT = datetime(2010, 1, 1, tzinfo=UTC)
+AHEAD_MAX = timedelta(hours=24)
+
+
+class Callback(msgspec.Struct, frozen=True, kw_only=True):
+    """One request of a vendor, decoded and verified; the credential is already taken out.
+
+    `query` holds the parameters of the URL, `parameters` those and the body's (the URL's win).
+    Both are clean: no NUL, no lone surrogate, no white space around a value. `headers` (names
+    in lower case) and `body` are for vendors that put more than parameters there.
+    `occurred_from` is the oldest `occurred_at` that is accepted today.
+    """
+
+    query: Mapping[str, str]
+    parameters: Mapping[str, str]
+    received_at: datetime
+    occurred_from: datetime = OLDEST_OCCURRED_AT
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+
+    def accepts(self, occurred_at: datetime) -> bool:
+        """Whether an event of this moment may be kept: not too old, and not from the future."""
+        return self.occurred_from <= occurred_at <= self.received_at + AHEAD_MAX
+
+
+class Workspace(msgspec.Struct, frozen=True, kw_only=True):
+    """What one app of one workspace has configured: who it is, and how its callbacks map."""
+
+    id: str
+    vendor: str
+    app_token: str
+    events: Mapping[str, str] = {}
+    activities: Mapping[str, str] = {}
+    keep: tuple[str, ...] = ()
+    stable_id: tuple[str, ...] = ()
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """The canonical event, as it is stored: one field for each column of `events`.
+
+    `has_stable_id` says that `event_id` does not depend on `occurred_at`, so that the sink must
+    also recognise the event under another time.
+    """
+
+    event_id: bytes
+    occurred_at: datetime
+    received_at: datetime
+    workspace_id: str
+    vendor: str
+    app_token: str
+    event_type: str
+    user_id: str | None = None
+    adid: str | None = None
+    idfa: str | None = None
+    gps_adid: str | None = None
+    os_name: str | None = None
+    country: str | None = None
+    properties: Mapping[str, str] = {}
+    has_stable_id: bool = False
+
+
+class DropReason(Enum):
+    """Why a callback is answered `dropped`; the values are the `reason` label of the metric."""
+
+    UNKNOWN_APP = "unknown_app"
+    UNFILLED_PLACEHOLDER = "unfilled_placeholder"
+    UNMAPPED_EVENT = "unmapped_event"
+    INVALID_TIMESTAMP = "invalid_timestamp"
+    REFUSED = "refused"
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """A callback that will never become an event, and why."""
+
+    reason: DropReason
+
+
+class Claim(Enum):
+    """What the claim store says of an event before it is written."""
+
+    HELD = "held"  # ours to write
+    SEEN = "seen"  # committed before: a duplicate
+    BUSY = "busy"  # someone else is writing it now
+
+
+class Outcome(Enum):
+    """What became of one event."""
+
+    WRITTEN = "written"  # this call wrote the row
+    DUPLICATE = "duplicate"  # exactly one row was there before
+    REFUSED = "refused"  # the database will never take it
+    CONTESTED = "contested"  # not decided: someone else is writing it, it must be written alone
+
+
+def event_id(
+    *,
+    vendor: str,
+    app_token: str,
+    user: tuple[str, str],
+    event_type: str,
+    occurred_at: datetime,
+    raw_event_id: str,
+    stable_id: str | None,
+) -> bytes:
+    """Return the 16 bytes that identify an event, whichever way and however often it is sent.
+
+    `user` is a pair of the kind of identifier and its value, so that a `user_id` never equals an
+    `adid` of the same text. With a `stable_id`, the time and the raw event ID do not count.
+    """
+    identity: tuple[str, ...] | tuple[int, str]
+    if stable_id is not None:
+        identity = ("stable", stable_id)
+    else:
+        identity = ((occurred_at - EPOCH) // MICROSECOND, raw_event_id)
+    return digest((vendor, app_token, user, event_type, identity))
+
+
+def digest(parts: object) -> bytes:
+    """Return a hash of 16 bytes over nested sequences of texts and numbers.
+
+    MessagePack writes each part with its type and length: no two lists give the same bytes.
+    """
+    return blake2b(msgspec.msgpack.encode(parts), digest_size=16).digest()

@@ -1,0 +1,238 @@
+"""The path of a callback: access, adapter, buffer, commit (claim, write, settle), receipt."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from time import perf_counter
+
+import msgspec
+
+from adapters import Adapter
+from app import metrics
+from app.access import Access
+from app.buffer import WriteBuffer
+from app.callback import clean_form, decode, parse_body, split_form
+from app.claims import Claims
+from app.errors import MalformedBody, Unavailable, UnknownVendor, WriteFailed
+from app.event import (
+    OLDEST_OCCURRED_AT,
+    Callback,
+    Claim,
+    Drop,
+    DropReason,
+    Event,
+    Outcome,
+    Workspace,
+)
+from app.workspaces import Workspaces
+from sinks import Sink
+
+# An event that is older than RETENTION_D less this is not accepted, so that no row is dropped
+# within this time of its arrival.
+KEPT_AFTER_ARRIVAL = timedelta(days=31)
+
+log = logging.getLogger(__name__)
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """The body of every 200: what became of the events of one request."""
+
+    received: int = 1
+    written: int = 0
+    duplicate: int = 0
+    dropped: int = 0
+
+
+DROPPED = msgspec.json.encode(Receipt(dropped=1))
+RECEIPTS = {
+    Outcome.WRITTEN: msgspec.json.encode(Receipt(written=1)),
+    Outcome.DUPLICATE: msgspec.json.encode(Receipt(duplicate=1)),
+    Outcome.REFUSED: DROPPED,
+}
+_COMMITTED = (Outcome.WRITTEN, Outcome.DUPLICATE)
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What the HTTP server hands over: bytes as they came, and the address of the caller."""
+
+    vendor: str
+    query: bytes
+    address: str
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+
+
+class Ingest:
+    """Handles one callback at a time, many at once."""
+
+    def __init__(
+        self,
+        *,
+        adapters: Mapping[str, Adapter],
+        access: Access,
+        workspaces: Workspaces,
+        buffer: WriteBuffer[Event, Outcome],
+        twins: WriteBuffer[Event, Outcome],
+        retention_d: int = 0,
+    ) -> None:
+        self._adapters = adapters
+        self._access = access
+        self._workspaces = workspaces
+        self._buffer = buffer
+        self._twins = twins
+        self._retention_d = retention_d
+
+    async def handle(self, request: Request) -> bytes:
+        """Return the receipt of a callback once it is committed or dropped; raises GatewayError."""
+        adapter = self._adapters.get(request.vendor)
+        if adapter is None:
+            raise UnknownVendor(request.vendor)
+        callback = self._verified(request)
+        workspace = self._workspaces.find(request.vendor, adapter.app_token(callback))
+        if workspace is None:
+            return _dropped(request.vendor, "", DropReason.UNKNOWN_APP)
+        event = _parsed(adapter, callback, workspace)
+        if isinstance(event, Drop):
+            return _dropped(workspace.vendor, workspace.id, event.reason)
+        return RECEIPTS[await self._place(event, len(request.query) + len(request.body))]
+
+    def _verified(self, request: Request) -> Callback:
+        query = split_form(request.query)
+        # The secret is taken out before anything else sees the parameters.
+        secret = decode(query.pop("secret", ""))
+        self._access.verify(request.vendor, secret, request.address)
+        parameters = in_query = clean_form(query)
+        if request.body:
+            in_body = parse_body(request.headers.get("content-type", ""), request.body)
+            if in_body is None:
+                raise MalformedBody("malformed_body")
+            in_body.pop("secret", None)
+            parameters = in_body | in_query
+        received_at = datetime.now(UTC)
+        return Callback(
+            query=in_query,
+            parameters=parameters,
+            received_at=received_at,
+            occurred_from=self._occurred_from(received_at),
+            headers=request.headers,
+            body=request.body,
+        )
+
+    def _occurred_from(self, received_at: datetime) -> datetime:
+        if not self._retention_d:
+            return OLDEST_OCCURRED_AT
+        return received_at - timedelta(days=self._retention_d) + KEPT_AFTER_ARRIVAL
+
+    async def _place(self, event: Event, size_bytes: int) -> Outcome:
+        """Submit an event, and then once more, alone, where somebody else is writing it."""
+        try:
+            outcome = await self._buffer.submit(event, size_bytes)
+            if outcome is Outcome.CONTESTED:
+                outcome = await self._twins.submit(event, size_bytes)
+        except Unavailable as error:  # not even tried: nobody else counts it
+            metrics.count(metrics.FAILED, event.vendor, event.workspace_id, error.reason)
+            raise
+        return outcome
+
+
+def _parsed(adapter: Adapter, callback: Callback, workspace: Workspace) -> Event | Drop:
+    try:
+        return adapter.parse(callback, workspace)
+    except Exception:
+        metrics.count(metrics.FAILED, workspace.vendor, workspace.id, "adapter_error")
+        raise
+
+
+def _dropped(vendor: str, workspace_id: str, reason: DropReason) -> bytes:
+    metrics.count(metrics.DROPPED, vendor, workspace_id, reason.value)
+    return DROPPED
+
+
+async def commit(
+    events: Sequence[Event], claims: Claims, sink: Sink
+) -> Sequence[Outcome | WriteFailed]:
+    """Commit one batch, and return what became of each event, in order.
+
+    Repeats of one event become one. A CONTESTED event goes on to `commit_contested`; a failed
+    one may be tried again.
+    """
+    started = perf_counter()
+    unique = {event.event_id: event for event in reversed(events)}
+    claimed = dict(zip(unique, await claims.claim(list(unique)), strict=True))
+    outcomes: dict[bytes, Outcome | WriteFailed] = {
+        event_id: Outcome.DUPLICATE if claim is Claim.SEEN else Outcome.CONTESTED
+        for event_id, claim in claimed.items()
+    }
+    held = [event for event_id, event in unique.items() if claimed[event_id] is Claim.HELD]
+    if held:
+        outcomes |= await _write(held, claims, sink, contested=False)
+    metrics.BATCH_EVENTS.observe(len(events))
+    metrics.COMMIT_SECONDS.observe(perf_counter() - started)
+    return _tell(events, outcomes)
+
+
+async def commit_contested(
+    events: Sequence[Event], claims: Claims, sink: Sink
+) -> Sequence[Outcome | WriteFailed]:
+    """Commit events that somebody else is writing: the database decides, without a claim."""
+    return _tell(events, await _write(events, claims, sink, contested=True))
+
+
+async def _write(
+    events: Sequence[Event], claims: Claims, sink: Sink, *, contested: bool
+) -> dict[bytes, Outcome | WriteFailed]:
+    """Write, then settle what is committed and release what is not."""
+    ids = [event.event_id for event in events]
+    try:
+        outcomes = dict(zip(ids, await sink.write(events, contested=contested), strict=True))
+    except asyncio.CancelledError:
+        await claims.release(ids)
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it was, a retry is safe and wanted
+        await claims.release(ids)
+        log.error(
+            "batch failed",
+            extra={"events": len(events), "error": type(error).__name__, "detail": str(error)},
+        )
+        return dict.fromkeys(ids, WriteFailed("write_failed"))
+    await claims.settle([id_ for id_ in ids if outcomes[id_] in _COMMITTED])
+    await claims.release([id_ for id_ in ids if outcomes[id_] is Outcome.REFUSED])
+    return dict(outcomes)
+
+
+def _tell(
+    events: Sequence[Event], outcomes: Mapping[bytes, Outcome | WriteFailed]
+) -> list[Outcome | WriteFailed]:
+    """Return each event's own outcome, and count it: of repeats, only the first was written."""
+    told: set[bytes] = set()
+    answers = []
+    for event in events:
+        outcome = outcomes[event.event_id]
+        if outcome is Outcome.WRITTEN and event.event_id in told:
+            outcome = Outcome.DUPLICATE
+        told.add(event.event_id)
+        answers.append(outcome)
+    tally = Counter(
+        (event.vendor, event.workspace_id, outcome)
+        for event, outcome in zip(events, answers, strict=True)
+    )
+    for (vendor, workspace_id, outcome), number in tally.items():
+        _count(vendor, workspace_id, outcome, number)
+    return answers
+
+
+def _count(vendor: str, workspace_id: str, outcome: Outcome | WriteFailed, number: int) -> None:
+    match outcome:
+        case Outcome.WRITTEN:
+            metrics.count(metrics.WRITTEN, vendor, workspace_id, number=number)
+        case Outcome.DUPLICATE:
+            metrics.count(metrics.DUPLICATE, vendor, workspace_id, number=number)
+        case Outcome.REFUSED:
+            reason = DropReason.REFUSED.value
+            metrics.count(metrics.DROPPED, vendor, workspace_id, reason, number=number)
+        case WriteFailed():
+            metrics.count(metrics.FAILED, vendor, workspace_id, outcome.reason, number=number)
+        case Outcome.CONTESTED:
+            pass  # not decided yet: counted when it is

@@ -1,0 +1,208 @@
+"""create_app(): the only place where the parts are put together."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
+from sanic import Request, Sanic
+from sanic.config import Config
+from sanic.response import HTTPResponse
+
+import adapters
+from app import metrics
+from app.access import Access
+from app.buffer import WriteBuffer
+from app.claims import Claims, RedisClaims
+from app.edge import BODY_MAX_BYTES, GatewayErrors, read_body
+from app.errors import WriteFailed
+from app.event import Event, Outcome
+from app.ingest import Ingest, commit, commit_contested
+from app.ingest import Request as IngestRequest
+from app.settings import Settings
+from app.workspaces import Workspaces
+from sinks import Sink
+from sinks.timescale import TimescaleSink
+
+BATCH_MAX_BYTES = 64 * 1024
+BUFFER_MAX_BYTES = 64 * 1024 * 1024
+RESPONSE_TIMEOUT_S = 60.0
+KEEP_ALIVE_TIMEOUT_S = 75.0
+PROBE_S = 1.0
+
+log = logging.getLogger(__name__)
+
+App = Sanic[Config, SimpleNamespace]
+Commit = Callable[[Sequence[Event], Claims, Sink], Awaitable[Sequence[Outcome | WriteFailed]]]
+
+
+def create_app(
+    settings: Settings, *, claims: Claims | None = None, sink: Sink | None = None
+) -> App:
+    """Return the gateway as a Sanic application, ready to be served with `GatewayProtocol`.
+
+    Tests hand in another claim store or sink. Raises WorkspacesError.
+    """
+    gateway = Gateway(settings, adapters.load(), claims, sink)
+    app = Sanic("flokit-gateway", config=_config(settings), configure_logging=False)
+    app.error_handler = GatewayErrors()
+    app.ctx.draining = False
+    app.ctx.gateway = gateway
+    app.add_route(_healthz, "/healthz")
+    app.add_route(_readyz, "/readyz")
+    app.add_route(_metrics, "/metrics")
+    app.route("/ingest/<vendor>", ["GET", "POST"], ignore_body=True, unquote=True)(_ingest)
+    app.after_server_start(_start)
+    app.before_server_stop(_drain)
+    app.after_server_stop(_stop)
+    return app
+
+
+class Gateway:
+    """The parts of one running gateway, in the order in which a callback meets them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        vendors: Mapping[str, adapters.Adapter],
+        claims: Claims | None,
+        sink: Sink | None,
+    ) -> None:
+        self.settings = settings
+        self.workspaces = Workspaces(Path(settings.workspaces_file), vendors.keys())
+        self.sink = sink or TimescaleSink(
+            settings.database_url, commit_timeout_s=settings.commit_timeout_s
+        )
+        self.claims = claims or RedisClaims(
+            settings.redis_url,
+            # A sink that does not name its data gets no help from Redis: slower, never wrong.
+            generation=lambda: getattr(self.sink, "generation", None),
+            lease_s=settings.claim_lease_s,
+            seen_window_d=settings.seen_window_d,
+        )
+        self.buffer = self._write_buffer(commit, settings.batch_max_events)
+        self.twins = self._write_buffer(commit_contested, 1)
+        self.ingest = Ingest(
+            adapters=vendors,
+            access=Access(settings.vendors),
+            workspaces=self.workspaces,
+            buffer=self.buffer,
+            twins=self.twins,
+            retention_d=settings.retention_d,
+        )
+        self.sink_answered = False
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def _write_buffer(self, commit: Commit, batch_max: int) -> WriteBuffer[Event, Outcome]:
+        return WriteBuffer(
+            lambda events: commit(events, self.claims, self.sink),
+            batch_max=batch_max,
+            buffer_max=self.settings.buffer_max_events,
+            batch_max_bytes=BATCH_MAX_BYTES,
+            buffer_max_bytes=BUFFER_MAX_BYTES,
+        )
+
+    async def probe(self) -> None:
+        """Ask the sink until it has answered once: from then on the gateway is ready."""
+        while not self.sink_answered:
+            try:
+                await self.sink.write([], contested=False)
+                self.sink_answered = True
+            except Exception as error:  # noqa: BLE001 - asked again, whatever it was
+                log.warning("not ready: the sink does not answer", extra={"error": str(error)})
+                await asyncio.sleep(PROBE_S)
+
+    async def measure(self) -> None:
+        """Keep the gauge of the buffers; never returns."""
+        while True:
+            metrics.BUFFER_EVENTS.set(len(self.buffer) + len(self.twins))
+            await asyncio.sleep(PROBE_S)
+
+    async def close(self) -> None:
+        """Commit what was accepted, then close the parts."""
+        for task in self.tasks:
+            task.cancel()
+        await self.buffer.close()
+        await self.twins.close()
+        await self.claims.close()
+        await self.sink.close()
+
+
+def _config(settings: Settings) -> Config:
+    # No prefix: nothing but `Settings` is read from the environment.
+    config = Config(env_prefix="")
+    config.update(
+        ACCESS_LOG=False,
+        AUTO_EXTEND=False,
+        FALLBACK_ERROR_FORMAT="json",
+        KEEP_ALIVE_TIMEOUT=KEEP_ALIVE_TIMEOUT_S,
+        MOTD=False,
+        PROXIES_COUNT=settings.proxies_count or None,
+        REQUEST_MAX_SIZE=BODY_MAX_BYTES,
+        RESPONSE_TIMEOUT=RESPONSE_TIMEOUT_S,
+        # What is in flight gets its answer, so this is longer than any commit.
+        GRACEFUL_SHUTDOWN_TIMEOUT=settings.commit_timeout_s * 3,
+    )
+    return config
+
+
+async def _ingest(request: Request, vendor: str) -> HTTPResponse:
+    gateway: Gateway = request.app.ctx.gateway
+    proxied = gateway.settings.proxies_count > 0
+    callback = IngestRequest(
+        vendor=vendor,
+        # Not `query_string`: that ends at a `#`, which some senders do not encode.
+        query=request.raw_url.partition(b"?")[2],
+        address=request.remote_addr if proxied else request.ip,
+        headers=request.headers,
+        body=await read_body(request) if request.method == "POST" else b"",
+    )
+    receipt = await gateway.ingest.handle(callback)
+    return HTTPResponse(receipt, content_type="application/json")
+
+
+async def _healthz(_: Request) -> HTTPResponse:
+    return _json({"status": "ok"})
+
+
+async def _readyz(request: Request) -> HTTPResponse:
+    gateway: Gateway = request.app.ctx.gateway
+    draining: bool = request.app.ctx.draining
+    body = {
+        "draining": draining,
+        "sink": "answered" if gateway.sink_answered else "waiting",
+        "claims": "bypassed" if getattr(gateway.claims, "is_bypassed", False) else "in use",
+        "buffer": {
+            "events": len(gateway.buffer) + len(gateway.twins),
+            "max_events": gateway.settings.buffer_max_events,
+        },
+    }
+    return _json(body, 503 if draining or not gateway.sink_answered else 200)
+
+
+async def _metrics(_: Request) -> HTTPResponse:
+    return HTTPResponse(metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
+
+
+def _json(body: object, status: int = 200) -> HTTPResponse:
+    return HTTPResponse(msgspec.json.encode(body), status, content_type="application/json")
+
+
+async def _start(app: App) -> None:
+    gateway: Gateway = app.ctx.gateway
+    # Not `app.add_task`: Sanic cancels its own tasks before it stops to accept connections.
+    for work in (gateway.probe(), gateway.measure(), gateway.workspaces.watch()):
+        gateway.tasks.append(asyncio.create_task(work))
+
+
+async def _drain(app: App) -> None:
+    """Turn readiness red and go on serving, until nobody sends new callbacks here."""
+    app.ctx.draining = True
+    await asyncio.sleep(app.ctx.gateway.settings.drain_pause_s)
+
+
+async def _stop(app: App) -> None:
+    await app.ctx.gateway.close()

@@ -1,0 +1,162 @@
+"""Settings: one struct, read once from the environment."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+Network = IPv4Network | IPv6Network
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+SECRET_SUFFIX = "_CALLBACK_SECRET"  # noqa: S105 - part of a name
+ALLOWLIST_SUFFIX = "_IP_ALLOWLIST"
+
+# The lease must outlive a commit with room for clocks and pauses.
+LEASE_PER_COMMIT = 2
+# PostgreSQL looks for a deadlock after `deadlock_timeout`; a commit must live through a few.
+COMMIT_PER_DEADLOCK = 3
+RETENTION_MIN_D = 62
+
+
+class SettingsError(Exception):
+    """A wrong value; the message is one line that names the variable."""
+
+
+class VendorAccess(msgspec.Struct, frozen=True):
+    """The secrets that are valid for a vendor now, and the networks it may call from."""
+
+    secrets: tuple[str, ...] = ()
+    allowlist: tuple[Network, ...] = ()
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be set; each field is the environment variable of the same name.
+
+    The addresses and the file have no default, but not every command needs all of them.
+    """
+
+    host: str = "0.0.0.0"  # noqa: S104 - a server in a container listens on every interface
+    port: Annotated[int, Meta(ge=1, le=65535)] = 8000
+    database_url: str = ""
+    redis_url: str = ""
+    workspaces_file: str = ""
+    proxies_count: Annotated[int, Meta(ge=0, le=10)] = 0
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    log_level: LogLevel = "info"
+    batch_max_events: Annotated[int, Meta(ge=1, le=10_000)] = 500
+    buffer_max_events: Annotated[int, Meta(ge=1, le=100_000)] = 5_000
+    commit_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 5.0
+    claim_lease_s: Annotated[float, Meta(gt=0, le=600)] = 15.0
+    seen_window_d: Annotated[float, Meta(gt=0, le=365)] = 30.0
+    retention_d: Annotated[int, Meta(ge=0, le=36_500)] = 0
+    drain_pause_s: Annotated[float, Meta(ge=0, le=300)] = 5.0
+    vendors: Mapping[str, VendorAccess] = {}
+
+
+def read_settings(
+    environ: Mapping[str, str] = os.environ,
+    required: Sequence[str] = ("DATABASE_URL", "REDIS_URL", "WORKSPACES_FILE"),
+) -> Settings:
+    """Return the settings of an environment; an empty variable counts as not set.
+
+    Raises SettingsError for the first wrong value, and for a `required` variable without one.
+    """
+    values: dict[str, Any] = {"vendors": _read_vendors(environ)}
+    for field in msgspec.structs.fields(Settings):
+        name = field.name.upper()
+        if field.name == "vendors":
+            continue
+        if text := environ.get(name, ""):
+            values[field.name] = _read_value(name, text, field.type)
+        elif name in required:
+            raise SettingsError(f"{name}: not set, and there is no default")
+    settings = Settings(**values)
+    _check_relations(settings)
+    return settings
+
+
+def _read_value(name: str, text: str, type_: Any) -> Any:
+    if name.endswith("_URL"):
+        return _checked_url(name, text)
+    try:
+        return msgspec.convert(text, type_, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{name}: {error}, got {text!r}") from None
+
+
+def _checked_url(name: str, text: str) -> str:
+    # The text may hold a password: it is never printed.
+    schemes = {"DATABASE_URL": ("postgresql", "postgres"), "REDIS_URL": ("redis", "rediss")}[name]
+    try:
+        url = urlsplit(text)
+        valid = url.scheme in schemes and bool(url.hostname) and url.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise SettingsError(f"{name}: expected an address of the form {schemes[0]}://host:port/…")
+    return text
+
+
+def _read_vendors(environ: Mapping[str, str]) -> dict[str, VendorAccess]:
+    vendors: dict[str, VendorAccess] = {}
+    for suffix in (SECRET_SUFFIX, ALLOWLIST_SUFFIX):
+        for name in environ:
+            if re.fullmatch(rf"[A-Z][A-Z0-9_]*{suffix}", name):
+                vendor = name.removesuffix(suffix).lower()
+                vendors[vendor] = VendorAccess(
+                    _read_secrets(vendor.upper() + SECRET_SUFFIX, environ),
+                    _read_allowlist(vendor.upper() + ALLOWLIST_SUFFIX, environ),
+                )
+    return vendors
+
+
+def _read_secrets(name: str, environ: Mapping[str, str]) -> tuple[str, ...]:
+    text = environ.get(name, "")
+    secrets = tuple(text.split(",")) if text else ()
+    for place, secret in enumerate(secrets, 1):
+        # The secret itself is never printed.
+        if not secret:
+            raise SettingsError(f"{name}: secret {place} of {len(secrets)} is empty")
+        if secret != secret.strip():
+            raise SettingsError(f"{name}: secret {place} begins or ends with white space")
+    return secrets
+
+
+def _read_allowlist(name: str, environ: Mapping[str, str]) -> tuple[Network, ...]:
+    text = environ.get(name, "")
+    try:
+        return tuple(ip_network(entry.strip()) for entry in text.split(",")) if text else ()
+    except ValueError as error:
+        raise SettingsError(f"{name}: {error}") from None
+
+
+def _check_relations(settings: Settings) -> None:
+    if settings.claim_lease_s < LEASE_PER_COMMIT * settings.commit_timeout_s:
+        raise SettingsError(
+            f"CLAIM_LEASE_S: {settings.claim_lease_s:g} is less than {LEASE_PER_COMMIT} times "
+            f"COMMIT_TIMEOUT_S ({settings.commit_timeout_s:g})"
+        )
+    if settings.buffer_max_events < settings.batch_max_events:
+        raise SettingsError(
+            f"BUFFER_MAX_EVENTS: {settings.buffer_max_events} is less than "
+            f"BATCH_MAX_EVENTS ({settings.batch_max_events})"
+        )
+    if 0 < settings.retention_d < RETENTION_MIN_D:
+        raise SettingsError(
+            f"RETENTION_D: {settings.retention_d} is neither 0 (keep for ever) nor "
+            f"at least {RETENTION_MIN_D}"
+        )
+
+
+def check_deadlock_timeout(commit_timeout_s: float, deadlock_timeout_s: float) -> None:
+    """Raise SettingsError where the server would look for a deadlock too late for a commit."""
+    if commit_timeout_s <= COMMIT_PER_DEADLOCK * deadlock_timeout_s:
+        raise SettingsError(
+            f"COMMIT_TIMEOUT_S: {commit_timeout_s:g} must be above {COMMIT_PER_DEADLOCK} times the "
+            f"server's deadlock_timeout ({deadlock_timeout_s:g} s)"
+        )

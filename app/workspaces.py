@@ -1,0 +1,146 @@
+"""(vendor, app token) -> workspace and mapping: decode the file, watch it, swap it."""
+
+import asyncio
+import logging
+import time
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from app.event import Workspace
+from app.metrics import WORKSPACES_LOADED, WORKSPACES_REFUSED
+
+POLL_S = 1.0
+FILE_MAX_BYTES = 16 * 1024 * 1024
+
+# Values that end up in an index or a metric are short.
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Parameter = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^\S+$")]
+
+Apps = Mapping[tuple[str, str], Workspace]
+
+log = logging.getLogger(__name__)
+
+
+class WorkspacesError(Exception):
+    """The file is wrong; the message is one line that names the place in it."""
+
+
+class _App(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    vendor: Name
+    app_token: Name
+    events: dict[Name, Name] = {}
+    activities: dict[Name, Name] = {}
+    keep: tuple[Parameter, ...] = ()
+    stable_id: tuple[Parameter, ...] = ("transaction_id", "deduplication_id")
+
+
+class _Workspace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: Name
+    apps: Annotated[tuple[_App, ...], Meta(min_length=1)]
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    workspaces: Annotated[tuple[_Workspace, ...], Meta(min_length=1)]
+
+
+def decode(text: bytes, vendors: Collection[str]) -> Apps:
+    """Return the apps of a workspaces file; `vendors` are those that have an adapter.
+
+    Raises WorkspacesError.
+    """
+    try:
+        # tomllib tells line and column of a mistake in the notation, msgspec the path to a wrong
+        # value.
+        file = msgspec.convert(tomllib.loads(text.decode()), _File)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise WorkspacesError(str(error)) from None
+    apps: dict[tuple[str, str], Workspace] = {}
+    for w, workspace in enumerate(file.workspaces):
+        for a, app in enumerate(workspace.apps):
+            place = f"$.workspaces[{w}].apps[{a}]"
+            key = (app.vendor, app.app_token)
+            if app.vendor not in vendors:
+                raise WorkspacesError(f"No adapter for vendor {app.vendor!r} - at `{place}.vendor`")
+            if key in apps:
+                raise WorkspacesError(
+                    f"App token {app.app_token!r} of {app.vendor} is also in workspace "
+                    f"{apps[key].id!r} - at `{place}.app_token`"
+                )
+            if "secret" in (*app.keep, *app.stable_id):
+                raise WorkspacesError(f"The secret is never kept - at `{place}`")
+            apps[key] = Workspace(id=workspace.id, **msgspec.structs.asdict(app))
+    return apps
+
+
+def read(path: Path, vendors: Collection[str]) -> Apps:
+    """Return the apps of the workspaces file at `path`; raises WorkspacesError."""
+    return decode(_read_bytes(path), vendors)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            text = file.read(FILE_MAX_BYTES + 1)
+    except OSError as error:
+        raise WorkspacesError(error.strerror or str(error)) from None
+    if len(text) > FILE_MAX_BYTES:
+        raise WorkspacesError(f"larger than {FILE_MAX_BYTES} bytes")
+    return text
+
+
+class Workspaces:
+    """The apps of the file as it is now; a wrong file leaves the last good one in use."""
+
+    def __init__(self, path: Path, vendors: Collection[str]) -> None:
+        """Read the file; raises WorkspacesError."""
+        self._path = path
+        self._vendors = vendors
+        self._judged: bytes | str = _read_bytes(path)
+        self._apps = decode(self._judged, vendors)
+        WORKSPACES_LOADED.set(time.time())
+
+    def find(self, vendor: str, app_token: str | None) -> Workspace | None:
+        """Return the workspace of an app; None where it belongs to none."""
+        return self._apps.get((vendor, app_token)) if app_token else None
+
+    async def watch(self) -> None:
+        """Look at the file again and again, and use what it says; never returns."""
+        seen = self._judged
+        while True:
+            await asyncio.sleep(POLL_S)
+            # The file may be on a slow volume: the callbacks do not wait for it.
+            look = await asyncio.to_thread(self._look)
+            # A file that is being written may be good, and not whole: it counts when it has
+            # stayed the same from one look to the next.
+            if look == seen and look != self._judged:
+                self._judge(look)
+            seen = look
+
+    def _look(self) -> bytes | str:
+        """Return what the file holds, or why it cannot be read."""
+        try:
+            return _read_bytes(self._path)
+        except WorkspacesError as error:
+            return str(error)
+
+    def _judge(self, look: bytes | str) -> None:
+        self._judged = look
+        try:
+            if isinstance(look, str):
+                raise WorkspacesError(look)
+            self._apps = decode(look, self._vendors)
+        except WorkspacesError as error:
+            WORKSPACES_REFUSED.set(1)
+            log.error(
+                "workspaces file refused, the last good one stays in use",
+                extra={"file": str(self._path), "error": str(error)},
+            )
+        else:
+            WORKSPACES_REFUSED.set(0)
+            WORKSPACES_LOADED.set(time.time())
+            log.info("workspaces file read again", extra={"apps": len(self._apps)})

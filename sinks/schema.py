@@ -1,0 +1,166 @@
+"""The schema of the database: bring it up to date, look at it, apply the retention."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncpg
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+CHUNK_INTERVAL = timedelta(days=1)
+DELETE_ROWS = 50_000
+# Any number that no other program locks in the same database.
+_MIGRATION_LOCK = 7_205_759_403
+
+
+class SchemaError(Exception):
+    """The schema is not the one that this version needs; the message says what to do."""
+
+
+def migrations() -> dict[str, str]:
+    """Return the SQL of each migration by its name, in order."""
+    return {path.stem: path.read_text() for path in sorted(MIGRATIONS.glob("*.sql"))}
+
+
+async def migrate(connection: asyncpg.Connection) -> Sequence[str]:
+    """Apply the missing migrations in one transaction, and return their names.
+
+    Safe to run from several places at once: the first one works, the others wait and find
+    nothing left to do.
+    """
+    async with connection.transaction():
+        await connection.execute(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations ("
+            "name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        missing = await missing_migrations(connection)
+        for name in missing:
+            await connection.execute(migrations()[name])
+            await connection.execute("INSERT INTO schema_migrations (name) VALUES ($1)", name)
+    await keep_chunk_ahead(connection)
+    return missing
+
+
+async def missing_migrations(connection: asyncpg.Connection) -> Sequence[str]:
+    """Return the names of the migrations that the database has not seen, in order."""
+    if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
+        return list(migrations())
+    applied = {record[0] for record in await connection.fetch("SELECT name FROM schema_migrations")}
+    return [name for name in migrations() if name not in applied]
+
+
+async def read_generation(connection: asyncpg.Connection) -> str:
+    """Return a short name for the data behind a connection, other for any other data.
+
+    It starts with the random value that the migration stored. What follows changes when the
+    database is restored: the cluster, its timeline (a restored backup starts a new one, and so
+    does a fail-over), and the identity of the table.
+
+    Raises SchemaError where migrations are missing.
+    """
+    if missing := await missing_migrations(connection):
+        raise SchemaError(f"migration {missing[0]} is missing: run `python -m app migrate`")
+    record = await connection.fetchrow(
+        "SELECT value, (SELECT system_identifier FROM pg_control_system()), "
+        "left(pg_walfile_name(pg_current_wal_lsn()), 8), 'events'::regclass::oid FROM generation"
+    )
+    if record is None:
+        raise SchemaError("the table `generation` is empty: it was filled by the migration")
+    value, *identity = record
+    return f"{value}" + blake2b(repr(identity).encode(), digest_size=2).hexdigest()
+
+
+async def timescaledb_version(connection: asyncpg.Connection) -> str | None:
+    """Return TimescaleDB's version in this database; None where there is none."""
+    version: str | None = await connection.fetchval(
+        "SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'"
+    )
+    return version
+
+
+class Server(NamedTuple):
+    """What `inspect` finds: versions, and the settings of the server that matter."""
+
+    version: str
+    timescaledb: str | None
+    missing_migrations: Sequence[str]
+    settings: Mapping[str, str]
+
+
+async def inspect(connection: asyncpg.Connection) -> Server:
+    """Return what an operator should know of a database."""
+    settings = await connection.fetch(
+        "SELECT name, setting FROM pg_settings WHERE name = ANY($1)",
+        ["server_version", "fsync", "synchronous_commit", "deadlock_timeout", "max_connections"],
+    )
+    values = {record["name"]: record["setting"] for record in settings}
+    return Server(
+        values["server_version"],
+        await timescaledb_version(connection),
+        await missing_migrations(connection),
+        values,
+    )
+
+
+async def keep_chunk_ahead(connection: asyncpg.Connection) -> None:
+    """Make the chunks of now and of the coming interval, so that no batch has to wait for them."""
+    if await timescaledb_version(connection) is None:
+        return
+    for ahead in (timedelta(0), CHUNK_INTERVAL):
+        moment = datetime.now(UTC) + ahead
+        exists = await connection.fetchval(
+            "SELECT true FROM timescaledb_information.chunks WHERE hypertable_name = 'events' "
+            "AND range_start <= $1 AND $1 < range_end",
+            moment,
+        )
+        if not exists:
+            # TimescaleDB has no public way to make a chunk but to write a row into it.
+            async with connection.transaction():
+                event_id = await connection.fetchval(
+                    "INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, "
+                    "app_token, event_type, properties) "
+                    "VALUES (gen_random_uuid(), $1, $1, '', '', '', '', '{}') RETURNING event_id",
+                    moment,
+                )
+                await connection.execute(
+                    "DELETE FROM events WHERE occurred_at = $1 AND event_id = $2", moment, event_id
+                )
+
+
+async def retain(connection: asyncpg.Connection, retention_d: int) -> AsyncIterator[str]:
+    """Delete what occurred more than `retention_d` days ago; yields lines of progress.
+
+    A hypertable loses whole chunks; an ordinary table loses rows, some at a time.
+    """
+    cutoff = datetime.now(UTC) - timedelta(days=retention_d)
+    if await timescaledb_version(connection) is not None:
+        chunks = await connection.fetch("SELECT drop_chunks('events', $1::timestamptz)", cutoff)
+        yield f"events: {len(chunks)} chunks dropped that ended before {cutoff:%Y-%m-%d %H:%M} UTC"
+        # A chunk that has not ended keeps its rows, so their stable IDs are kept too.
+        cutoff -= CHUNK_INTERVAL
+    else:
+        async for line in _delete(connection, "events", cutoff):
+            yield line
+    async for line in _delete(connection, "stable_events", cutoff):
+        yield line
+
+
+async def _delete(
+    connection: asyncpg.Connection, table: str, cutoff: datetime
+) -> AsyncIterator[str]:
+    deleted = 0
+    while True:
+        status = await connection.execute(
+            f"DELETE FROM {table} WHERE ctid = ANY(ARRAY("  # noqa: S608 - made of constants
+            f"SELECT ctid FROM {table} WHERE occurred_at < $1 LIMIT {DELETE_ROWS}))",
+            cutoff,
+        )
+        rows = int(status.split()[-1])
+        deleted += rows
+        if rows < DELETE_ROWS:
+            break
+        yield f"{table}: {deleted} rows deleted so far"
+    yield f"{table}: {deleted} rows deleted that occurred before {cutoff:%Y-%m-%d %H:%M} UTC"
