@@ -1,0 +1,122 @@
+"""What the tests stand on: a real database, a real Redis, and gateways on them."""
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+import uvloop
+from sanic import Sanic
+
+from app import embedded
+from sinks.schema import migrate
+from tests.gateways import Gateways, Process, Services, workspaces_toml
+from tests.vectors import VECTORS, app_token
+
+Sanic.test_mode = True  # several applications of one name in one process
+
+_TEMPLATE = "gateway_template"
+_numbers = itertools.count(1)
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop of the product."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def services(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Services]:
+    """The servers of DATABASE_URL and REDIS_URL, or else embedded ones."""
+    addresses = os.environ.get("DATABASE_URL"), os.environ.get("REDIS_URL")
+    if addresses[0] and addresses[1]:
+        found = Services(addresses[0], addresses[1], "servers of DATABASE_URL and REDIS_URL")
+        request.config.stash[SERVICES] = found.description
+        yield found
+        return
+    with embedded.start(tmp_path_factory.mktemp("services")) as servers:
+        request.config.stash[SERVICES] = servers.description
+        yield Services(servers.database_url, servers.redis_url, servers.description)
+
+
+SERVICES = pytest.StashKey[str]()
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say in the last lines which servers the tests ran on."""
+    terminalreporter.write_line(f"services: {config.stash.get(SERVICES, 'none were needed')}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that needs the servers, so that the inner loop can leave it out."""
+    for item in items:
+        if "services" in getattr(item, "fixturenames", ()):
+            item.add_marker("services")
+
+
+@pytest.fixture(scope="session")
+def template(services: Services) -> str:
+    """A migrated database, to be copied: a copy takes a tenth of the time of a migration."""
+
+    async def make() -> None:
+        await services.execute(
+            None,
+            f"DROP DATABASE IF EXISTS {_TEMPLATE} WITH (FORCE)",
+            f"CREATE DATABASE {_TEMPLATE}",
+        )
+        connection = await asyncpg.connect(services.url_of(_TEMPLATE))
+        await migrate(connection)
+        # A copy is another database, so its data has another name.
+        await connection.close()
+
+    asyncio.run(make())
+    return _TEMPLATE
+
+
+@pytest.fixture
+async def database_url(services: Services, template: str) -> AsyncIterator[str]:
+    """An empty, migrated database of the test's own."""
+    name = f"gateway_test_{os.getpid()}_{next(_numbers)}"
+    await services.execute(None, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield services.url_of(name)
+    await services.execute(None, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to the test's database."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def gateways(
+    services: Services, database_url: str, tmp_path: Path
+) -> AsyncIterator[Gateways]:
+    """Gateways in this process, on the test's database."""
+    gateways = Gateways(database_url, services.redis_url, tmp_path)
+    yield gateways
+    await gateways.stop()
+
+
+@pytest.fixture(scope="session")
+def server(
+    services: Services, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Process]:
+    """A gateway as a process of its own, for tests that change nothing that others see."""
+    name = f"gateway_server_{os.getpid()}"
+    asyncio.run(services.execute(None, f"CREATE DATABASE {name} TEMPLATE {template}"))
+    folder = tmp_path_factory.mktemp("server")
+    tokens = [app_token(vector["id"]) for vector in VECTORS]
+    (folder / "workspaces.toml").write_text(workspaces_toml("abc123token", *tokens))
+    with Process(services.url_of(name), services.redis_url, folder) as process:
+        process.wait_until_ready()
+        yield process
+    asyncio.run(services.execute(None, f"DROP DATABASE {name} WITH (FORCE)"))

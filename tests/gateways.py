@@ -1,0 +1,247 @@
+"""Gateways for tests: in this process, and as processes of their own."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from urllib.error import URLError
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import urlopen
+
+import asyncpg
+
+from app.claims import Claims
+from app.edge import GatewayProtocol
+from app.server import App, Gateway, create_app
+from app.settings import read_settings
+from sinks import Sink
+from tests.client import Answer, get, post
+
+ROOT = Path(__file__).parent.parent
+SECRET = "s3cr3t"  # noqa: S105 - the vectors' own
+EVENTS = {"g3mz3t": "purchase", "bkrfgq": "coins", "g3mfiw": "level", "f0ob4r": "signup"}
+# How long a gateway may take to start or to stop on a busy machine.
+PATIENCE_S = 30.0
+POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Services:
+    """The database server and the Redis that the tests talk to."""
+
+    database_url: str
+    redis_url: str
+    description: str
+
+    def url_of(self, database: str) -> str:
+        """The address of another database of the same server."""
+        return urlunsplit(urlsplit(self.database_url)._replace(path=f"/{database}"))
+
+    async def execute(self, database: str | None, *statements: str) -> None:
+        """Run statements, each in a transaction of its own."""
+        url = self.url_of(database) if database else self.database_url
+        connection = await asyncpg.connect(url)
+        try:
+            for statement in statements:
+                await connection.execute(statement)
+        finally:
+            await connection.close()
+
+
+def workspaces_toml(*app_tokens: str, more: str = "") -> str:
+    """A workspaces file in which each app token has the vectors' mapping."""
+    apps = "".join(
+        f'\n[[workspaces.apps]]\nvendor = "adjust"\napp_token = "{token}"\n'
+        f"events = {{ {', '.join(f'{key} = {json.dumps(to)}' for key, to in EVENTS.items())} }}\n"
+        f"{more}"
+        for token in app_tokens
+    )
+    return f'[[workspaces]]\nid = "ws_test"\n{apps}'
+
+
+def environment(database_url: str, redis_url: str, folder: Path, **more: str) -> dict[str, str]:
+    """The settings of a gateway whose workspaces file lies in `folder`."""
+    path = folder / "workspaces.toml"
+    if not path.exists():
+        path.write_text(workspaces_toml("abc123token"))
+    return {
+        "HOST": "127.0.0.1",
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "WORKSPACES_FILE": str(path),
+        "ADJUST_CALLBACK_SECRET": SECRET,
+        "DRAIN_PAUSE_S": "0",
+    } | more
+
+
+def query(**parameters: str) -> str:
+    """The query of a callback that is written, unless `parameters` say otherwise."""
+    sent = {
+        "secret": SECRET,
+        "app_token": "abc123token",
+        "event_token": "g3mz3t",
+        "activity_kind": "event",
+        "created_at": "1750500000",
+        "os_name": "ios",
+        "user_id": "usr_1",
+    } | parameters
+    return "&".join(f"{name}={value}" for name, value in sent.items())
+
+
+async def metrics_of(port: int) -> dict[str, float]:
+    """The metrics of a gateway, by series."""
+    text = (await get(port, "/metrics")).body.decode()
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {series: float(value) for series, _, value in lines}
+
+
+class Running:
+    """A gateway in this process."""
+
+    def __init__(self, app: App, server: Any, port: int) -> None:
+        self.app = app
+        self.gateway: Gateway = app.ctx.gateway
+        self.port = port
+        self._server = server
+
+    async def callback(self, **parameters: str) -> Answer:
+        """Send a callback as a GET."""
+        return await get(self.port, f"/ingest/adjust?{query(**parameters)}")
+
+    async def post(self, body: bytes, content_type: str | None = None, **parameters: str) -> Answer:
+        """Send a callback as a POST whose query holds just `parameters` and the credentials."""
+        sent = {"secret": SECRET, "app_token": "abc123token"} | parameters
+        target = "/ingest/adjust?" + "&".join(f"{name}={value}" for name, value in sent.items())
+        return await post(self.port, target, body, content_type)
+
+    async def metrics(self) -> dict[str, float]:
+        """The metrics of this process, by series."""
+        return await metrics_of(self.port)
+
+    async def stop(self) -> None:
+        """Stop as the product does: drain, close the listener, answer, close the parts."""
+        await self._server.before_stop()
+        await self._server.close()
+        for connection in self._server.connections:
+            connection.close_if_idle()
+        async with asyncio.timeout(PATIENCE_S):
+            while self._server.connections:
+                await asyncio.sleep(POLL_S)
+        await self._server.after_stop()
+
+
+class Gateways:
+    """Starts gateways in this process, and stops them at the end of the test."""
+
+    def __init__(self, database_url: str, redis_url: str, folder: Path) -> None:
+        self.database_url = database_url
+        self.redis_url = redis_url
+        self.folder = folder
+        self._running: list[Running] = []
+
+    async def start(
+        self, *, claims: Claims | None = None, sink: Sink | None = None, **settings: str
+    ) -> Running:
+        """Start one; `settings` are environment variables."""
+        environ = environment(self.database_url, self.redis_url, self.folder, **settings)
+        app = create_app(read_settings(environ), claims=claims, sink=sink)
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = await app.create_server(
+            sock=listener, protocol=GatewayProtocol, return_asyncio_server=True
+        )
+        assert server is not None
+        await server.startup()
+        await server.before_start()
+        await server.after_start()
+        await server.start_serving()
+        running = Running(app, server, listener.getsockname()[1])
+        self._running.append(running)
+        return running
+
+    async def stop(self) -> None:
+        """Stop those that still run."""
+        for running in self._running:
+            if running._server.is_serving():
+                await running.stop()
+
+
+class Process:
+    """`python -m app serve` as a process of its own."""
+
+    def __init__(self, database_url: str, redis_url: str, folder: Path, **settings: str) -> None:
+        self.folder = folder
+        self.database_url = database_url
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        self.environ = environment(database_url, redis_url, folder, PORT=str(self.port), **settings)
+        self.log = folder / "gateway.log"
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        with self.log.open("ab") as log:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-m", "app", "serve"],
+                cwd=ROOT,
+                env=_inherited() | self.environ,
+                stdout=log,
+                stderr=log,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self.wait()
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    @property
+    def pid(self) -> int:
+        """The process ID."""
+        assert self._popen is not None
+        return self._popen.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, if the process still runs."""
+        assert self._popen is not None
+        self._popen.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for the end, and return the exit code."""
+        assert self._popen is not None
+        return self._popen.wait(PATIENCE_S)
+
+    def wait_until_ready(self) -> None:
+        """Return when `/readyz` is green."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self.status("/readyz") != 200:
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(POLL_S)
+
+    async def metrics(self) -> dict[str, float]:
+        """The metrics of the process, by series."""
+        return await metrics_of(self.port)
+
+    def status(self, path: str) -> int:
+        """The status of a GET; 0 where nobody answers."""
+        try:
+            with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE_S) as answer:
+                return int(answer.status)
+        except URLError as error:
+            return int(getattr(error, "code", 0))
+        except OSError:
+            return 0
+
+
+def _inherited() -> Mapping[str, str]:
+    """What a process needs of this one's environment: no setting of the gateway."""
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
