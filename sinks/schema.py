@@ -55,9 +55,9 @@ async def missing_migrations(connection: asyncpg.Connection) -> Sequence[str]:
 async def read_generation(connection: asyncpg.Connection) -> str:
     """Return a short name for the data behind a connection, other for any other data.
 
-    It starts with the random value that the migration stored. What follows changes when the
-    database is restored: the cluster, its timeline (a restored backup starts a new one, and so
-    does a fail-over), and the identity of the table.
+    It starts with the random value that the migration stored. What follows changes when that
+    value was copied with the data: the cluster, its timeline (a restored backup starts a new one,
+    and so does a fail-over), the database and the table.
 
     Raises SchemaError where migrations are missing.
     """
@@ -65,7 +65,9 @@ async def read_generation(connection: asyncpg.Connection) -> str:
         raise SchemaError(f"migration {missing[0]} is missing: run `python -m app migrate`")
     record = await connection.fetchrow(
         "SELECT value, (SELECT system_identifier FROM pg_control_system()), "
-        "left(pg_walfile_name(pg_current_wal_lsn()), 8), 'events'::regclass::oid FROM generation"
+        "left(pg_walfile_name(pg_current_wal_lsn()), 8), "
+        "(SELECT oid FROM pg_database WHERE datname = current_database()), "
+        "'events'::regclass::oid FROM generation"
     )
     if record is None:
         raise SchemaError("the table `generation` is empty: it was filled by the migration")

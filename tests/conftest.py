@@ -72,8 +72,14 @@ def template(services: Services) -> str:
         )
         connection = await asyncpg.connect(services.url_of(_TEMPLATE))
         await migrate(connection)
-        # A copy is another database, so its data has another name.
         await connection.close()
+        # A database that somebody is connected to cannot be copied, and TimescaleDB's scheduler
+        # connects to every one that it can.
+        await services.execute(
+            None,
+            f"ALTER DATABASE {_TEMPLATE} ALLOW_CONNECTIONS false",
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{_TEMPLATE}'",
+        )
 
     asyncio.run(make())
     return _TEMPLATE

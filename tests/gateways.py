@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -97,21 +97,10 @@ def query(**parameters: str) -> str:
     return "&".join(f"{name}={value}" for name, value in sent.items())
 
 
-async def metrics_of(port: int) -> dict[str, float]:
-    """The metrics of a gateway, by series."""
-    text = (await get(port, "/metrics")).body.decode()
-    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
-    return {series: float(value) for series, _, value in lines}
+class Target:
+    """A gateway that listens on a port of this machine."""
 
-
-class Running:
-    """A gateway in this process."""
-
-    def __init__(self, app: App, server: Any, port: int) -> None:
-        self.app = app
-        self.gateway: Gateway = app.ctx.gateway
-        self.port = port
-        self._server = server
+    port: int
 
     async def callback(self, **parameters: str) -> Answer:
         """Send a callback as a GET."""
@@ -124,8 +113,20 @@ class Running:
         return await post(self.port, target, body, content_type)
 
     async def metrics(self) -> dict[str, float]:
-        """The metrics of this process, by series."""
-        return await metrics_of(self.port)
+        """The metrics of the gateway, by series."""
+        text = (await get(self.port, "/metrics")).body.decode()
+        lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        return {series: float(value) for series, _, value in lines}
+
+
+class Running(Target):
+    """A gateway in this process."""
+
+    def __init__(self, app: App, server: Any, port: int) -> None:
+        self.app = app
+        self.gateway: Gateway = app.ctx.gateway
+        self.port = port
+        self._server = server
 
     async def stop(self) -> None:
         """Stop as the product does: drain, close the listener, answer, close the parts."""
@@ -167,6 +168,24 @@ class Gateways:
         self._running.append(running)
         return running
 
+    async def execute(self, *statements: str) -> None:
+        """Run statements in the test's database, each in a transaction of its own."""
+        connection = await asyncpg.connect(self.database_url)
+        for statement in statements:
+            await connection.execute(statement)
+        await connection.close()
+
+    @asynccontextmanager
+    async def locked_events(self) -> AsyncIterator[None]:
+        """Nobody can write to `events` meanwhile."""
+        connection = await asyncpg.connect(self.database_url)
+        try:
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+                yield
+        finally:
+            await connection.close()
+
     async def stop(self) -> None:
         """Stop those that still run."""
         for running in self._running:
@@ -174,7 +193,7 @@ class Gateways:
                 await running.stop()
 
 
-class Process:
+class Process(Target):
     """`python -m app serve` as a process of its own."""
 
     def __init__(self, database_url: str, redis_url: str, folder: Path, **settings: str) -> None:
@@ -226,10 +245,6 @@ class Process:
         while self.status("/readyz") != 200:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(POLL_S)
-
-    async def metrics(self) -> dict[str, float]:
-        """The metrics of the process, by series."""
-        return await metrics_of(self.port)
 
     def status(self, path: str) -> int:
         """The status of a GET; 0 where nobody answers."""
