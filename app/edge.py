@@ -71,6 +71,12 @@ class GatewayHttp(Http):
         buffer[:line_bytes] = b" ".join((method, escaped, version))
         return escaped != target
 
+    def create_empty_request(self) -> None:
+        """Stand in for a request that could not be read, without its URL."""
+        # Sanic would parse a wrong URL once more, fail again, and log it, secret and all.
+        self.url = None
+        Http.create_empty_request(self)
+
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
         """Send a response, or close the connection in its place."""
         if isinstance(self.response, Unanswered):

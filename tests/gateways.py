@@ -104,7 +104,11 @@ class Target:
 
     async def callback(self, **parameters: str) -> Answer:
         """Send a callback as a GET."""
-        return await get(self.port, f"/ingest/adjust?{query(**parameters)}")
+        return await self.send(query(**parameters))
+
+    async def send(self, query: str) -> Answer:
+        """Send a query as it is."""
+        return await get(self.port, f"/ingest/adjust?{query}")
 
     async def post(self, body: bytes, content_type: str | None = None, **parameters: str) -> Answer:
         """Send a callback as a POST whose query holds just `parameters` and the credentials."""

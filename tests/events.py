@@ -1,0 +1,33 @@
+"""Events for tests of what comes behind the adapter."""
+
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from app.event import Event
+
+OCCURRED_AT = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+
+
+def event(name: str, **fields: Any) -> Event:
+    """An event that differs from those of other names."""
+    digest = blake2b(name.encode(), digest_size=16).digest()
+    known = Event(
+        event_id=digest,
+        occurred_at=OCCURRED_AT + timedelta(microseconds=digest[0]),
+        received_at=OCCURRED_AT + timedelta(minutes=1),
+        workspace_id="ws_test",
+        vendor="adjust",
+        app_token="abc123token",
+        event_type="purchase",
+        user_id=name,
+        properties={"revenue": "1.50", "currency": "eur"},
+    )
+    return msgspec.structs.replace(known, **fields)
+
+
+def events(*names: str, **fields: Any) -> list[Event]:
+    """Several of them."""
+    return [event(name, **fields) for name in names]

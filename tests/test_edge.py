@@ -1,0 +1,179 @@
+"""HTTP as it should not be: mended, or closed without an answer, never refused for good."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from app import edge
+from tests.client import UNANSWERED, exchange, get, head, read_answer
+from tests.gateways import Gateways, Process, query
+
+WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
+UNANSWERED_SERIES = "flokit_connections_unanswered_total"
+
+
+@pytest.mark.parametrize(
+    ("raw", "stored"),
+    [
+        ("München".encode(), "München"),
+        (b"M%C3%BCnchen", "München"),
+        ("M%C3%BCnchen München".encode(), "München München"),
+        (b"Summer Sale", "Summer Sale"),
+        (b"a\tb\x01c", "a\tb\x01c"),
+        (b"a\x00b%00c", "abc"),
+        (b"\xff\xfe%FF", "\ufffd\ufffd\ufffd"),
+        (b"\xed\xa0\x80", "\ufffd\ufffd\ufffd"),
+        (b"#1<>\"{}|\\^`[]'", "#1<>\"{}|\\^`[]'"),
+        (b"100%ZZoff%", "100%ZZoff%"),
+        (b"%E6%97%A5%E6%9C%AC", "日本"),
+        (b"a?b=c", "a?b=c"),
+    ],
+)
+async def test_raw_bytes_in_the_url(
+    gateways: Gateways, connection: asyncpg.Connection, raw: bytes, stored: str
+) -> None:
+    """What a vendor puts into a URL without encoding it is decoded like what it encodes."""
+    gateway = await gateways.start()
+    target = f"/ingest/adjust?{query()}&user_id=".replace("&user_id=usr_1", "").encode() + raw
+    assert (await get(gateway.port, target)).json == WRITTEN
+    assert await connection.fetchval("SELECT user_id FROM events") == stored
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"hello\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/2.0\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        head("POST", f"/ingest/adjust?{query()}", headers={"Content-Length": "x"}),
+        head("POST", f"/ingest/adjust?{query()}", headers={"Content-Length": "-1"}),
+        head("POST", f"/ingest/adjust?{query()}", headers={"Transfer-Encoding": "chunked"})
+        + b"no chunk\r\n\r\n",
+        head(
+            "POST",
+            f"/ingest/adjust?{query()}",
+            headers={"Content-Length": "1", "Expect": "a miracle"},
+        ),
+        b"GET http:///[ HTTP/1.1\r\n\r\n",
+    ],
+)
+async def test_malformed_http_is_unanswered(server: Process, request_bytes: bytes) -> None:
+    """What is not HTTP gets no 4xx: its sender may be a callback that was cut in two."""
+    before = await server.metrics()
+    assert await exchange(server.port, request_bytes) == UNANSWERED
+    after = await server.metrics()
+    series = f'{UNANSWERED_SERIES}{{reason="not_http"}}'
+    assert after[series] - before.get(series, 0) == 1
+
+
+async def test_bare_lines_of_other_clients(server: Process) -> None:
+    """An absolute target, HTTP/1.0 and an unusual header are served."""
+    target = f"http://gateway/ingest/adjust?{query(user_id='absolute')}"
+    assert (await get(server.port, target)).json == WRITTEN
+    old = f"GET /ingest/adjust?{query(user_id='old')} HTTP/1.0\r\n\r\n".encode()
+    assert (await exchange(server.port, old)).json == WRITTEN
+
+
+async def test_head_that_never_ends(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that stalls, or drips for ever, is closed unanswered after a while, and counted."""
+    monkeypatch.setattr(edge, "HEAD_TIMEOUT_S", 0.2)
+    gateway = await gateways.start()
+    series = f'{UNANSWERED_SERIES}{{reason="head_too_slow"}}'
+    before = (await gateway.metrics()).get(series, 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(b"GET /ingest/adjust?x=")
+
+    async def drip() -> None:
+        while not writer.is_closing():
+            writer.write(b"A")
+            await asyncio.sleep(0.01)
+
+    dripping = asyncio.create_task(drip())
+    async with asyncio.timeout(5):
+        assert await reader.read() == b""
+    dripping.cancel()
+    writer.close()
+    assert (await gateway.metrics())[series] == before + 1
+
+
+async def test_body_that_never_ends(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that stalls is closed unanswered after a while, and counted."""
+    monkeypatch.setattr(edge, "BODY_TIMEOUT_S", 0.2)
+    gateway = await gateways.start()
+    series = f'{UNANSWERED_SERIES}{{reason="body_too_slow"}}'
+    before = (await gateway.metrics()).get(series, 0)
+    request = head("POST", f"/ingest/adjust?{query()}", headers={"Content-Length": "10"})
+    assert await exchange(gateway.port, request + b"x=") == UNANSWERED
+    assert (await gateway.metrics())[series] == before + 1
+
+
+async def test_keep_alive_and_pipelining(server: Process) -> None:
+    """Many requests on one connection, sent at once, are answered in order, errors included."""
+    requests = [
+        head("GET", f"/ingest/adjust?{query(user_id='pipelined')}"),
+        head("GET", "/ingest/nobody"),
+        head("GET", f"/ingest/adjust?{query(secret='wrong')}"),
+        head("POST", f"/ingest/adjust?{query(user_id='second')}", headers={"Content-Length": "3"})
+        + b"x=1",
+        head("GET", "/healthz"),
+    ]
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"".join(requests))
+    async with asyncio.timeout(10):
+        answers = [await read_answer(reader) for _ in requests]
+    writer.close()
+    assert [answer.status for answer in answers] == [200, 404, 401, 200, 200]
+
+
+async def test_chunked_body_is_read(server: Process) -> None:
+    """A body of unknown length is a body like any other."""
+    target = f"/ingest/adjust?secret=s3cr3t&app_token=abc123token&user_id=chunked"
+    body = b"event_token=g3mz3t&created_at=1750500000"
+    request = head("POST", target, headers={"Transfer-Encoding": "chunked"})
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    assert (await exchange(server.port, request + chunks)).json == WRITTEN
+
+
+async def test_expected_continue(server: Process) -> None:
+    """A client that waits for a word before it sends its body gets it."""
+    headers = {"Content-Length": "3", "Expect": "100-continue"}
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(head("POST", f"/ingest/adjust?{query(user_id='expected')}", headers=headers))
+    async with asyncio.timeout(10):
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"x=1")
+        assert (await read_answer(reader)).status == 200
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "allowed"),
+    [
+        ("0", None, True),  # the peer itself: loopback is on the list
+        ("0", "203.0.113.9", True),  # forged, and not looked at
+        ("1", "203.0.113.9", False),
+        ("1", "127.0.0.1", True),
+        ("1", "127.0.0.1, 203.0.113.9", False),  # what the proxy did not write is not believed
+        ("1", None, False),  # past the proxy
+        ("2", "127.0.0.1, 203.0.113.9", True),
+        ("2", "203.0.113.9, 127.0.0.1, 203.0.113.9", True),
+        ("2", "127.0.0.1", False),
+        ("1", "nonsense", False),
+        ("1", "::ffff:127.0.0.1", True),
+        ("1", "[2001:db8::1]", True),
+    ],
+)
+async def test_forged_address(
+    gateways: Gateways, proxies: str, forwarded: str | None, allowed: bool
+) -> None:
+    """Behind counted proxies, nobody can choose the address that the allowlist sees."""
+    gateway = await gateways.start(
+        PROXIES_COUNT=proxies, ADJUST_IP_ALLOWLIST="127.0.0.0/8, 2001:db8::/32"
+    )
+    headers = {"X-Forwarded-For": forwarded, "X-Real-IP": "127.0.0.1"} if forwarded else {}
+    answer = await get(gateway.port, f"/ingest/adjust?{query()}", headers=headers)
+    assert answer.status == (200 if allowed else 401)

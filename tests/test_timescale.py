@@ -1,0 +1,293 @@
+"""The sink on a real database: what is written, refused, contested, and never lost."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+
+import asyncpg
+import pytest
+
+from app.event import Event, Outcome
+from sinks import timescale
+from sinks.schema import migrate, read_generation
+from sinks.timescale import TimescaleSink
+from tests.events import OCCURRED_AT, event, events
+from tests.gateways import Services
+
+WRITTEN, DUPLICATE, REFUSED, CONTESTED = (
+    Outcome.WRITTEN, Outcome.DUPLICATE, Outcome.REFUSED, Outcome.CONTESTED,
+)  # fmt: skip
+Connection = asyncpg.Connection
+
+
+@pytest.fixture
+async def sink(database_url: str) -> AsyncIterator[TimescaleSink]:
+    """The sink on the test's database."""
+    sink = TimescaleSink(database_url, commit_timeout_s=5)
+    yield sink
+    await sink.close()
+
+
+async def stored(connection: Connection) -> set[str]:
+    """The users of all rows; fails where one has two."""
+    users = [record[0] for record in await connection.fetch("SELECT user_id FROM events")]
+    assert len(users) == len(set(users))
+    return set(users)
+
+
+async def test_events_is_a_hypertable(services: Services, connection: Connection) -> None:
+    """On TimescaleDB, `events` is a hypertable by day, without the default index."""
+    available = await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')"
+    )
+    if not available:
+        pytest.skip(f"no TimescaleDB: {services.description}")
+    (dimension,) = await connection.fetch("SELECT * FROM timescaledb_information.dimensions")
+    assert dimension["hypertable_name"] == "events"
+    assert dimension["column_name"] == "occurred_at"
+    indexes = await connection.fetch("SELECT indexdef FROM pg_indexes WHERE tablename = 'events'")
+    columns = sorted(record[0].partition("USING btree ")[2] for record in indexes)
+    assert columns == ["(occurred_at, event_id)", "(workspace_id, event_type, occurred_at)"]
+
+
+async def test_chunks_are_made_ahead(services: Services, connection: Connection) -> None:
+    """The chunks of today and tomorrow are there before anybody needs them."""
+    if "TimescaleDB" not in services.description:
+        pytest.skip("chunks are TimescaleDB's")
+    covered = await connection.fetchval(
+        "SELECT count(*) FROM timescaledb_information.chunks WHERE hypertable_name = 'events' "
+        "AND range_start <= now() + interval '1 day' AND range_end > now()"
+    )
+    assert covered == 2
+    assert await connection.fetchval("SELECT count(*) FROM events") == 0
+
+
+@pytest.mark.parametrize("contested", [False, True])
+async def test_every_column_arrives(
+    sink: TimescaleSink, connection: Connection, contested: bool
+) -> None:
+    """COPY and INSERT write the same row, field for field."""
+    full = event(
+        "full", adid="adid", idfa="IDFA", gps_adid="gps", os_name="ios", country="DE",
+        properties={"a": 'quote " backslash \\ tab \t 日本 😀', "b": ""},
+    )  # fmt: skip
+    for written in (full, event("sparse", user_id=None, properties={})):
+        assert await sink.write([written], contested=contested) == [WRITTEN]
+        record = await connection.fetchrow(
+            "SELECT * FROM events WHERE event_id = $1", written.event_id.hex()
+        )
+        assert record is not None
+        row = dict(record) | {"properties": json.loads(record["properties"])}
+        row["event_id"] = row["event_id"].bytes
+        fields = {name: getattr(written, name) for name in row}
+        assert row == fields
+
+
+async def test_duplicates_inside_a_batch_of_new_ones(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """One row that is there already costs its neighbours nothing, and is told apart."""
+    assert await sink.write(events("a", "b"), contested=False) == [WRITTEN, WRITTEN]
+    outcomes = await sink.write(events("c", "a", "d", "b"), contested=False)
+    assert outcomes == [WRITTEN, DUPLICATE, WRITTEN, DUPLICATE]
+    assert await stored(connection) == {"a", "b", "c", "d"}
+
+
+async def test_stable_id_under_another_time(sink: TimescaleSink, connection: Connection) -> None:
+    """An event with a stable ID is one event, whatever time it is sent with, on either way."""
+    later = OCCURRED_AT + timedelta(days=3)
+    first = event("a", has_stable_id=True)
+    again = event("a", has_stable_id=True, occurred_at=later)
+    assert await sink.write([first, event("b")], contested=False) == [WRITTEN, WRITTEN]
+    assert await sink.write([again, event("c")], contested=False) == [DUPLICATE, WRITTEN]
+    assert await sink.write([again, event("b"), event("d")], contested=False) == [
+        DUPLICATE, DUPLICATE, WRITTEN,
+    ]  # fmt: skip
+    assert await sink.write([again], contested=True) == [DUPLICATE]
+    assert await stored(connection) == {"a", "b", "c", "d"}
+    assert await connection.fetchval("SELECT count(*) FROM stable_events") == 1
+
+
+async def test_stable_id_is_not_entered_without_its_row(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """A write that fails leaves no stable ID behind, which would make the retry a duplicate."""
+    await connection.execute("ALTER TABLE events ADD CONSTRAINT c CHECK (country IS NOT NULL)")
+    with pytest.raises(asyncpg.CheckViolationError):
+        await sink.write([event("a", has_stable_id=True)], contested=False)
+    assert await connection.fetchval("SELECT count(*) FROM stable_events") == 0
+    await connection.execute("ALTER TABLE events DROP CONSTRAINT c")
+    assert await sink.write([event("a", has_stable_id=True)], contested=False) == [WRITTEN]
+
+
+@pytest.mark.parametrize("contested", [False, True])
+@pytest.mark.parametrize(
+    "poison",
+    [
+        event("poison", properties={"a": "nul \x00"}),
+        event("poison", user_id="nul \x00"),
+        event("poison", user_id="surrogate \ud800"),
+        event("poison", country="XX"),
+        event("poison", has_stable_id=True, country="XX"),
+    ],
+    ids=["nul in jsonb", "nul in text", "no encoding", "check", "check on stable"],
+)
+async def test_poison_costs_no_neighbour(
+    sink: TimescaleSink, connection: Connection, poison: Event, contested: bool
+) -> None:
+    """The database refuses one event for its data: only that one is refused."""
+    await connection.execute("ALTER TABLE events ADD CONSTRAINT c CHECK (country <> 'XX')")
+    batch = events(*"abcdefg")
+    batch.insert(3, poison)
+    if contested:
+        assert await sink.write([poison], contested=True) == [REFUSED]
+        return
+    outcomes = await sink.write(batch, contested=False)
+    assert outcomes == [REFUSED if e is poison else WRITTEN for e in batch]
+    assert await stored(connection) == set("abcdefg")
+    assert await connection.fetchval("SELECT count(*) FROM stable_events") == 0
+
+
+async def test_poison_alone_is_refused(sink: TimescaleSink, connection: Connection) -> None:
+    """Without neighbours that prove the schema right, a harmless row is tried and taken back."""
+    poison = event("poison", user_id="nul \x00")
+    assert await sink.write([poison], contested=False) == [REFUSED]
+    assert await stored(connection) == set()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "ALTER TABLE events ADD CONSTRAINT c CHECK (workspace_id = 'nobody')",
+        "ALTER TABLE events ADD COLUMN more text NOT NULL",
+        "ALTER TABLE events DROP COLUMN country CASCADE",
+        "DROP TABLE stable_events",
+        "ALTER TABLE events ALTER COLUMN country SET NOT NULL",
+    ],
+)
+async def test_fault_of_the_schema_refuses_nothing(
+    sink: TimescaleSink, connection: Connection, fault: str
+) -> None:
+    """What hits every event is our own fault: it raises, and nothing is lost."""
+    await connection.execute(fault)
+    for contested in (False, True):
+        for batch in (events("a"), events("b", "c", has_stable_id=True)):
+            with pytest.raises(asyncpg.PostgresError):
+                await sink.write(batch, contested=contested)
+
+
+async def test_twin_waits_for_the_other_to_commit(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """While somebody else writes an event, its twin is neither written nor told duplicate."""
+    async with asyncio.timeout(10):
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(*insert(event("a")))
+        twin = asyncio.create_task(sink.write([event("a")], contested=True))
+        await until_waiting(connection)
+        assert not twin.done()
+        await transaction.commit()
+        assert await twin == [DUPLICATE]
+    assert await stored(connection) == {"a"}
+
+
+async def test_frozen_writer_harms_only_its_twin(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """A row that is locked for ever fails alone, soon, and its neighbours are written."""
+    await sink.write(events("z"), contested=False)  # the chunk is there
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute(*insert(event("a")))
+    outcomes = await sink.write(events("a", "b"), contested=False)
+    assert outcomes == [CONTESTED, CONTESTED]
+    assert await sink.write(events("b"), contested=True) == [WRITTEN]
+    with pytest.raises(asyncpg.LockNotAvailableError):
+        await sink.write(events("a"), contested=True)
+    await transaction.rollback()
+    assert await sink.write(events("a"), contested=True) == [WRITTEN]
+    assert await stored(connection) == {"a", "b", "z"}
+
+
+async def test_lost_connection_is_replaced(sink: TimescaleSink, connection: Connection) -> None:
+    """A backend that is terminated costs at most one batch, and the name of the data with it."""
+    assert await sink.write(events("a"), contested=False) == [WRITTEN]
+    assert sink.generation == await read_generation(connection)
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE application_name = 'flokit-gateway' AND datname = current_database()"
+    )
+    async with asyncio.timeout(10):
+        while sink.generation is not None:
+            await asyncio.sleep(0)
+    assert await sink.write(events("b"), contested=False) == [WRITTEN]
+    assert await stored(connection) == {"a", "b"}
+
+
+async def test_time_out_gives_the_connection_up(database_url: str, connection: Connection) -> None:
+    """A write that takes too long raises, and the next one succeeds on a new connection."""
+    sink = TimescaleSink(database_url, commit_timeout_s=0.3)
+    await sink.write([], contested=False)
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+    with pytest.raises((TimeoutError, asyncpg.QueryCanceledError)):
+        await sink.write(events("a"), contested=False)
+    await transaction.rollback()
+    assert await sink.write(events("a"), contested=False) == [WRITTEN]
+    await sink.close()
+
+
+async def test_overlapping_writers_do_not_deadlock(
+    database_url: str, connection: Connection
+) -> None:
+    """Four writers with the same events in many chunks, in any order: each row once, no error."""
+    sinks = [TimescaleSink(database_url, commit_timeout_s=5) for _ in range(4)]
+    days = [OCCURRED_AT + timedelta(days=day) for day in range(6)]
+    batch = [event(f"{n}-{d}", occurred_at=at) for n in range(10) for d, at in enumerate(days)]
+    orders = [batch, batch[::-1], batch[30:] + batch[:30], batch[::2]]
+
+    async def write(sink: TimescaleSink, order: Sequence[Event]) -> int:
+        outcomes = list(await sink.write(order, contested=False))
+        for place, known in enumerate(order):
+            if outcomes[place] is CONTESTED:
+                outcomes[place : place + 1] = await sink.write([known], contested=True)
+        return outcomes.count(WRITTEN)
+
+    written = await asyncio.gather(*map(write, sinks, orders))
+    assert sum(written) == len(batch) == len(await stored(connection))
+    for sink in sinks:
+        await sink.close()
+
+
+async def test_copy_of_a_database_is_other_data(
+    services: Services, template: str, connection: Connection
+) -> None:
+    """A copied database does not inherit what Redis remembers of the original."""
+    name = "gateway_copy"
+    await services.execute(None, f"CREATE DATABASE {name} TEMPLATE {template}")
+    copy = await asyncpg.connect(services.url_of(name))
+    assert await read_generation(copy) != await read_generation(connection)
+    await copy.close()
+    await services.execute(None, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def insert(known: Event) -> tuple[object, ...]:
+    """The statement that enters an event by hand, and its arguments."""
+    return (
+        "INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, app_token, "
+        "event_type, user_id, properties) VALUES ($1, $2, $3, 'ws_test', 'adjust', 'abc123token', "
+        "'purchase', $4, '{}')",
+        known.event_id.hex(), known.occurred_at, known.received_at, known.user_id,
+    )  # fmt: skip
+
+
+async def until_waiting(connection: Connection) -> None:
+    """Return when somebody waits for a lock."""
+    while not await connection.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE NOT granted "
+        "AND datname = current_database())"
+    ):
+        await asyncio.sleep(0.01)
