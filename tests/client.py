@@ -9,7 +9,7 @@ TIMEOUT_S = 20
 
 
 class Answer(NamedTuple):
-    """What came back: status 0 where the connection was closed without an answer."""
+    """What came back: status 0 where the connection was closed, or refused, without an answer."""
 
     status: int
     headers: dict[str, str]
@@ -27,7 +27,10 @@ UNANSWERED = Answer(0, {}, b"")
 async def exchange(port: int, request: bytes) -> Answer:
     """Send the bytes of one request, and return what comes back on its connection."""
     async with asyncio.timeout(TIMEOUT_S):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**22)
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**22)
+        except ConnectionError:
+            return UNANSWERED
         try:
             writer.write(request)
             return await read_answer(reader)

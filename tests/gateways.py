@@ -18,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
 import asyncpg
+import msgspec
 
 from app.claims import Claims
 from app.edge import GatewayProtocol
@@ -249,6 +250,11 @@ class Process(Target):
         while self.status("/readyz") != 200:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(POLL_S)
+
+    async def buffered(self) -> int:
+        """The number of events that are accepted and not committed."""
+        answer = msgspec.json.decode((await get(self.port, "/readyz")).body)
+        return int(answer["buffer"]["events"])
 
     def status(self, path: str) -> int:
         """The status of a GET; 0 where nobody answers."""

@@ -1,0 +1,164 @@
+"""The process: it starts without its services, drains, and never tells a secret."""
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.client import UNANSWERED, get, head, read_answer
+from tests.gateways import PATIENCE_S, SECRET, Gateways, Process, Services, query
+
+WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
+RUNS = Callable[..., Process]
+
+
+@pytest.fixture
+def run(services: Services, database_url: str, tmp_path: Path) -> RUNS:
+    """Make a process on the test's database; `with` starts and stops it."""
+
+    def make(**settings: str) -> Process:
+        return Process(database_url, services.redis_url, tmp_path, **settings)
+
+    return make
+
+
+async def test_drain(run: RUNS) -> None:
+    """On SIGTERM readiness turns red at once, callbacks are served with a farewell, then it ends."""
+    with run(DRAIN_PAUSE_S="1") as process:
+        await asyncio.to_thread(process.wait_until_ready)
+        reader, writer = await asyncio.open_connection("127.0.0.1", process.port)
+        writer.write(head("GET", f"/ingest/adjust?{query(user_id='before')}"))
+        answer = await read_answer(reader)
+        assert (answer.json, answer.headers["connection"]) == (WRITTEN, "keep-alive")
+        process.signal(signal.SIGTERM)
+        async with asyncio.timeout(PATIENCE_S):
+            while (await get(process.port, "/readyz")).status != 503:
+                await asyncio.sleep(0.01)
+        assert (await get(process.port, "/healthz")).status == 200
+        # A new connection and the one that was kept alive are both served, and both closed.
+        assert (await process.callback(user_id="new")).json == WRITTEN
+        writer.write(head("GET", f"/ingest/adjust?{query(user_id='kept')}"))
+        answer = await read_answer(reader)
+        assert (answer.json, answer.headers["connection"]) == (WRITTEN, "close")
+        assert await reader.read() == b""
+        writer.close()
+        assert await asyncio.to_thread(process.wait) == 0
+
+
+async def test_drain_answers_what_is_in_flight(
+    run: RUNS, gateways: Gateways
+) -> None:
+    """What was accepted is committed and answered, also when the listener is closed already."""
+    with run(DRAIN_PAUSE_S="0") as process:
+        await asyncio.to_thread(process.wait_until_ready)
+        async with gateways.locked_events():
+            in_flight = asyncio.create_task(process.callback())
+            async with asyncio.timeout(PATIENCE_S):
+                while (await process.buffered()) == 0:
+                    await asyncio.sleep(0.01)
+            process.signal(signal.SIGTERM)
+            async with asyncio.timeout(PATIENCE_S):
+                while await get(process.port, "/healthz") != UNANSWERED:
+                    await asyncio.sleep(0.01)
+            assert not in_flight.done()
+        assert (await in_flight).json == WRITTEN
+        assert await asyncio.to_thread(process.wait) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_stops_when_idle(run: RUNS, number: signal.Signals) -> None:
+    """Idle connections do not hold the process up."""
+    with run() as process:
+        await asyncio.to_thread(process.wait_until_ready)
+        _, writer = await asyncio.open_connection("127.0.0.1", process.port)
+        started = time.monotonic()
+        process.signal(number)
+        assert await asyncio.to_thread(process.wait) == 0
+        assert time.monotonic() - started < 5
+        writer.close()
+
+
+async def test_serves_before_the_database_is_there(run: RUNS) -> None:
+    """Without database and Redis it starts, is alive, not ready, and answers 500."""
+    nowhere = {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "REDIS_URL": "redis://127.0.0.1:1"}
+    with run(**nowhere) as process:
+        async with asyncio.timeout(PATIENCE_S):
+            while (await get(process.port, "/healthz")).status != 200:
+                await asyncio.sleep(0.02)
+        assert (await get(process.port, "/readyz")).status == 503
+        assert (await process.callback()).status == 500
+
+
+async def test_becomes_ready_when_the_schema_appears(
+    run: RUNS, services: Services, gateways: Gateways
+) -> None:
+    """A gateway that was started before the migration serves when that is done."""
+    await gateways.execute("ALTER TABLE generation RENAME TO not_yet")
+    with run() as process:
+        async with asyncio.timeout(PATIENCE_S):
+            while (await get(process.port, "/readyz")).status != 503:
+                await asyncio.sleep(0.02)
+            assert (await process.callback()).status == 500
+            await gateways.execute("ALTER TABLE not_yet RENAME TO generation")
+            while (await get(process.port, "/readyz")).status != 200:
+                await asyncio.sleep(0.02)
+        assert (await process.callback()).json == WRITTEN
+
+
+async def test_several_workers(run: RUNS) -> None:
+    """Two workers share the port, their metrics add up, and both end with their parent."""
+    with run(WORKERS="2") as process:
+        await asyncio.to_thread(process.wait_until_ready)
+        answers = await asyncio.gather(*(process.callback(user_id=f"u{n}") for n in range(40)))
+        assert all(answer.json == WRITTEN for answer in answers)
+        series = 'flokit_callbacks_written_total{vendor="adjust",workspace="ws_test"}'
+        for _ in range(4):
+            assert (await process.metrics())[series] == 40
+        process.signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait) == 0
+        assert await get(process.port, "/healthz") == UNANSWERED
+
+
+async def test_secret_is_never_told(run: RUNS, gateways: Gateways) -> None:
+    """No log line, metric, answer or row holds the secret, whatever fails."""
+    with run(LOG_LEVEL="debug") as process:
+        await asyncio.to_thread(process.wait_until_ready)
+        await process.callback()
+        await process.callback(s3=SECRET, app_token="nobody")
+        target = f"/ingest/adjust/\xff[?{query()}".encode("latin-1")
+        answers = [await get(process.port, target)]
+        answers.append(await get(process.port, f"http:///[?{query()}"))
+        answers.append(await get(process.port, f"/nowhere?{query()}"))
+        _, writer = await asyncio.open_connection("127.0.0.1", process.port)
+        writer.write(head("GET", f"/ingest/adjust?{query(user_id='gone')}"))
+        writer.transport.abort()
+        await gateways.execute("ALTER TABLE events RENAME TO elsewhere")
+        answers.append(await process.callback(user_id="fails"))
+        metrics = (await get(process.port, "/metrics")).body
+        answers.append(await get(process.port, "/readyz"))
+    log = process.log.read_text()
+    assert "batch failed" in log
+    for text in (log, metrics.decode(), *(answer.body.decode() for answer in answers)):
+        assert SECRET not in text
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+
+
+async def test_one_log_line_for_a_failed_batch(run: RUNS, gateways: Gateways) -> None:
+    """A batch that fails is one line, however many callbacks were in it; a success is none."""
+    with run() as process:
+        await asyncio.to_thread(process.wait_until_ready)
+        await asyncio.gather(*(process.callback(user_id=f"good{n}") for n in range(10)))
+        quiet = process.log.read_text()
+        await gateways.execute("ALTER TABLE events RENAME TO elsewhere")
+        before = (await process.metrics())["flokit_batch_events_count"]
+        await asyncio.gather(*(process.callback(user_id=f"bad{n}") for n in range(30)))
+        batches = (await process.metrics())["flokit_batch_events_count"] - before
+    added = process.log.read_text().removeprefix(quiet).splitlines()
+    failed = [line for line in added if "batch failed" in line]
+    assert "good" not in quiet
+    assert len(failed) == batches < 30
