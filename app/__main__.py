@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 
-from app import check, serve
+from app import check, dev, serve
 from app.embedded import EmbeddedError
 from app.serve import ListenError
 from app.settings import Settings, SettingsError, read_settings
@@ -16,11 +16,24 @@ from sinks import schema
 
 CONNECT_TIMEOUT_S = 10.0
 
+# What each expected error is about, and the exit code; the first that fits.
+_EXIT_CODES: dict[type[Exception], tuple[str, int]] = {
+    SettingsError: ("", 2),
+    WorkspacesError: ("WORKSPACES_FILE: ", 2),
+    schema.AddressError: ("DATABASE_URL: ", 2),
+    schema.SchemaError: ("", 1),
+    ListenError: ("", 1),
+    EmbeddedError: ("", 1),
+    asyncpg.PostgresError: ("database: ", 1),
+    asyncpg.InterfaceError: ("database: ", 1),
+    OSError: ("database: ", 1),  # a TimeoutError is one too
+}
+
 
 def main() -> int:
     """Run one command and return its exit code: 0 done, 1 not done, 2 wrong settings."""
     commands = {
-
+        "dev": (dev.run, "everything on this machine, for a first look"),
         "serve": (serve.run, "the gateway, on DATABASE_URL and REDIS_URL"),
         "migrate": (_migrate, "bring the schema of DATABASE_URL up to date"),
         "check": (check.run, "tell whether settings, workspaces, database and Redis are well"),
@@ -33,21 +46,12 @@ def main() -> int:
     run, _ = commands[parser.parse_args().command]
     try:
         return run()
-    except SettingsError as error:
-        return _fail(error, 2)
-    except WorkspacesError as error:
-        return _fail(f"WORKSPACES_FILE: {error}", 2)
-    except (ListenError, EmbeddedError, schema.SchemaError) as error:
-        return _fail(error, 1)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        return _fail(f"database: {error}", 1)
+    except tuple(_EXIT_CODES) as error:
+        place, code = next(_EXIT_CODES[kind] for kind in _EXIT_CODES if isinstance(error, kind))
+        print(f"{place}{error or type(error).__name__}", file=sys.stderr)
+        return code
     except KeyboardInterrupt:
         return 130
-
-
-def _fail(error: object, code: int) -> int:
-    print(error, file=sys.stderr)
-    return code
 
 
 def _migrate() -> int:
@@ -75,7 +79,7 @@ async def _with_database(
     work: Callable[[asyncpg.Connection, Settings], Awaitable[None]],
 ) -> int:
     settings = read_settings(required=["DATABASE_URL"])
-    connection = await asyncpg.connect(settings.database_url, timeout=CONNECT_TIMEOUT_S)
+    connection = await schema.connect(settings.database_url, timeout_s=CONNECT_TIMEOUT_S)
     try:
         await work(connection, settings)
     finally:

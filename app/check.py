@@ -95,7 +95,9 @@ def _check_vendor(
 
 async def _check_services(report: Report, settings: Settings) -> None:
     try:
-        connection = await asyncpg.connect(settings.database_url, timeout=TIMEOUT_S)
+        connection = await schema.connect(settings.database_url, timeout_s=TIMEOUT_S)
+    except schema.AddressError as error:
+        report.fail("DATABASE_URL", str(error), exit_code=2)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         report.fail("database", f"does not answer: {error or type(error).__name__}")
     else:

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from app.event import Claim
 from app.metrics import CLAIMS_BYPASSED
+from app.settings import SettingsError
 
 # A Redis that needs longer than this costs more than the database's own check.
 CLAIM_TIMEOUT_S = 0.1
@@ -90,12 +91,15 @@ class RedisClaims:
         lease_s: float,
         seen_window_d: float,
     ) -> None:
-        self._redis: Redis = Redis.from_url(
-            redis_url,
-            socket_timeout=CLAIM_TIMEOUT_S,
-            socket_connect_timeout=CLAIM_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-        )
+        try:
+            self._redis: Redis = Redis.from_url(
+                redis_url,
+                socket_timeout=CLAIM_TIMEOUT_S,
+                socket_connect_timeout=CLAIM_TIMEOUT_S,
+                retry=Retry(NoBackoff(), 0),
+            )
+        except ValueError:
+            raise SettingsError("REDIS_URL: not an address that the client understands") from None
         self._settle_and_claim = self._redis.register_script(_SETTLE_AND_CLAIM)
         self._release = self._redis.register_script(_RELEASE)
         self._generation = generation

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import asyncpg
-
 from app import embedded, logs
 from app.serve import listen, serve
 from app.settings import read_settings
 from sinks import schema
 
 FOLDER = Path("data")
+TIMEOUT_S = 10.0
 DEFAULTS = {
     "HOST": "127.0.0.1",
     "WORKSPACES_FILE": str(FOLDER / "workspaces.toml"),
@@ -47,7 +46,7 @@ def run() -> int:
     environ = DEFAULTS | os.environ
     # Wrong settings and a port in use are told before anything is started.
     settings = read_settings(environ, required=[])
-    with listen(settings.host, settings.port) as listener, _services(environ) as psql:
+    with listen(settings) as listener, _services(environ) as psql:
         settings = read_settings(environ)
         logs.configure(settings.log_level)
         if not Path(settings.workspaces_file).exists():
@@ -80,7 +79,7 @@ def _services(environ: dict[str, str]) -> Iterator[str]:
 
 
 async def _migrate(database_url: str) -> None:
-    connection = await asyncpg.connect(database_url)
+    connection = await schema.connect(database_url, timeout_s=TIMEOUT_S)
     try:
         await schema.migrate(connection)
     finally:

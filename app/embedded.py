@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +28,15 @@ INIT_TIMEOUT_S = 120
 LEFTOVERS_TIMEOUT_S = 10
 
 # fsync, synchronous_commit and autovacuum stay on, as they are by default. There is no Unix
-# socket, whose path may have no more than 107 bytes.
+# socket, whose path may have no more than 107 bytes. GMT is UTC under the only name that works
+# on a host without time zone files.
 POSTGRES_CONF = """\
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
 max_connections = 100
 shared_buffers = '128MB'
-timezone = 'UTC'
-log_timezone = 'UTC'
+timezone = 'GMT'
+log_timezone = 'GMT'
 log_line_prefix = '%m [%p] %a '
 jit = off
 track_commit_timestamp = on
@@ -66,6 +67,7 @@ class Embedded:
     redis_url: str
     description: str  # one line that says which servers these are
     has_timescaledb: bool
+    psql: Path  # the client that belongs to the server
     postgres: Server
     redis: Server
 
@@ -78,23 +80,28 @@ def start(
 
     The folder is made when it is missing; deleting it forgets everything. `fallback` goes
     straight to the servers without TimescaleDB, whose data lie apart from the others'. `say` gets
-    a line when something takes long or comes out otherwise than hoped. Raises `EmbeddedError`,
-    also when another process is using the folder.
+    a line when something takes long or comes out otherwise than hoped. Under root the servers run
+    as the owner of the folder's parent, or else as `nobody`, and the folder becomes theirs. Raises
+    `EmbeddedError`, also when another process is using the folder.
     """
     programs = find(fallback=fallback, say=say)
     folder = folder.absolute()
-    # A server is told to end when the *thread* that started it ends: this one ends last.
-    with _locked(folder) as lock, ThreadPoolExecutor(1, "embedded") as spawner:
-        home = _Home(folder, lock, spawner)
-        password = home.password()
-        redis = _redis(programs, home, password)
-        postgres = _postgres(programs, home)
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(_locked(folder))
+            # A server is told to end when the *thread* that started it ends: this one ends last.
+            spawner = stack.enter_context(ThreadPoolExecutor(1, "embedded"))
+            home = _Home(folder, lock, spawner)
+            redis, postgres = _redis(programs, home), _postgres(programs, home)
+        except OSError as why:
+            raise EmbeddedError(f"{folder} cannot be used: {why}") from None
         with redis, postgres:
             yield Embedded(
-                f"postgresql://flokit:{password}@127.0.0.1:{postgres.port}/flokit",
-                f"redis://:{password}@127.0.0.1:{redis.port}/0",
+                f"postgresql://flokit:{home.password}@127.0.0.1:{postgres.port}/flokit",
+                f"redis://:{home.password}@127.0.0.1:{redis.port}/0",
                 programs.description,
                 programs.has_timescaledb,
+                programs.bin_folder / "psql",
                 postgres,
                 redis,
             )
@@ -106,12 +113,11 @@ def _locked(folder: Path) -> Iterator[int]:
 
     It is free when the last of their processes is gone, and whatever they left behind is stale.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        owner, servers = (folder / "owner.lock").open("a+"), (folder / "servers.lock").open("a")
-    except OSError as why:
-        raise EmbeddedError(f"the folder cannot be used: {why}") from None
-    with owner, servers:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        (folder / "owner.lock").open("a+") as owner,
+        (folder / "servers.lock").open("a") as servers,
+    ):
         owner.seek(0)
         if not _try_lock(owner.fileno()):
             raise EmbeddedError(f"already running as process {owner.read()} in {folder}")
@@ -158,6 +164,7 @@ class _Home:
                 self.account = owner if owner.pw_uid else self.account
         for path in (folder, folder / "owner.lock", folder / "servers.lock"):
             self.own(path)
+        self.password = self._password()
 
     def own(self, path: Path) -> Path:
         """Give a file of ours to the servers' account."""
@@ -171,17 +178,17 @@ class _Home:
         path.write_text(text)
         return self.own(path)
 
-    def password(self) -> str:
-        """The password of both servers.
+    def _password(self) -> str:
+        """Return the password of both servers, a new one in a new folder.
 
         Loopback alone is no protection: under root the servers may read and write every file,
         and every user of the machine could tell them to.
         """
         path = self.folder / "password"
-        password = path.read_text() if path.exists() else ""
-        if not password:
-            password = secrets.token_hex(16)
-            self.write(path, password)
+        if path.exists() and (password := path.read_text()):
+            return password
+        password = secrets.token_hex(16)
+        self.write(path, password)
         return password
 
     def bound(self, command: list[str], farewell: signal.Signals) -> list[str]:
@@ -249,16 +256,16 @@ def _init_postgres(bin_folder: Path, home: _Home, data: Path) -> None:
     new.rename(data)
 
 
-def _redis(programs: Programs, home: _Home, password: str) -> Server:
+def _redis(programs: Programs, home: _Home) -> Server:
     # An older Redis cannot read what a newer one has saved.
     folder = home.folder / f"redis-{programs.redis_version.split('.')[0]}"
     folder.mkdir(mode=0o700, exist_ok=True)
     home.own(folder)
-    conf = home.write(folder / "redis.conf", f"{REDIS_CONF}requirepass {password}\n")
+    conf = home.write(folder / "redis.conf", f"{REDIS_CONF}requirepass {home.password}\n")
 
     def answers(port: int) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=3) as peer:
-            peer.sendall(f"AUTH {password}\r\nPING\r\n".encode())
+            peer.sendall(f"AUTH {home.password}\r\nPING\r\n".encode())
             return b"+PONG" in peer.recv(1024)
         return False
 

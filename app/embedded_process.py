@@ -54,10 +54,12 @@ class Server:
         return self._process.pid
 
     def start(self) -> None:
-        """Start the server and wait until it answers; on the same port as before, if any.
+        """Start the server, unless it runs, and wait until it answers; later on the same port.
 
-        Raises `EmbeddedError` with the server's last words, or after START_TIMEOUT_S.
+        Raises `EmbeddedError` with the server's last words, at the latest after START_TIMEOUT_S.
         """
+        if self._process is not None and self._process.poll() is None:
+            return
         deadline = time.monotonic() + START_TIMEOUT_S
         fixed_port = self.port
         while True:

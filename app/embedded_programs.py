@@ -71,7 +71,8 @@ def unpack(packages: Sequence[str], *, say: Callable[[str], None] = print) -> Pa
     The first call for a set of packages downloads them; later ones find them in the cache. Of
     several processes that call at once, one works and the others wait. Raises `EmbeddedError`.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flokit-gateway"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = caches.absolute() / "flokit-gateway"
     # The programs name their C library by its full path, so that a cache cannot be moved.
     identity = repr((RECIPE, RELEASE, os.uname().machine, str(cache), sorted(packages)))
     root = cache / f"{RELEASE}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
@@ -131,15 +132,16 @@ def _download(apt_get: str, packages: Sequence[str], workshop: Path) -> list[Pat
         "APT::Sandbox::User": "root",  # the usual one, _apt, may not enter root's cache
         "APT::Install-Recommends": "false",
         "APT::Update::Error-Mode": "any",  # else a mirror that is away is only a warning
-        "Acquire::Retries": "1",
         "Acquire::http::Timeout": "10",
         "Acquire::https::Timeout": "10",
     }
-    apt = [apt_get, "-q", "-y", *(f"-o{name}={value}" for name, value in options.items())]
+    apt = [apt_get, "-qq", "-y", *(f"-o{name}={value}" for name, value in options.items())]
     # The host's own, since its proxy may be named there.
     environment = {**os.environ, "TMPDIR": str(workshop / "tmp"), "LC_ALL": "C"}
-    run([*apt, "update"], timeout_s=UPDATE_TIMEOUT_S, environment=environment)
-    install = [*apt, "--download-only", "install", *packages]
+    # Without a network the first should end soon; the second should not give up easily.
+    update = [*apt, "-oAcquire::Retries=0", "update"]
+    run(update, timeout_s=UPDATE_TIMEOUT_S, environment=environment)
+    install = [*apt, "-oAcquire::Retries=3", "--download-only", "install", *packages]
     run(install, timeout_s=DOWNLOAD_TIMEOUT_S, environment=environment)
     return sorted((workshop / "cache/archives").glob("*.deb"))
 

@@ -1,6 +1,7 @@
 """`serve`: the gateway as a process, or as several that share one port."""
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -14,7 +15,8 @@ from sanic.worker.loader import AppLoader
 from app import logs
 from app.edge import GatewayProtocol
 from app.server import App, create_app
-from app.settings import Settings, check_deadlock_timeout, read_settings
+from app.settings import Settings, SettingsError, check_deadlock_timeout, read_settings
+from sinks import schema
 
 BACKLOG = 1024
 LOOK_TIMEOUT_S = 3.0
@@ -31,26 +33,31 @@ def run() -> int:
     settings = read_settings()
     logs.configure(settings.log_level)
     asyncio.run(_look_at_server(settings))
-    serve(settings, listen(settings.host, settings.port))
+    serve(settings)
     return 0
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; raises ListenError."""
+def listen(settings: Settings) -> socket.socket:
+    """Return a socket that listens; raises SettingsError or ListenError."""
+    host, port = settings.host, settings.port
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise SettingsError(f"HOST: {host!r} is no address of this machine") from None
         raise ListenError(
-            f"cannot listen on {host} port {port}: {error.strerror} (HOST and PORT choose another)"
+            f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)} "
+            "(HOST and PORT choose another address)"
         ) from None
 
 
-def serve(settings: Settings, listener: socket.socket) -> None:
-    """Serve on a listening socket; raises WorkspacesError before the first connection."""
+def serve(settings: Settings, listener: socket.socket | None = None) -> None:
+    """Serve until a signal ends it; raises WorkspacesError before it listens."""
     if settings.workers == 1:
         app = create_app(settings)
-        app.prepare(sock=listener, protocol=GatewayProtocol, single_process=True)
+        sock = listener or listen(settings)
+        app.prepare(sock=sock, protocol=GatewayProtocol, single_process=True)
         Sanic.serve_single(app)
         return
     with tempfile.TemporaryDirectory(prefix="flokit-metrics-") as folder:
@@ -58,7 +65,8 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         loader = AppLoader(factory=partial(_worker, settings))
         app = loader.load()
-        app.prepare(sock=listener, protocol=GatewayProtocol, workers=settings.workers)
+        sock = listener or listen(settings)
+        app.prepare(sock=sock, protocol=GatewayProtocol, workers=settings.workers)
         Sanic.serve(app, app_loader=loader)
 
 
@@ -70,7 +78,7 @@ def _worker(settings: Settings) -> App:
 async def _look_at_server(settings: Settings) -> None:
     """Check what depends on the database's own settings, if it is there; raises SettingsError."""
     try:
-        connection = await asyncpg.connect(settings.database_url, timeout=LOOK_TIMEOUT_S)
+        connection = await schema.connect(settings.database_url, timeout_s=LOOK_TIMEOUT_S)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         log.warning("the database does not answer yet", extra={"error": str(error)})
         return

@@ -151,6 +151,7 @@ def _config(settings: Settings) -> Config:
 
 async def _ingest(request: Request, vendor: str) -> HTTPResponse:
     gateway: Gateway = request.app.ctx.gateway
+    body = await read_body(request)
     proxied = gateway.settings.proxies_count > 0
     callback = IngestRequest(
         vendor=vendor,
@@ -158,7 +159,7 @@ async def _ingest(request: Request, vendor: str) -> HTTPResponse:
         query=request.raw_url.partition(b"?")[2],
         address=request.remote_addr if proxied else request.ip,
         headers=request.headers,
-        body=await read_body(request) if request.method == "POST" else b"",
+        body=body if request.method == "POST" else b"",
     )
     receipt = await gateway.ingest.handle(callback)
     return HTTPResponse(receipt, content_type="application/json")

@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -21,6 +20,10 @@ LEASE_PER_COMMIT = 2
 # PostgreSQL looks for a deadlock after `deadlock_timeout`; a commit must live through a few.
 COMMIT_PER_DEADLOCK = 3
 RETENTION_MIN_D = 62
+_SCHEMES = {
+    "DATABASE_URL": ("postgresql", "postgres"),
+    "REDIS_URL": ("redis", "rediss", "unix"),
+}
 
 
 class SettingsError(Exception):
@@ -81,8 +84,10 @@ def read_settings(
 
 
 def _read_value(name: str, text: str, type_: Any) -> Any:
-    if name.endswith("_URL"):
+    if name in _SCHEMES:
         return _checked_url(name, text)
+    if name == "LOG_LEVEL":
+        text = text.lower()
     try:
         return msgspec.convert(text, type_, strict=False)
     except msgspec.ValidationError as error:
@@ -91,14 +96,10 @@ def _read_value(name: str, text: str, type_: Any) -> Any:
 
 def _checked_url(name: str, text: str) -> str:
     # The text may hold a password: it is never printed.
-    schemes = {"DATABASE_URL": ("postgresql", "postgres"), "REDIS_URL": ("redis", "rediss")}[name]
-    try:
-        url = urlsplit(text)
-        valid = url.scheme in schemes and bool(url.hostname) and url.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        raise SettingsError(f"{name}: expected an address of the form {schemes[0]}://host:port/…")
+    scheme, _, rest = text.partition("://")
+    if scheme not in _SCHEMES[name] or not rest.strip("/"):
+        form = f"{_SCHEMES[name][0]}://user:password@host:port/database"
+        raise SettingsError(f"{name}: expected an address of the form {form}")
     return text
 
 
