@@ -4,15 +4,14 @@ import asyncio
 import errno
 import logging
 import os
+import signal
 import socket
-import tempfile
 from functools import partial
 
 import asyncpg
 from sanic import Sanic
-from sanic.worker.loader import AppLoader
 
-from app import logs
+from app import logs, workers
 from app.edge import GatewayProtocol
 from app.server import App, create_app
 from app.settings import Settings, SettingsError, check_deadlock_timeout, read_settings
@@ -54,25 +53,30 @@ def listen(settings: Settings) -> socket.socket:
 
 def serve(settings: Settings, listener: socket.socket | None = None) -> None:
     """Serve until a signal ends it; raises WorkspacesError before it listens."""
+    # Also where the workers read it again: a wrong file is told once, and nothing is started.
+    app = create_app(settings)
+    listener = listener or listen(settings)
     if settings.workers == 1:
-        app = create_app(settings)
-        sock = listener or listen(settings)
-        app.prepare(sock=sock, protocol=GatewayProtocol, single_process=True)
-        Sanic.serve_single(app)
-        return
-    with tempfile.TemporaryDirectory(prefix="flokit-metrics-") as folder:
-        # The workers count into files there, so that each of them can tell the sum of all.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        loader = AppLoader(factory=partial(_worker, settings))
-        app = loader.load()
-        sock = listener or listen(settings)
-        app.prepare(sock=sock, protocol=GatewayProtocol, workers=settings.workers)
-        Sanic.serve(app, app_loader=loader)
+        _serve_app(app, listener)
+    else:
+        workers.run(partial(_serve_worker, settings, listener), settings.workers)
 
 
-def _worker(settings: Settings) -> App:
+def _serve_app(app: App, listener: socket.socket) -> None:
+    app.before_server_stop(_ignore_signals)  # the last one added is the first one called
+    app.prepare(sock=listener, protocol=GatewayProtocol, single_process=True)
+    Sanic.serve_single(app)
+
+
+def _serve_worker(settings: Settings, listener: socket.socket) -> None:
     logs.configure(settings.log_level)
-    return create_app(settings)
+    _serve_app(create_app(settings), listener)
+
+
+async def _ignore_signals(_: App) -> None:
+    """Let nothing but the drain itself end the drain: by now Sanic has given its handlers up."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 async def _look_at_server(settings: Settings) -> None:

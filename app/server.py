@@ -22,7 +22,7 @@ from app.errors import WriteFailed
 from app.event import Event, Outcome
 from app.ingest import Ingest, commit, commit_contested
 from app.ingest import Request as IngestRequest
-from app.settings import Settings
+from app.settings import Settings, VendorAccess
 from app.workspaces import Workspaces
 from sinks import Sink
 from sinks.timescale import TimescaleSink
@@ -195,6 +195,9 @@ def _json(body: object, status: int = 200) -> HTTPResponse:
 async def _start(app: App) -> None:
     gateway: Gateway = app.ctx.gateway
     # Not `app.add_task`: Sanic cancels its own tasks before it stops to accept connections.
+    for vendor in adapters.load():
+        if not gateway.settings.vendors.get(vendor, VendorAccess()).secrets:
+            log.warning("no secret: every callback is answered 503", extra={"vendor": vendor})
     for work in (gateway.probe(), gateway.measure(), gateway.workspaces.watch()):
         gateway.tasks.append(asyncio.create_task(work))
 

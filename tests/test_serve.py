@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,9 +51,7 @@ async def test_drain(run: RUNS) -> None:
         assert await asyncio.to_thread(process.wait) == 0
 
 
-async def test_drain_answers_what_is_in_flight(
-    run: RUNS, gateways: Gateways
-) -> None:
+async def test_drain_answers_what_is_in_flight(run: RUNS, gateways: Gateways) -> None:
     """What was accepted is committed and answered, also when the listener is closed already."""
     with run(DRAIN_PAUSE_S="0") as process:
         await asyncio.to_thread(process.wait_until_ready)
@@ -121,6 +121,54 @@ async def test_several_workers(run: RUNS) -> None:
         process.signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait) == 0
         assert await get(process.port, "/healthz") == UNANSWERED
+
+
+async def test_killed_worker_is_replaced(run: RUNS) -> None:
+    """A worker that dies costs its own callbacks, and five seconds later there is another."""
+    with run(WORKERS="2") as process:
+        await asyncio.to_thread(process.wait_until_ready)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(workers := workers_of(process.pid)) < 2:
+                await asyncio.sleep(0.02)
+        killed = workers.pop()
+        os.kill(killed, signal.SIGKILL)
+        started = time.monotonic()
+        while len(workers_of(process.pid) - {killed}) < 2:
+            assert time.monotonic() - started < 5
+            await asyncio.sleep(0.02)
+        assert (await process.callback()).status == 200
+
+
+async def test_workers_end_with_their_parent(run: RUNS) -> None:
+    """No worker lives on when the parent is killed."""
+    with run(WORKERS="2") as process:
+        await asyncio.to_thread(process.wait_until_ready)
+        process.signal(signal.SIGKILL)
+        async with asyncio.timeout(PATIENCE_S):
+            while await get(process.port, "/healthz") != UNANSWERED:
+                await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_signal_while_starting(run: RUNS, workers: str) -> None:
+    """A signal that comes early ends the process, and nobody else in its group."""
+    for delay_s in (0.0, 0.3, 0.6, 0.9, 1.2):  # wherever in its start that is, on this machine
+        with run(WORKERS=workers) as process:
+            await asyncio.sleep(delay_s)
+            process.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait) in (0, -signal.SIGTERM)
+            assert await get(process.port, "/healthz") == UNANSWERED
+
+
+def workers_of(pid: int) -> set[int]:
+    """The processes that a gateway has started to serve."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == pid and b"spawn_main" in (process / "cmdline").read_bytes():
+                found.add(int(process.name))
+    return found
 
 
 async def test_secret_is_never_told(run: RUNS, gateways: Gateways) -> None:

@@ -1,0 +1,77 @@
+"""Several workers on one host: processes that accept connections on one socket.
+
+Sanic's own manager does not replace a worker that was killed, and kills the whole process group,
+whoever else is in it, when a signal comes while a worker starts.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+
+from prometheus_client.multiprocess import mark_process_dead
+
+# A worker that ends at once, again and again, must not keep the machine busy.
+REPLACE_AFTER_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+def run(work: Callable[[], None], number: int) -> None:
+    """Run `work` in `number` processes until SIGTERM or SIGINT, and replace those that end."""
+    with tempfile.TemporaryDirectory(prefix="flokit-metrics-") as folder:
+        # The workers count into files there, so that each of them can tell the sum of all.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        _Workers(work, number).run()
+
+
+class _Workers:
+    def __init__(self, work: Callable[[], None], number: int) -> None:
+        self._work = work
+        self._stopping = False
+        self._processes = [self._start() for _ in range(number)]
+
+    def run(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        while self._processes:
+            ended = wait([process.sentinel for process in self._processes])
+            for process in [p for p in self._processes if p.sentinel in ended]:
+                self._processes.remove(process)
+                process.join()
+                mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
+                if not self._stopping:
+                    log.error("a worker ended and is replaced", extra={"exit": process.exitcode})
+                    time.sleep(REPLACE_AFTER_S)
+                    self._processes.append(self._start())
+
+    def _start(self) -> SpawnProcess:
+        process = multiprocessing.get_context("spawn").Process(target=_worker, args=(self._work,))
+        process.start()
+        if self._stopping:  # told meanwhile, when this one was not yet known
+            process.terminate()
+        return process
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+        for process in self._processes:
+            process.terminate()
+
+
+def _worker(work: Callable[[], None]) -> None:
+    os.setsid()  # Ctrl-C at the terminal is the parent's to hear
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    work()

@@ -1,0 +1,124 @@
+"""`dev`: the first five minutes of a newcomer."""
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from tests.gateways import PATIENCE_S, ROOT
+
+WRITTEN = b'{"received":1,"written":1,"duplicate":0,"dropped":0}'
+DUPLICATE = b'{"received":1,"written":0,"duplicate":1,"dropped":0}'
+Popen = subprocess.Popen[str]
+
+
+pytestmark = pytest.mark.services
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def port() -> int:
+    """The gateway's port."""
+    return free_port()
+
+
+def start(folder: Path, port: int) -> Popen:
+    """Run `dev` in a folder, as `make run` does in the project's."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "app", "dev"],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "PYTHONPATH": str(ROOT)}
+        | {"PORT": str(port)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@contextmanager
+def running(folder: Path, port: int) -> Iterator[dict[str, str]]:
+    """Run `dev` until Ctrl-C; yields the lines that it prints to be pasted, by program."""
+    with start(folder, port) as process:
+        assert process.stdout is not None
+        lines: dict[str, str] = {}
+        for line in process.stdout:
+            if line.startswith("  "):
+                program = Path(shlex.split(line)[0]).name
+                lines[program] = line.strip()
+            if "Ctrl-C" in line:
+                break
+        try:
+            yield lines
+        finally:
+            # The terminal sends Ctrl-C to everyone in the foreground.
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(PATIENCE_S) == 0
+            assert process.stderr is not None
+            assert process.stderr.read() == ""
+
+
+def paste(line: str) -> bytes:
+    """What the printed line brings back."""
+    if shutil.which("curl") is None:
+        with urlopen(shlex.split(line)[1]) as answer:
+            return bytes(answer.read())
+    return subprocess.run(shlex.split(line), capture_output=True, check=True).stdout
+
+
+def test_first_five_minutes(tmp_path: Path, port: int) -> None:
+    """The line answers written, then duplicate, also after a restart; a new folder knows nothing."""
+    with running(tmp_path, port) as lines:
+        assert paste(lines["curl"]) == WRITTEN
+        assert paste(lines["curl"]) == DUPLICATE
+        assert b"usr_abc123" in paste(lines["psql"])
+    with running(tmp_path, port) as lines:
+        assert paste(lines["curl"]) == DUPLICATE
+    shutil.rmtree(tmp_path / "data")
+    with running(tmp_path, port) as lines:
+        assert paste(lines["curl"]) == WRITTEN
+
+
+def test_second_start_says_why_not(tmp_path: Path, port: int) -> None:
+    """A port in use, and a folder in use, are one clear line each, and nothing is left behind."""
+    with running(tmp_path, port):
+        busy = start(tmp_path, port)
+        assert busy.communicate(timeout=PATIENCE_S) == (
+            "",
+            f"cannot listen on 127.0.0.1 port {port}: Address already in use "
+            "(HOST and PORT choose another address)\n",
+        )
+        second = start(tmp_path, free_port())
+        out, error = second.communicate(timeout=PATIENCE_S)
+        assert "already running" in error
+        assert error.count("\n") == 1
+        assert (out, busy.returncode, second.returncode) == ("", 1, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_is_left(tmp_path: Path, port: int, number: signal.Signals) -> None:
+    """However it ends, the servers end with it."""
+    process = start(tmp_path, port)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "Ctrl-C" in line:
+            break
+    process.send_signal(number)
+    process.communicate(timeout=PATIENCE_S)
+    # The next start waits for the last of the old servers to end, and is refused if one does not.
+    with running(tmp_path, port) as lines:
+        assert paste(lines["curl"]) == WRITTEN
