@@ -19,6 +19,21 @@ class SchemaError(Exception):
     """The schema is not the one that this version needs; the message says what to do."""
 
 
+class AddressError(Exception):
+    """The driver does not understand the address of the database, which is not told here."""
+
+
+async def connect(database_url: str, *, timeout_s: float) -> asyncpg.Connection:
+    """Return a connection for an operator's command.
+
+    Raises AddressError, and OSError, TimeoutError or an asyncpg error where nobody answers.
+    """
+    try:
+        return await asyncpg.connect(database_url, timeout=timeout_s)
+    except ValueError:
+        raise AddressError("not an address that the driver understands") from None
+
+
 def migrations() -> dict[str, str]:
     """Return the SQL of each migration by its name, in order."""
     return {path.stem: path.read_text() for path in sorted(MIGRATIONS.glob("*.sql"))}

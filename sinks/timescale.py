@@ -93,10 +93,10 @@ class TimescaleSink:
     async def _keep_chunks_ahead(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(CHUNK_AHEAD_S), self._twins.connection() as connection:
+                timeout = asyncio.timeout(self._commit_timeout_s)
+                async with timeout, self._twins.connection() as connection:
                     await keep_chunk_ahead(connection)
-            except (PostgresError, OSError, TimeoutError) as error:
-                # The first event of the next interval will make the chunk.
+            except Exception as error:  # noqa: BLE001 - else the first event of a day makes it
                 log.warning("chunk not made ahead of time", extra={"error": type(error).__name__})
             await asyncio.sleep(CHUNK_AHEAD_S)
 
@@ -247,18 +247,18 @@ async def _insert_halving(
 
 
 async def _try_harmless(connection: asyncpg.Connection, refused: Event) -> None:
-    """Write and take back the refused event without anything that its sender chose.
+    """Write the refused event without anything that its sender chose, and take it back.
 
     Raises what the database raises: then the fault is not in the event, but in the schema.
     """
     harmless = msgspec.structs.replace(
         refused, event_id=os.urandom(16), user_id=None, adid=None, idfa=None, gps_adid=None,
-        os_name=None, country=None, properties={}, has_stable_id=False,
+        os_name=None, country=None, properties={},
     )  # fmt: skip
     transaction = connection.transaction()
     await transaction.start()
     try:
-        await connection.fetch(_INSERT, *as_arrays([harmless]), [False])
+        await connection.fetch(_INSERT, *as_arrays([harmless]), [harmless.has_stable_id])
     finally:
         await transaction.rollback()
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,14 +161,11 @@ class Gateways:
         environ = environment(self.database_url, self.redis_url, self.folder, **settings)
         app = create_app(read_settings(environ), claims=claims, sink=sink)
         listener = socket.create_server(("127.0.0.1", 0))
-        server = await app.create_server(
+        server: Any = await app.create_server(
             sock=listener, protocol=GatewayProtocol, return_asyncio_server=True
         )
-        assert server is not None
-        await server.startup()
-        await server.before_start()
-        await server.after_start()
-        await server.start_serving()
+        for step in (server.startup, server.before_start, server.after_start, server.start_serving):
+            await step()
         running = Running(app, server, listener.getsockname()[1])
         self._running.append(running)
         return running
@@ -215,7 +212,7 @@ class Process(Target):
             self._popen = subprocess.Popen(
                 [sys.executable, "-m", "app", "serve"],
                 cwd=ROOT,
-                env=_inherited() | self.environ,
+                env=inherited() | self.environ,
                 stdout=log,
                 stderr=log,
             )
@@ -267,6 +264,6 @@ class Process(Target):
             return 0
 
 
-def _inherited() -> Mapping[str, str]:
+def inherited() -> dict[str, str]:
     """What a process needs of this one's environment: no setting of the gateway."""
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}

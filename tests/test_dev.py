@@ -75,13 +75,13 @@ def running(folder: Path, port: int) -> Iterator[dict[str, str]]:
 def paste(line: str) -> bytes:
     """What the printed line brings back."""
     if shutil.which("curl") is None:
-        with urlopen(shlex.split(line)[1]) as answer:
+        with urlopen(shlex.split(line)[1]) as answer:  # noqa: S310 - our own line
             return bytes(answer.read())
     return subprocess.run(shlex.split(line), capture_output=True, check=True).stdout
 
 
 def test_first_five_minutes(tmp_path: Path, port: int) -> None:
-    """The line answers written, then duplicate, also after a restart; a new folder knows nothing."""
+    """The line answers written, then duplicate, also later; a new folder knows nothing."""
     with running(tmp_path, port) as lines:
         assert paste(lines["curl"]) == WRITTEN
         assert paste(lines["curl"]) == DUPLICATE
@@ -97,11 +97,10 @@ def test_second_start_says_why_not(tmp_path: Path, port: int) -> None:
     """A port in use, and a folder in use, are one clear line each, and nothing is left behind."""
     with running(tmp_path, port):
         busy = start(tmp_path, port)
-        assert busy.communicate(timeout=PATIENCE_S) == (
-            "",
-            f"cannot listen on 127.0.0.1 port {port}: Address already in use "
-            "(HOST and PORT choose another address)\n",
-        )
+        out, error = busy.communicate(timeout=PATIENCE_S)
+        assert out == ""
+        assert error.startswith(f"cannot listen on 127.0.0.1 port {port}: Address already in use")
+        assert error.count("\n") == 1
         second = start(tmp_path, free_port())
         out, error = second.communicate(timeout=PATIENCE_S)
         assert "already running" in error

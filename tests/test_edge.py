@@ -131,7 +131,7 @@ async def test_keep_alive_and_pipelining(server: Process) -> None:
 
 async def test_chunked_body_is_read(server: Process) -> None:
     """A body of unknown length is a body like any other."""
-    target = f"/ingest/adjust?secret=s3cr3t&app_token=abc123token&user_id=chunked"
+    target = "/ingest/adjust?secret=s3cr3t&app_token=abc123token&user_id=chunked"
     body = b"event_token=g3mz3t&created_at=1750500000"
     request = head("POST", target, headers={"Transfer-Encoding": "chunked"})
     chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)

@@ -1,22 +1,22 @@
 """Section 5 of the contract: whatever happens to claims, callers and batches, one row each."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
 from collections import Counter
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
 import pytest
+from redis.asyncio import Redis
 
 from app.claims import Claims, RedisClaims
-from app.event import Claim, Event, Outcome
-from app.ingest import commit, commit_contested
 from app.errors import WriteFailed
+from app.event import Claim, Outcome
+from app.ingest import commit, commit_contested
 from sinks.timescale import TimescaleSink
 from tests.client import head
 from tests.events import event, events
 from tests.gateways import Gateways, Services, query, workspaces_toml
-from tests.test_timescale import stored
+from tests.test_timescale import stored, until_lost
 from tests.test_vectors import receipt, send
 from tests.vectors import VECTORS, app_token
 
@@ -64,11 +64,10 @@ async def claims(services: Services, sink: TimescaleSink) -> AsyncIterator[Redis
     await claims.close()
 
 
-def make_claims(services: Services, sink: TimescaleSink, **more: Any) -> RedisClaims:
+def make_claims(services: Services, sink: TimescaleSink, lease_s: float = 15) -> RedisClaims:
     """Claims of another process on the same database."""
     return RedisClaims(
-        services.redis_url,
-        **{"generation": lambda: sink.generation, "lease_s": 15, "seen_window_d": 30} | more,
+        services.redis_url, generation=lambda: sink.generation, lease_s=lease_s, seen_window_d=30
     )
 
 
@@ -199,7 +198,7 @@ async def test_busy_event_does_not_hold_its_neighbours(
 
 
 async def test_other_database_inherits_nothing(
-    services: Services, claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
+    claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
     """When the data is other data, what Redis remembers of the old does not count."""
     assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
@@ -210,9 +209,7 @@ async def test_other_database_inherits_nothing(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE application_name = 'flokit-gateway' AND datname = current_database()"
     )
-    async with asyncio.timeout(10):
-        while sink.generation is not None:
-            await asyncio.sleep(0)
+    await until_lost(sink)
     assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
     assert await stored(connection) == {"a"}
 
@@ -243,6 +240,26 @@ async def test_slow_redis_is_left_alone(sink: TimescaleSink) -> None:
     await claims.close()
     silent.close()
     await silent.wait_closed()
+
+
+async def test_late_answer_is_not_taken_for_another(
+    services: Services,
+    claims: RedisClaims,
+    sink: TimescaleSink,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A claim that was given up must not have its answer read by the next one."""
+    monkeypatch.setattr("app.claims.LEFT_ALONE_S", 0.0)
+    await commit(events("seen"), claims, sink)
+    assert await claims.claim([event("seen").event_id]) == [Claim.SEEN]
+    redis = Redis.from_url(services.redis_url)
+    await redis.execute_command("CLIENT", "PAUSE", "300", "ALL")
+    assert await claims.claim([event("a").event_id, event("b").event_id]) == [Claim.HELD] * 2
+    assert claims.is_bypassed
+    async with asyncio.timeout(10):
+        while await claims.claim([event("seen").event_id]) != [Claim.SEEN]:
+            pass
+    await redis.aclose()
 
 
 async def test_caller_that_hangs_up_changes_nothing(

@@ -29,7 +29,7 @@ def run(services: Services, database_url: str, tmp_path: Path) -> RUNS:
 
 
 async def test_drain(run: RUNS) -> None:
-    """On SIGTERM readiness turns red at once, callbacks are served with a farewell, then it ends."""
+    """On SIGTERM readiness turns red at once, callbacks get a last answer, then it ends."""
     with run(DRAIN_PAUSE_S="1") as process:
         await asyncio.to_thread(process.wait_until_ready)
         reader, writer = await asyncio.open_connection("127.0.0.1", process.port)
@@ -93,9 +93,7 @@ async def test_serves_before_the_database_is_there(run: RUNS) -> None:
         assert (await process.callback()).status == 500
 
 
-async def test_becomes_ready_when_the_schema_appears(
-    run: RUNS, services: Services, gateways: Gateways
-) -> None:
+async def test_becomes_ready_when_the_schema_appears(run: RUNS, gateways: Gateways) -> None:
     """A gateway that was started before the migration serves when that is done."""
     await gateways.execute("ALTER TABLE generation RENAME TO not_yet")
     with run() as process:

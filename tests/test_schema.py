@@ -1,0 +1,133 @@
+"""The schema: on plain PostgreSQL too, migrated by many at once, and the analysts' view."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import asyncpg
+import pytest
+
+from app import embedded
+from app.event import Outcome
+from sinks import schema
+from sinks.timescale import TimescaleSink
+from tests.events import event
+from tests.gateways import Gateways, Services
+
+Connection = asyncpg.Connection
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """Servers without TimescaleDB."""
+    with embedded.start(tmp_path_factory.mktemp("plain"), fallback=True) as servers:
+        yield Services(servers.database_url, servers.redis_url, servers.description)
+
+
+@pytest.mark.services
+async def test_plain_postgresql(plain: Services, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where there is no TimescaleDB, the same migration makes a plain table, and all is the same."""
+    connection = await asyncpg.connect(plain.database_url)
+    assert await schema.migrate(connection) == list(schema.migrations())
+    assert await schema.timescaledb_version(connection) is None
+    gateways = Gateways(plain.database_url, plain.redis_url, tmp_path_factory.mktemp("gateway"))
+    gateway = await gateways.start()
+    answers = [
+        await gateway.callback(transaction_id="t1"),
+        await gateway.callback(transaction_id="t1", created_at="1750500001"),
+        await gateway.callback(revenue="1.5"),
+        await gateway.callback(revenue="1.5"),
+    ]
+    assert [answer.json["written"] for answer in answers] == [1, 0, 1, 0]
+    assert await connection.fetchval("SELECT sum(revenue_amount) FROM revenue_events") == Decimal(
+        "1.5"
+    )
+    lines = [line async for line in schema.retain(connection, 62)]
+    assert lines == [line for line in lines if " rows deleted " in line]
+    assert await connection.fetchval("SELECT count(*) FROM events") == 0
+    assert await connection.fetchval("SELECT count(*) FROM stable_events") == 0
+    await gateways.stop()
+    await connection.close()
+
+
+async def test_many_migrate_at_once(services: Services) -> None:
+    """Started from several places on an empty database, one migrates and the others wait."""
+    name = "gateway_migrated_at_once"
+    await services.execute(None, f"CREATE DATABASE {name}")
+    connections = [await asyncpg.connect(services.url_of(name)) for _ in range(4)]
+    applied = await asyncio.gather(*map(schema.migrate, connections))
+    assert sorted(applied, key=len) == [[], [], [], list(schema.migrations())]
+    for connection in connections:
+        await connection.close()
+    await services.execute(None, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.parametrize(
+    ("sent", "amount"),
+    [
+        ({"revenue": "49.99"}, "49.99"),
+        ({"revenue": "345", "revenue_float": "3.45"}, "3.45"),
+        ({"revenue": "49.990"}, "49.990"),
+        ({"revenue": "-4.99"}, "-4.99"),
+        ({"revenue": "+0.5"}, "0.5"),
+        ({"revenue": ".5"}, "0.5"),
+        ({"revenue": "5."}, "5"),
+        ({"revenue": "9" * 400}, "9" * 400),
+        ({"revenue": "9" * 140_000}, None),
+        ({"revenue": "0." + "9" * 20_000}, None),
+        ({"revenue": "345", "revenue_float": "NaN"}, None),
+        *(
+            ({"revenue": text}, None)
+            for text in ("", "NaN", "Infinity", "-inf", "1e3", "$5.00", "5,00", "1_000", ".", "-",
+                         "0x10", "5 ", "\u0665", "1.2.3", "--1", "5\n")
+        ),
+    ],
+)  # fmt: skip
+async def test_view_never_fails(
+    connection: Connection, database_url: str, sent: dict[str, str], amount: str | None
+) -> None:
+    """A plain decimal becomes a number, whatever else was sent becomes null."""
+    sink = TimescaleSink(database_url, commit_timeout_s=5)
+    written = event("a", properties=sent | {"currency": "eur"})
+    assert await sink.write([written], contested=False) == [Outcome.WRITTEN]
+    await sink.close()
+    (row,) = await connection.fetch("SELECT revenue_amount, currency FROM revenue_events")
+    assert row["revenue_amount"] == (None if amount is None else Decimal(amount))
+    assert row["currency"] == "EUR"
+
+
+async def test_retention_keeps_what_is_young(connection: Connection, database_url: str) -> None:
+    """Old events go, and their stable IDs with them; young ones stay, and theirs."""
+    sink = TimescaleSink(database_url, commit_timeout_s=5)
+    now = datetime.now(UTC)
+    for name, age_d in (("old", 100), ("young", 50), ("new", 0)):
+        occurred_at = now - timedelta(days=age_d)
+        batch = [event(name, occurred_at=occurred_at, has_stable_id=True),
+                 event(f"{name} too", occurred_at=occurred_at)]  # fmt: skip
+        await sink.write(batch, contested=False)
+    await sink.close()
+    assert [line async for line in schema.retain(connection, 62)]
+    users = await connection.fetch("SELECT user_id FROM events ORDER BY user_id")
+    assert [user[0] for user in users] == ["new", "new too", "young", "young too"]
+    assert await connection.fetchval("SELECT count(*) FROM stable_events") == 2
+
+
+@pytest.mark.parametrize("retention_d", [0, 62, 400])
+async def test_what_retention_would_drop_is_not_accepted(
+    gateways: Gateways, retention_d: int
+) -> None:
+    """No row is dropped within 31 days of its arrival: what is older than that is refused."""
+    gateway = await gateways.start(RETENTION_D=str(retention_d))
+    now = datetime.now(UTC).timestamp()
+    for age_d, accepted in (
+        (retention_d - 31 - 0.01, True),
+        (retention_d - 31 + 0.01, retention_d == 0),
+    ):
+        answer = await gateway.callback(
+            created_at=f"{now - age_d * 86_400:.0f}", user_id=str(age_d)
+        )
+        expected = accepted and age_d > -1
+        assert answer.json == {
+            "received": 1, "written": int(expected), "duplicate": 0, "dropped": int(not expected),
+        }  # fmt: skip
