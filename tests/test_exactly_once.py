@@ -253,7 +253,7 @@ async def test_late_answer_is_not_taken_for_another(
     await commit(events("seen"), claims, sink)
     assert await claims.claim([event("seen").event_id]) == [Claim.SEEN]
     redis = Redis.from_url(services.redis_url)
-    await redis.execute_command("CLIENT", "PAUSE", "300", "ALL")
+    await redis.client_pause(300)
     assert await claims.claim([event("a").event_id, event("b").event_id]) == [Claim.HELD] * 2
     assert claims.is_bypassed
     async with asyncio.timeout(10):

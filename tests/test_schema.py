@@ -27,19 +27,22 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 
 @pytest.mark.services
 async def test_plain_postgresql(plain: Services, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Where there is no TimescaleDB, the same migration makes a plain table, and all is the same."""
+    """Without TimescaleDB the same migration makes a plain table, and all else is the same."""
     connection = await asyncpg.connect(plain.database_url)
     assert await schema.migrate(connection) == list(schema.migrations())
     assert await schema.timescaledb_version(connection) is None
     gateways = Gateways(plain.database_url, plain.redis_url, tmp_path_factory.mktemp("gateway"))
     gateway = await gateways.start()
-    answers = [
-        await gateway.callback(transaction_id="t1"),
-        await gateway.callback(transaction_id="t1", created_at="1750500001"),
-        await gateway.callback(revenue="1.5"),
-        await gateway.callback(revenue="1.5"),
-    ]
-    assert [answer.json["written"] for answer in answers] == [1, 0, 1, 0]
+    for written, parameters in (
+        (1, {"transaction_id": "t1"}),
+        (0, {"transaction_id": "t1", "created_at": "1750500001"}),
+        (1, {"revenue": "1.5"}),
+        (0, {"revenue": "1.5"}),
+    ):
+        answer = await gateway.callback(**parameters)
+        assert answer.json == {
+            "received": 1, "written": written, "duplicate": 1 - written, "dropped": 0,
+        }  # fmt: skip
     assert await connection.fetchval("SELECT sum(revenue_amount) FROM revenue_events") == Decimal(
         "1.5"
     )
