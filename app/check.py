@@ -5,11 +5,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 import asyncpg
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 import adapters
 from app import workspaces
+from app.claims import open_redis
 from app.settings import (
     ALLOWLIST_SUFFIX,
     SECRET_SUFFIX,
@@ -140,9 +140,11 @@ async def _check_database(
 
 
 async def _check_redis(report: Report, settings: Settings) -> None:
-    redis: Redis = Redis.from_url(
-        settings.redis_url, socket_connect_timeout=TIMEOUT_S, socket_timeout=TIMEOUT_S
-    )
+    try:
+        redis = open_redis(settings.redis_url, timeout_s=TIMEOUT_S)
+    except SettingsError as error:
+        report.fail("redis", str(error), exit_code=2)
+        return
     try:
         server = await redis.info("server")
         memory = await redis.info("memory")

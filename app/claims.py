@@ -75,6 +75,22 @@ class Claims(Protocol):
         ...
 
 
+def open_redis(redis_url: str, *, timeout_s: float) -> Redis:
+    """Return a client that tries everything once, each for `timeout_s`; raises SettingsError."""
+    try:
+        redis: Redis = Redis.from_url(
+            redis_url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+        )
+        # Only a connection knows which options there are; it is made here, but not opened.
+        redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError):
+        raise SettingsError("REDIS_URL: not an address that the client understands") from None
+    return redis
+
+
 class RedisClaims:
     """Claims in Redis, for every process that shares the database.
 
@@ -91,15 +107,7 @@ class RedisClaims:
         lease_s: float,
         seen_window_d: float,
     ) -> None:
-        try:
-            self._redis: Redis = Redis.from_url(
-                redis_url,
-                socket_timeout=CLAIM_TIMEOUT_S,
-                socket_connect_timeout=CLAIM_TIMEOUT_S,
-                retry=Retry(NoBackoff(), 0),
-            )
-        except ValueError:
-            raise SettingsError("REDIS_URL: not an address that the client understands") from None
+        self._redis = open_redis(redis_url, timeout_s=CLAIM_TIMEOUT_S)
         self._settle_and_claim = self._redis.register_script(_SETTLE_AND_CLAIM)
         self._release = self._redis.register_script(_RELEASE)
         self._generation = generation

@@ -42,8 +42,10 @@ def listen(settings: Settings) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (socket.gaierror, UnicodeError):
+        raise SettingsError(f"HOST: {host!r} is no address of this machine") from None
     except OSError as error:
-        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        if error.errno == errno.EADDRNOTAVAIL:
             raise SettingsError(f"HOST: {host!r} is no address of this machine") from None
         raise ListenError(
             f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)} "

@@ -125,6 +125,9 @@ def _read_secrets(name: str, environ: Mapping[str, str]) -> tuple[str, ...]:
             raise SettingsError(f"{name}: secret {place} of {len(secrets)} is empty")
         if secret != secret.strip():
             raise SettingsError(f"{name}: secret {place} begins or ends with white space")
+        # Bytes of the environment that are no text come as lone surrogates.
+        if any("\ud800" <= character <= "\udfff" for character in secret):
+            raise SettingsError(f"{name}: secret {place} is not UTF-8")
     return secrets
 
 

@@ -17,8 +17,8 @@ from app.metrics import WORKSPACES_LOADED, WORKSPACES_REFUSED
 POLL_S = 1.0
 FILE_MAX_BYTES = 16 * 1024 * 1024
 
-# Values that end up in an index or a metric are short.
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
+# Values that end up in an index or a metric are short, and can be stored.
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Parameter = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^\S+$")]
 
 Apps = Mapping[tuple[str, str], Workspace]
@@ -57,7 +57,9 @@ def decode(text: bytes, vendors: Collection[str]) -> Apps:
         # tomllib tells line and column of a mistake in the notation, msgspec the path to a wrong
         # value.
         file = msgspec.convert(tomllib.loads(text.decode()), _File)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except RecursionError:
+        raise WorkspacesError("nested too deeply") from None
+    except (ValueError, msgspec.ValidationError) as error:
         raise WorkspacesError(str(error)) from None
     apps: dict[tuple[str, str], Workspace] = {}
     for w, workspace in enumerate(file.workspaces):

@@ -9,13 +9,19 @@ from pathlib import Path
 import asyncpg
 import pytest
 import uvloop
+from hypothesis import settings
 from sanic import Sanic
 
 from app import embedded
+from app.claims import RedisClaims
 from sinks.schema import migrate
-from tests.gateways import Gateways, Process, Services, workspaces_toml
+from sinks.timescale import TimescaleSink
+from tests.gateways import Gateways, Process, Services, make_claims, workspaces_toml
 from tests.vectors import VECTORS, app_token
 
+# A machine that is busy may take its time.
+settings.register_profile("gateway", deadline=None)
+settings.load_profile("gateway")
 Sanic.test_mode = True  # several applications of one name in one process
 
 _TEMPLATE = "gateway_template"
@@ -100,6 +106,23 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(database_url)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+async def sink(database_url: str) -> AsyncIterator[TimescaleSink]:
+    """The sink on the test's database, connected."""
+    sink = TimescaleSink(database_url, commit_timeout_s=5)
+    await sink.write([], contested=False)
+    yield sink
+    await sink.close()
+
+
+@pytest.fixture
+async def claims(services: Services, sink: TimescaleSink) -> AsyncIterator[RedisClaims]:
+    """Claims of one process."""
+    claims = make_claims(services, sink)
+    yield claims
+    await claims.close()
 
 
 @pytest.fixture

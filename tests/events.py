@@ -1,12 +1,15 @@
-"""Events for tests of what comes behind the adapter."""
+"""Events for tests of what comes behind the adapter, and a look at what became of them."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any
 
+import asyncpg
 import msgspec
 
 from app.event import Event
+from sinks.timescale import TimescaleSink
 
 OCCURRED_AT = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
@@ -31,3 +34,17 @@ def event(name: str, **fields: Any) -> Event:
 def events(*names: str, **fields: Any) -> list[Event]:
     """Several of them."""
     return [event(name, **fields) for name in names]
+
+
+async def stored(connection: asyncpg.Connection) -> set[str]:
+    """The users of all rows; fails where one has two."""
+    users = [record[0] for record in await connection.fetch("SELECT user_id FROM events")]
+    assert len(users) == len(set(users))
+    return set(users)
+
+
+async def until_lost(sink: TimescaleSink) -> None:
+    """Return when the sink has noticed that its connection is gone."""
+    async with asyncio.timeout(10):
+        while sink.generation is not None:
+            await asyncio.sleep(0)

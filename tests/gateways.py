@@ -20,11 +20,12 @@ from urllib.request import urlopen
 import asyncpg
 import msgspec
 
-from app.claims import Claims
+from app.claims import Claims, RedisClaims
 from app.edge import GatewayProtocol
 from app.server import App, Gateway, create_app
 from app.settings import read_settings
 from sinks import Sink
+from sinks.timescale import TimescaleSink
 from tests.client import Answer, get, post
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +57,13 @@ class Services:
                 await connection.execute(statement)
         finally:
             await connection.close()
+
+
+def make_claims(services: Services, sink: TimescaleSink, lease_s: float = 15) -> RedisClaims:
+    """Claims of another process on the same database."""
+    return RedisClaims(
+        services.redis_url, generation=lambda: sink.generation, lease_s=lease_s, seen_window_d=30
+    )
 
 
 def workspaces_toml(*app_tokens: str, more: str = "") -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import asyncpg
@@ -11,28 +11,13 @@ import pytest
 from app.event import Event, Outcome
 from sinks.schema import read_generation, timescaledb_version
 from sinks.timescale import TimescaleSink
-from tests.events import OCCURRED_AT, event, events
+from tests.events import OCCURRED_AT, event, events, stored, until_lost
 from tests.gateways import Services
 
 WRITTEN, DUPLICATE, REFUSED, CONTESTED = (
     Outcome.WRITTEN, Outcome.DUPLICATE, Outcome.REFUSED, Outcome.CONTESTED,
 )  # fmt: skip
 Connection = asyncpg.Connection
-
-
-@pytest.fixture
-async def sink(database_url: str) -> AsyncIterator[TimescaleSink]:
-    """The sink on the test's database."""
-    sink = TimescaleSink(database_url, commit_timeout_s=5)
-    yield sink
-    await sink.close()
-
-
-async def stored(connection: Connection) -> set[str]:
-    """The users of all rows; fails where one has two."""
-    users = [record[0] for record in await connection.fetch("SELECT user_id FROM events")]
-    assert len(users) == len(set(users))
-    return set(users)
 
 
 async def skip_without_timescaledb(services: Services, connection: Connection) -> None:
@@ -295,10 +280,3 @@ async def until_waiting(connection: Connection) -> None:
         "AND datname = current_database())"
     ):
         await asyncio.sleep(0.01)
-
-
-async def until_lost(sink: TimescaleSink) -> None:
-    """Return when the sink has noticed that its connection is gone."""
-    async with asyncio.timeout(10):
-        while sink.generation is not None:
-            await asyncio.sleep(0)

@@ -1,0 +1,131 @@
+"""The claim store on a real Redis: leases, settling, another database, and a Redis in trouble."""
+
+import asyncio
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from app.claims import RedisClaims
+from app.event import Claim, Outcome
+from app.ingest import commit
+from sinks.timescale import TimescaleSink
+from tests.events import event, events, stored, until_lost
+from tests.gateways import Services, make_claims
+
+
+async def test_failure_releases_the_claim(
+    services: Services, claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
+) -> None:
+    """After a failed write another process holds the claim at once."""
+    await connection.execute("ALTER TABLE events RENAME TO elsewhere")
+    await commit(events("a"), claims, sink)
+    other = make_claims(services, sink)
+    assert await other.claim([event("a").event_id]) == [Claim.HELD]
+    await other.close()
+
+
+async def test_seen_is_not_written_again(
+    services: Services, claims: RedisClaims, sink: TimescaleSink
+) -> None:
+    """What was committed is seen by every process, as soon as the next claim is made."""
+    assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
+    assert await claims.claim([event("a").event_id]) == [Claim.SEEN]
+    other = make_claims(services, sink)
+    assert await other.claim([event("a").event_id]) == [Claim.SEEN]
+    await other.close()
+
+
+async def test_seen_is_settled_when_idle(
+    services: Services, claims: RedisClaims, sink: TimescaleSink
+) -> None:
+    """Within a second the commit is known to others, also when no further callback comes."""
+    await commit(events("a"), claims, sink)
+    other = make_claims(services, sink)
+    assert await other.claim([event("a").event_id]) == [Claim.BUSY]
+    async with asyncio.timeout(1.5):
+        while await other.claim([event("a").event_id]) != [Claim.SEEN]:
+            await asyncio.sleep(0.02)
+    await other.close()
+
+
+async def test_claim_of_a_dead_process_ends(services: Services, sink: TimescaleSink) -> None:
+    """A crash gives the claim back when its lease ends, and only then."""
+    dead = make_claims(services, sink, lease_s=0.2)
+    other = make_claims(services, sink)
+    assert await dead.claim([event("a").event_id]) == [Claim.HELD]
+    assert await other.claim([event("a").event_id]) == [Claim.BUSY]
+    async with asyncio.timeout(5):
+        while await other.claim([event("a").event_id]) != [Claim.HELD]:
+            await asyncio.sleep(0.02)
+    # Who comes back to life cannot give away what is another's by now.
+    await dead.release([event("a").event_id])
+    third = make_claims(services, sink)
+    assert await third.claim([event("a").event_id]) == [Claim.BUSY]
+    for store in (dead, other, third):
+        await store.close()
+
+
+async def test_other_database_inherits_nothing(
+    claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
+) -> None:
+    """When the data is other data, what Redis remembers of the old does not count."""
+    assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
+    assert await claims.claim([event("a").event_id]) == [Claim.SEEN]
+    await connection.execute("TRUNCATE events")
+    await connection.execute("UPDATE generation SET value = 'restored'")
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE application_name = 'flokit-gateway' AND datname = current_database()"
+    )
+    await until_lost(sink)
+    assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
+    assert await stored(connection) == {"a"}
+
+
+async def test_slow_redis_is_left_alone(sink: TimescaleSink) -> None:
+    """A Redis that accepts and says nothing costs 100 ms, once a second, and no outcome."""
+
+    async def listen_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1024):
+            pass
+        writer.close()
+
+    silent = await asyncio.start_server(listen_only, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    claims = RedisClaims(
+        f"redis://127.0.0.1:{port}/0",
+        generation=lambda: sink.generation, lease_s=15, seen_window_d=30,
+    )  # fmt: skip
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
+    first = clock() - started
+    assert claims.is_bypassed
+    started = clock()
+    for _ in range(5):
+        assert await claims.claim([b"x" * 16]) == [Claim.HELD]
+    assert clock() - started < 0.1 <= first
+    await claims.close()
+    silent.close()
+    await silent.wait_closed()
+
+
+async def test_late_answer_is_not_taken_for_another(
+    services: Services,
+    claims: RedisClaims,
+    sink: TimescaleSink,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A claim that was given up must not have its answer read by the next one."""
+    monkeypatch.setattr("app.claims.LEFT_ALONE_S", 0.0)
+    await commit(events("seen"), claims, sink)
+    assert await claims.claim([event("seen").event_id]) == [Claim.SEEN]
+    redis = Redis.from_url(services.redis_url)
+    await redis.client_pause(300)
+    assert await claims.claim([event("a").event_id, event("b").event_id]) == [Claim.HELD] * 2
+    assert claims.is_bypassed
+    async with asyncio.timeout(10):
+        while await claims.claim([event("seen").event_id]) != [Claim.SEEN]:
+            pass
+    await redis.aclose()

@@ -1,0 +1,106 @@
+"""What is written down for people and machines, and whether it is still true."""
+
+import itertools
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from prometheus_client import Counter
+from prometheus_client.metrics import MetricWrapperBase
+
+from app import metrics
+from app.event import DropReason
+from app.settings import ALLOWLIST_SUFFIX, SECRET_SUFFIX, Settings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+FOLDERS = ("app", "adapters", "sinks", "tests", "bench", "k8s", ".ci", ".github")
+
+
+def texts() -> Iterator[Path]:
+    """Every file that people write, wherever it lies."""
+    suffixes = {".py", ".md", ".toml", ".sql", ".yaml", ".yml", ".json", ""}
+    paths = itertools.chain(ROOT.iterdir(), *((ROOT / name).rglob("*") for name in FOLDERS))
+    yield from (path for path in paths if path.is_file() and path.suffix in suffixes)
+
+
+def test_open_work_is_left_behind() -> None:
+    """What is still to be done stands in the issues, not in the code."""
+    marker = re.compile(r"\b(TO[D]O|FIX[M]E|X[X]X|HAC[K]|WI[P])\b")
+    assert [path for path in texts() if marker.search(path.read_text())] == []
+
+
+def test_a_setting_is_documented_wrongly() -> None:
+    """The README lists exactly the settings that exist, each with its default."""
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| *`?([^|`]*?)`? *\|", README, re.MULTILINE))
+    for suffix in (SECRET_SUFFIX, ALLOWLIST_SUFFIX):
+        assert f"`<VENDOR>{suffix}`" in README
+        assert rows.pop(f"ADJUST{suffix}", None) is not None
+    defaults = msgspec.structs.asdict(Settings())
+    del defaults["vendors"]
+    assert rows == {
+        name.upper(): f"{value:g}" if isinstance(value, float) else str(value)
+        for name, value in defaults.items()
+    }
+
+
+def test_a_metric_is_undocumented() -> None:
+    """The README lists exactly the metrics that exist, with their labels and drop reasons."""
+    rows = {
+        name: (set(re.findall(r"`(\w+)`", labels)), meaning)
+        for name, labels, meaning in re.findall(
+            r"^\| `(flokit_\w+)` \|([^|]*)\| (.*) \|$", README, re.MULTILINE
+        )
+    }
+    declared = {
+        metric._name + ("_total" if isinstance(metric, Counter) else ""): set(metric._labelnames)
+        for metric in vars(metrics).values()
+        if isinstance(metric, MetricWrapperBase)
+    }
+    assert {name: labels for name, (labels, _) in rows.items()} == declared
+    meaning = rows["flokit_callbacks_dropped_total"][1]
+    assert set(re.findall(r"`(\w+)`", meaning)) - {"dropped"} == {r.value for r in DropReason}
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+def test_a_lock_file_trusts_an_index(name: str) -> None:
+    """Every package is pinned and has hashes, and no file says where to get it from."""
+    lines = (ROOT / name).read_text().splitlines()
+    assert not [line for line in lines if "://" in line or line.startswith("--")]
+    packages = pinned(name)
+    for text in packages.values():
+        assert re.match(r"\S+==\S+", text)
+        assert "--hash=sha256:" in text
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values() if "dev" in name else ()
+    wanted = itertools.chain(project["dependencies"], *extras)
+    assert {re.split(r"[^\w.-]", package)[0] for package in wanted} <= packages.keys()
+
+
+def pinned(name: str) -> dict[str, str]:
+    """The requirements of a lock file, by package."""
+    entries = re.sub(r"\\\n", "", (ROOT / name).read_text()).splitlines()
+    return {re.split(r"[^\w.-]", entry)[0]: entry for entry in entries if entry[:1].strip("#")}
+
+
+def test_tests_run_on_other_versions_than_production() -> None:
+    """What the tests run on is what production installs."""
+    development = pinned("requirements-dev.lock")
+    assert {name: development[name] for name in pinned("requirements.lock")} == pinned(
+        "requirements.lock"
+    )
+
+
+def test_a_release_is_not_told() -> None:
+    """Operators find every version in the changelog, in the form that they know."""
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert changelog.startswith("# Changelog\n")
+    headings = re.findall(r"^## (.*)$", changelog, re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    for heading in headings[1:]:
+        assert re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d{2}-\d{2}", heading)
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert set(re.findall(r"^### (.*)$", changelog, re.MULTILINE)) <= kinds
