@@ -5,7 +5,7 @@ from functools import lru_cache
 from hmac import compare_digest
 from ipaddress import IPv6Address, ip_address
 
-from app.errors import Unavailable, Unverified
+from app.errors import NotConfigured, Unverified
 from app.settings import Network, VendorAccess
 
 
@@ -22,11 +22,11 @@ class Access:
         """Return if `secret` is one of the vendor's and `address` is allowed.
 
         `address` is the caller's, as text; it may be empty where the proxies did not tell it.
-        Raises Unavailable where no secret is configured, else Unverified.
+        Raises NotConfigured where no secret is configured, else Unverified.
         """
         secrets, allowlist = self._vendors.get(vendor, ((), ()))
         if not secrets:
-            raise Unavailable("no_secret_configured")
+            raise NotConfigured("no_secret_configured")
         if allowlist and not _is_allowed(address, allowlist):
             raise Unverified("address_not_allowed")
         # Every secret is compared, so that the time tells nothing about which one came close.

@@ -13,7 +13,6 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError
 
 from app.event import Claim
 from app.metrics import CLAIMS_BYPASSED
@@ -181,7 +180,7 @@ class RedisClaims:
             # the answer to the next one.
             async with asyncio.timeout(CLAIM_TIMEOUT_S):
                 answer: bytes = await script(keys=keys, args=arguments)
-        except (RedisError, OSError, TimeoutError):
+        except Exception:  # noqa: BLE001 - whatever it is, the database decides
             self._left_alone_until = asyncio.get_running_loop().time() + LEFT_ALONE_S
             return None
         self._left_alone_until = 0.0

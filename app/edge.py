@@ -17,7 +17,7 @@ from sanic.response import HTTPResponse
 from sanic.server.protocols.http_protocol import HttpProtocol
 
 from app.callback import escape
-from app.errors import GatewayError, Unreadable, render
+from app.errors import GatewayError, Rejected, Unreadable, render
 from app.metrics import REJECTED, UNANSWERED
 
 # A URL of more than 65,535 bytes cannot be parsed (httptools counts in 16 bits).
@@ -111,7 +111,9 @@ class GatewayErrors(ErrorHandler):
         if answer is None:
             UNANSWERED.labels(_reason(exception)).inc()
             return Unanswered()
-        if not isinstance(exception, GatewayError):
+        if isinstance(exception, Rejected):
+            REJECTED.labels(exception.reason).inc()
+        elif not isinstance(exception, GatewayError):
             self._note(exception, answer.status)
         return HTTPResponse(answer.body, answer.status, answer.headers, "application/json")
 

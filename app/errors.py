@@ -25,14 +25,18 @@ class GatewayError(Exception):
         self.reason = reason
 
 
-class Unverified(GatewayError):
+class Rejected(GatewayError):
+    """The request never became a callback: it is counted without vendor and workspace."""
+
+
+class Unverified(Rejected):
     """The secret is wrong or missing, or the address is not allowed."""
 
     status = 401
     message = "Unverified callback."
 
 
-class UnknownVendor(GatewayError):
+class UnknownVendor(Rejected):
     """No adapter has this name."""
 
     status = 404
@@ -42,15 +46,22 @@ class UnknownVendor(GatewayError):
         self.vendor = vendor
 
 
-class MalformedBody(GatewayError):
+class MalformedBody(Rejected):
     """The body is neither a form nor a JSON object."""
 
     status = 400
     message = "Malformed body."
 
 
+class NotConfigured(Rejected):
+    """No secret is configured for the vendor: our own fault, and nobody is let in."""
+
+    status = 503
+    message = "Service Unavailable"
+
+
 class Unavailable(GatewayError):
-    """Not now, and it is our own fault: overload, drain, or no secret configured."""
+    """Not now: the buffer is full, or closed."""
 
     status = 503
     message = "Service Unavailable"

@@ -139,7 +139,8 @@ class _Lane:
                 "application_name": "flokit-gateway",
                 "lock_timeout": f"{LOCK_TIMEOUT_S * 1000:.0f}",
                 "statement_timeout": f"{self._statement_timeout_s * 1000:.0f}",
-                # The server must notice a gateway that vanished: its locks hold others up.
+                # The server must notice a gateway that is frozen or gone: its locks hold others up.
+                "idle_in_transaction_session_timeout": f"{self._statement_timeout_s * 1000:.0f}",
                 "tcp_keepalives_idle": "5",
                 "tcp_keepalives_interval": "5",
                 "tcp_keepalives_count": "3",

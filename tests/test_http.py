@@ -103,6 +103,22 @@ async def test_rotated_secrets_are_both_valid(gateways: Gateways) -> None:
     assert (await gateway.callback(secret="old+one")).status == 401
 
 
+async def test_rejections_are_counted(gateway: Running) -> None:
+    """What never became a callback is counted by its reason."""
+    before = await gateway.metrics()
+    await gateway.callback(secret="wrong")
+    await get(gateway.port, "/ingest/nobody")
+    await gateway.post(b"[]", JSON)
+    await get(gateway.port, "/nowhere")
+    await exchange(gateway.port, head("PUT", "/healthz"))
+    after = await gateway.metrics()
+    for reason in (
+        "wrong_secret", "unknown_vendor", "malformed_body", "unknown_path", "method_not_allowed",
+    ):  # fmt: skip
+        series = f'flokit_requests_rejected_total{{reason="{reason}"}}'
+        assert after[series] - before.get(series, 0) == 1
+
+
 async def test_unknown_vendor(server: Process) -> None:
     """A vendor without an adapter is named in the answer, before any secret is looked at."""
     answer = await get(server.port, "/ingest/nobody")
