@@ -23,7 +23,7 @@ _MILLISECOND_DIGITS = 13  # of a moment of this era
 _LEAP_SECOND = 60
 _MINUTES = 60
 _COUNTRY = re.compile(r"[A-Za-z]{2,3}")
-_ALL_ZERO = re.compile(r"[0-]+")
+_ALL_ZERO = re.compile(r"-*0[0-]*")
 _UNIX = re.compile(r"([0-9]{1,13})(?:\.([0-9]+))?")
 _ISO = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[T ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:[.,]([0-9]+))?"

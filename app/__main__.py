@@ -21,12 +21,13 @@ _EXIT_CODES: dict[type[Exception], tuple[str, int]] = {
     SettingsError: ("", 2),
     WorkspacesError: ("WORKSPACES_FILE: ", 2),
     schema.AddressError: ("DATABASE_URL: ", 2),
+    schema.NoAnswer: ("database: ", 1),
     schema.SchemaError: ("", 1),
     ListenError: ("", 1),
     EmbeddedError: ("", 1),
     asyncpg.PostgresError: ("database: ", 1),
     asyncpg.InterfaceError: ("database: ", 1),
-    OSError: ("database: ", 1),  # a TimeoutError is one too
+    ConnectionError: ("database: ", 1),
 }
 
 

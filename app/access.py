@@ -1,5 +1,6 @@
 """May this caller speak for this vendor? Secrets and addresses."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hmac import compare_digest
@@ -7,6 +8,9 @@ from ipaddress import IPv6Address, ip_address
 
 from app.errors import NotConfigured, Unverified
 from app.settings import Network, VendorAccess
+
+# Some proxies write the port of the caller too; an IPv6 address then stands in brackets.
+_WITH_PORT = re.compile(r"^(?:\[([^]]*)\]|([0-9.]+))(?::[0-9]+)?$")
 
 
 class Access:
@@ -38,7 +42,7 @@ class Access:
 @lru_cache(maxsize=4096)
 def _is_allowed(address: str, allowlist: Sequence[Network]) -> bool:
     try:
-        ip = ip_address(address.strip("[]"))
+        ip = ip_address(_WITH_PORT.sub(r"\1\2", address))
     except ValueError:
         return False
     # A socket that listens on :: sees IPv4 callers in this form.

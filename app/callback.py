@@ -53,16 +53,17 @@ def clean_form(parameters: Mapping[str, str]) -> dict[str, str]:
 def parse_body(content_type: str, body: bytes) -> dict[str, str] | None:
     """Return the clean parameters of a body, or None where it is neither a form nor a JSON object.
 
-    A body whose type is not declared is taken for what it looks like.
+    What is a JSON object counts as one whatever its type says, since some clients declare a form
+    by default. A body whose type is not declared is a form if it has at least one `=`.
     """
     media_type = content_type.partition(";")[0].strip().lower()
     text = body.decode("utf-8", "replace").removeprefix("\ufeff").strip(WHITE_SPACE)
     if not text:
         return {}
-    if media_type == FORM or not (media_type or text.startswith("{")):
+    if text.startswith("{") and (parameters := _parse_json(text)) is not None:
+        return parameters
+    if media_type == FORM or (not media_type and "=" in text):
         return clean_form(split_form(body))
-    if media_type.endswith(("/json", "+json")) or text.startswith("{"):
-        return _parse_json(text)
     return None
 
 

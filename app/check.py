@@ -95,16 +95,18 @@ def _check_vendor(
 
 async def _check_services(report: Report, settings: Settings) -> None:
     try:
-        connection = await schema.connect(settings.database_url, timeout_s=TIMEOUT_S)
+        connection = await schema.connect(
+            settings.database_url, timeout_s=TIMEOUT_S, command_timeout_s=TIMEOUT_S
+        )
     except schema.AddressError as error:
         report.fail("DATABASE_URL", str(error), exit_code=2)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        report.fail("database", f"does not answer: {error or type(error).__name__}")
+    except schema.NoAnswer as error:
+        report.fail("database", str(error))
     else:
         try:
             await _check_database(report, settings, connection)
-        except asyncpg.PostgresError as error:
-            report.fail("database", str(error))
+        except (asyncpg.PostgresError, schema.SchemaError, OSError, TimeoutError) as error:
+            report.fail("database", str(error) or type(error).__name__)
         finally:
             await connection.close()
     await _check_redis(report, settings)

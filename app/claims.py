@@ -25,6 +25,7 @@ LEFT_ALONE_S = 1.0
 SETTLE_IDLE_S = 0.5
 # What a lost Redis may leave behind in memory; older entries are only slower to recognise.
 SETTLE_MAX = 50_000
+SETTLE_AT_ONCE = 1_000
 
 # One round trip for both: first `ARGV[4]` keys become seen, then the others are claimed.
 _SETTLE_AND_CLAIM = """
@@ -127,8 +128,7 @@ class RedisClaims:
         generation = self._generation()
         answers = None
         if generation is not None and not self._is_left_alone():
-            settled, self._settled = self._settled, []
-            answers = await self._run(settled, _keys(generation, event_ids))
+            answers = await self._run(self._take_settled(), _keys(generation, event_ids))
         if answers is None:
             CLAIMS_BYPASSED.inc()
             return [Claim.HELD] * len(event_ids)
@@ -154,17 +154,22 @@ class RedisClaims:
         """See `Claims`."""
         if self._settler is not None:
             self._settler.cancel()
-        if self._settled and not self._is_left_alone():
-            await self._run(self._settled, [])
+        while self._settled and not self._is_left_alone():
+            await self._run(self._take_settled(), [])
         await self._redis.aclose()
 
     async def _settle_when_idle(self) -> None:
         while self._settled:
             await asyncio.sleep(SETTLE_IDLE_S)
-            if self._settled and not self._is_left_alone():
-                settled, self._settled = self._settled, []
-                await self._run(settled, [])
+            while self._settled and not self._is_left_alone():
+                await self._run(self._take_settled(), [])
         self._settler = None
+
+    def _take_settled(self) -> list[bytes]:
+        """Return what fits into one round trip."""
+        settled = self._settled[:SETTLE_AT_ONCE]
+        del self._settled[:SETTLE_AT_ONCE]
+        return settled
 
     async def _run(self, settled: list[bytes], claimed: list[bytes]) -> bytes | None:
         arguments = [self._token, self._lease_ms, self._seen_ms, len(settled)]

@@ -6,10 +6,11 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from app import embedded, logs
 from app.serve import listen, serve
-from app.settings import read_settings
+from app.settings import SettingsError, read_settings
 from sinks import schema
 
 FOLDER = Path("data")
@@ -43,20 +44,19 @@ LOOK = "SELECT occurred_at, event_type, user_id, properties FROM events"
 
 def run() -> int:
     """Start the servers, a demo workspace and the gateway; Ctrl-C stops all of it."""
-    environ = DEFAULTS | os.environ
+    environ = DEFAULTS | {name: value for name, value in os.environ.items() if value}
     # Wrong settings and a port in use are told before anything is started.
     settings = read_settings(environ, required=[])
     with listen(settings) as listener, _services(environ) as psql:
         settings = read_settings(environ)
         logs.configure(settings.log_level)
-        if not Path(settings.workspaces_file).exists():
-            Path(settings.workspaces_file).write_text(WORKSPACES)
+        _write_workspaces(Path(settings.workspaces_file))
         asyncio.run(_migrate(settings.database_url))
-        secret = settings.vendors["adjust"].secrets[0]
+        secret = quote(settings.vendors["adjust"].secrets[0], safe="")
         url = f"http://{settings.host}:{settings.port}/ingest/adjust?secret={secret}&{CALLBACK}"
         print(
             f"\nThe gateway is ready. Send it a callback:\n\n  curl {shlex.quote(url)}\n\n"
-            f"Look at the row:\n\n  {psql} {settings.database_url} -c {shlex.quote(LOOK)}\n\n"
+            f"Look at the row:\n\n  {psql} -c {shlex.quote(LOOK)}\n\n"
             f"Its workspaces are in {settings.workspaces_file}, everything else of it is in "
             f"{FOLDER}/.\nCtrl-C stops all of it; the events stay.\n",
             flush=True,
@@ -68,14 +68,23 @@ def run() -> int:
 
 @contextmanager
 def _services(environ: dict[str, str]) -> Iterator[str]:
-    """Complete `environ` with the addresses of both servers; yields the path of a psql."""
+    """Complete `environ` with the addresses of both servers; yields how to start a psql."""
     if environ.get("DATABASE_URL") and environ.get("REDIS_URL"):
-        yield "psql"
+        yield 'psql "$DATABASE_URL"'  # the user's own: its password is not printed
         return
     with embedded.start(FOLDER, say=print) as servers:
         print(servers.description, flush=True)
         environ |= {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url}
-        yield str(servers.psql)
+        yield f"{servers.psql} {servers.database_url}"
+
+
+def _write_workspaces(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(WORKSPACES)
+    except OSError as error:
+        raise SettingsError(f"WORKSPACES_FILE: {path}: {error.strerror}") from None
 
 
 async def _migrate(database_url: str) -> None:

@@ -54,16 +54,20 @@ class GatewayHttp(Http):
         try:
             await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
         except BadRequest:
-            if not self._escape_target():
+            if not self._mend():
                 raise
             await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
 
-    def _escape_target(self) -> bool:
-        """Escape what may not stand in a URL; returns whether there was anything.
+    def _mend(self) -> bool:
+        """Mend what vendors and proxies are known to do; returns whether there was anything.
 
-        Vendors put values of their users into URLs, and some do so without encoding them.
+        Some send an empty line ahead (RFC 9112, 2.2, says to ignore it); some put the values of
+        their users into URLs without encoding them.
         """
         buffer = self.recv_buffer
+        if buffer.startswith(b"\r\n"):
+            del buffer[: len(buffer) - len(buffer.lstrip(b"\r\n"))]
+            return True
         line_bytes = buffer.find(b"\r\n")
         method, _, rest = bytes(buffer[:line_bytes]).partition(b" ")
         target, _, version = rest.rpartition(b" ")

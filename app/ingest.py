@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from time import perf_counter
 
@@ -24,14 +24,12 @@ from app.event import (
     DropReason,
     Event,
     Outcome,
-    Workspace,
 )
+from app.settings import ROW_LIFE_MIN_D
 from app.workspaces import Workspaces
 from sinks import Sink
 
-# An event that is older than RETENTION_D less this is not accepted, so that no row is dropped
-# within this time of its arrival.
-KEPT_AFTER_ARRIVAL = timedelta(days=31)
+BODY_AT_ONCE_BYTES = 64 * 1024
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +53,16 @@ _COMMITTED = (Outcome.WRITTEN, Outcome.DUPLICATE)
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What the HTTP server hands over: bytes as they came, and the address of the caller."""
+    """What the HTTP server hands over: bytes as they came, and the address of the caller.
+
+    `read_body` is asked only when the caller is verified.
+    """
 
     vendor: str
     query: bytes
     address: str
-    headers: Mapping[str, str] = {}
-    body: bytes = b""
+    headers: Mapping[str, str]
+    read_body: Callable[[], Awaitable[bytes]]
 
 
 class Ingest:
@@ -74,14 +75,12 @@ class Ingest:
         access: Access,
         workspaces: Workspaces,
         buffer: WriteBuffer[Event, Outcome],
-        twins: WriteBuffer[Event, Outcome],
         retention_d: int = 0,
     ) -> None:
         self._adapters = adapters
         self._access = access
         self._workspaces = workspaces
         self._buffer = buffer
-        self._twins = twins
         self._retention_d = retention_d
 
     async def handle(self, request: Request) -> bytes:
@@ -89,65 +88,71 @@ class Ingest:
         adapter = self._adapters.get(request.vendor)
         if adapter is None:
             raise UnknownVendor(request.vendor)
-        callback = self._verified(request)
-        workspace = self._workspaces.find(request.vendor, adapter.app_token(callback))
-        if workspace is None:
-            return _dropped(request.vendor, "", DropReason.UNKNOWN_APP)
-        event = _parsed(adapter, callback, workspace)
+        query = self._verified_query(request)
+        body = await request.read_body()
+        callback = await self._callback(query, request.headers, body)
+        workspace, event = self._parsed(request.vendor, adapter, callback)
         if isinstance(event, Drop):
-            return _dropped(workspace.vendor, workspace.id, event.reason)
-        return RECEIPTS[await self._place(event, len(request.query) + len(request.body))]
+            metrics.count(metrics.DROPPED, request.vendor, workspace, event.reason.value)
+            return DROPPED
+        try:
+            outcome = await self._buffer.submit(event, len(request.query) + len(body))
+        except Unavailable as error:  # not even tried: nobody else counts it
+            metrics.count(metrics.FAILED, request.vendor, workspace, error.reason)
+            raise
+        return RECEIPTS[outcome]
 
-    def _verified(self, request: Request) -> Callback:
+    def _verified_query(self, request: Request) -> dict[str, str]:
+        """Return the clean parameters of the URL, without the secret that they were sent with."""
         query = split_form(request.query)
-        # The secret is taken out before anything else sees the parameters.
         secret = decode(query.pop("secret", ""))
         self._access.verify(request.vendor, secret, request.address)
-        parameters = in_query = clean_form(query)
-        if request.body:
-            in_body = parse_body(request.headers.get("content-type", ""), request.body)
+        return clean_form(query)
+
+    async def _callback(
+        self, query: dict[str, str], headers: Mapping[str, str], body: bytes
+    ) -> Callback:
+        parameters = query
+        if body:
+            content_type = headers.get("content-type", "")
+            if len(body) <= BODY_AT_ONCE_BYTES:
+                in_body = parse_body(content_type, body)
+            else:  # it may take the better part of a second: the others do not wait for it
+                in_body = await asyncio.to_thread(parse_body, content_type, body)
             if in_body is None:
                 raise MalformedBody("malformed_body")
             in_body.pop("secret", None)
-            parameters = in_body | in_query
+            parameters = in_body | query
         received_at = datetime.now(UTC)
         return Callback(
-            query=in_query,
+            query=query,
             parameters=parameters,
             received_at=received_at,
             occurred_from=self._occurred_from(received_at),
-            headers=request.headers,
-            body=request.body,
+            headers=headers,
+            body=body,
         )
 
     def _occurred_from(self, received_at: datetime) -> datetime:
         if not self._retention_d:
             return OLDEST_OCCURRED_AT
-        return received_at - timedelta(days=self._retention_d) + KEPT_AFTER_ARRIVAL
+        retained_from = received_at - timedelta(days=self._retention_d)
+        return max(OLDEST_OCCURRED_AT, retained_from + timedelta(days=ROW_LIFE_MIN_D))
 
-    async def _place(self, event: Event, size_bytes: int) -> Outcome:
-        """Submit an event, and then once more, alone, where somebody else is writing it."""
+    def _parsed(
+        self, vendor: str, adapter: Adapter, callback: Callback
+    ) -> tuple[str, Event | Drop]:
+        """Return the ID of the workspace, empty where there is none, and what the adapter says."""
+        workspace_id = ""
         try:
-            outcome = await self._buffer.submit(event, size_bytes)
-            if outcome is Outcome.CONTESTED:
-                outcome = await self._twins.submit(event, size_bytes)
-        except Unavailable as error:  # not even tried: nobody else counts it
-            metrics.count(metrics.FAILED, event.vendor, event.workspace_id, error.reason)
+            workspace = self._workspaces.find(vendor, adapter.app_token(callback))
+            if workspace is None:
+                return workspace_id, Drop(DropReason.UNKNOWN_APP)
+            workspace_id = workspace.id
+            return workspace_id, adapter.parse(callback, workspace)
+        except Exception:
+            metrics.count(metrics.FAILED, vendor, workspace_id, "adapter_error")
             raise
-        return outcome
-
-
-def _parsed(adapter: Adapter, callback: Callback, workspace: Workspace) -> Event | Drop:
-    try:
-        return adapter.parse(callback, workspace)
-    except Exception:
-        metrics.count(metrics.FAILED, workspace.vendor, workspace.id, "adapter_error")
-        raise
-
-
-def _dropped(vendor: str, workspace_id: str, reason: DropReason) -> bytes:
-    metrics.count(metrics.DROPPED, vendor, workspace_id, reason.value)
-    return DROPPED
 
 
 async def commit(
@@ -176,8 +181,18 @@ async def commit(
 async def commit_contested(
     events: Sequence[Event], claims: Claims, sink: Sink
 ) -> Sequence[Outcome | WriteFailed]:
-    """Commit events that somebody else is writing: the database decides, without a claim."""
+    """Commit events that must be written alone: the database decides, without a claim."""
     return _tell(events, await _write(events, claims, sink, contested=True))
+
+
+async def hand_over(event: Event, twins: WriteBuffer[Event, Outcome], claims: Claims) -> Outcome:
+    """Give a CONTESTED event to the buffer of those that are written alone."""
+    try:
+        return await twins.submit(event)
+    except Unavailable as error:
+        await claims.release([event.event_id])
+        metrics.count(metrics.FAILED, event.vendor, event.workspace_id, error.reason)
+        raise WriteFailed(error.reason) from None
 
 
 async def _write(
@@ -194,11 +209,21 @@ async def _write(
         await claims.release(ids)
         log.error(
             "batch failed",
-            extra={"events": len(events), "error": type(error).__name__, "detail": str(error)},
+            # Only the first line: in those that follow PostgreSQL shows the row.
+            extra={
+                "events": len(events),
+                "error": type(error).__name__,
+                "detail": str(error).partition("\n")[0],
+            },
         )
         return dict.fromkeys(ids, WriteFailed("write_failed"))
-    await claims.settle([id_ for id_ in ids if outcomes[id_] in _COMMITTED])
-    await claims.release([id_ for id_ in ids if outcomes[id_] is Outcome.REFUSED])
+    if contested:
+        # Another connection wrote it, maybe to other data than the claims are about. The next
+        # delivery finds the row, and settles.
+        await claims.release(ids)
+    else:
+        await claims.settle([id_ for id_ in ids if outcomes[id_] in _COMMITTED])
+        await claims.release([id_ for id_ in ids if outcomes[id_] is Outcome.REFUSED])
     return dict(outcomes)
 
 

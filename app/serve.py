@@ -84,14 +84,13 @@ async def _ignore_signals(_: App) -> None:
 async def _look_at_server(settings: Settings) -> None:
     """Check what depends on the database's own settings, if it is there; raises SettingsError."""
     try:
-        connection = await schema.connect(settings.database_url, timeout_s=LOOK_TIMEOUT_S)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        connection = await schema.connect(
+            settings.database_url, timeout_s=LOOK_TIMEOUT_S, command_timeout_s=LOOK_TIMEOUT_S
+        )
+        server = await schema.inspect(connection)
+        await connection.close()
+    except (schema.NoAnswer, asyncpg.PostgresError, OSError, TimeoutError) as error:
         log.warning("the database does not answer yet", extra={"error": str(error)})
         return
-    try:
-        milliseconds = await connection.fetchval(
-            "SELECT setting::int FROM pg_settings WHERE name = 'deadlock_timeout'"
-        )
-        check_deadlock_timeout(settings.commit_timeout_s, milliseconds / 1000)
-    finally:
-        await connection.close()
+    milliseconds = int(server.settings["deadlock_timeout"])
+    check_deadlock_timeout(settings.commit_timeout_s, milliseconds / 1000)

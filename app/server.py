@@ -20,7 +20,7 @@ from app.claims import Claims, RedisClaims
 from app.edge import BODY_MAX_BYTES, GatewayErrors, read_body
 from app.errors import WriteFailed
 from app.event import Event, Outcome
-from app.ingest import Ingest, commit, commit_contested
+from app.ingest import Ingest, commit, commit_contested, hand_over
 from app.ingest import Request as IngestRequest
 from app.settings import Settings, VendorAccess
 from app.workspaces import Workspaces
@@ -32,11 +32,13 @@ BUFFER_MAX_BYTES = 64 * 1024 * 1024
 RESPONSE_TIMEOUT_S = 60.0
 KEEP_ALIVE_TIMEOUT_S = 75.0
 PROBE_S = 1.0
+CLOSE_PER_COMMIT = 2
 
 log = logging.getLogger(__name__)
 
 App = Sanic[Config, SimpleNamespace]
-Commit = Callable[[Sequence[Event], Claims, Sink], Awaitable[Sequence[Outcome | WriteFailed]]]
+Result = Outcome | WriteFailed | asyncio.Task[Outcome]
+Commit = Callable[[Sequence[Event]], Awaitable[Sequence[Result]]]
 
 
 def create_app(
@@ -83,14 +85,13 @@ class Gateway:
             lease_s=settings.claim_lease_s,
             seen_window_d=settings.seen_window_d,
         )
-        self.buffer = self._write_buffer(commit, settings.batch_max_events)
-        self.twins = self._write_buffer(commit_contested, 1)
+        self.twins = self._write_buffer(self._commit_alone, 1)
+        self.buffer = self._write_buffer(self._commit, settings.batch_max_events)
         self.ingest = Ingest(
             adapters=vendors,
             access=Access(settings.vendors),
             workspaces=self.workspaces,
             buffer=self.buffer,
-            twins=self.twins,
             retention_d=settings.retention_d,
         )
         self.sink_answered = False
@@ -98,12 +99,24 @@ class Gateway:
 
     def _write_buffer(self, commit: Commit, batch_max: int) -> WriteBuffer[Event, Outcome]:
         return WriteBuffer(
-            lambda events: commit(events, self.claims, self.sink),
+            commit,
             batch_max=batch_max,
             buffer_max=self.settings.buffer_max_events,
             batch_max_bytes=BATCH_MAX_BYTES,
             buffer_max_bytes=BUFFER_MAX_BYTES,
         )
+
+    async def _commit(self, events: Sequence[Event]) -> Sequence[Result]:
+        outcomes = await commit(events, self.claims, self.sink)
+        return [
+            asyncio.create_task(hand_over(event, self.twins, self.claims))
+            if outcome is Outcome.CONTESTED
+            else outcome
+            for event, outcome in zip(events, outcomes, strict=True)
+        ]
+
+    async def _commit_alone(self, events: Sequence[Event]) -> Sequence[Result]:
+        return await commit_contested(events, self.claims, self.sink)
 
     async def probe(self) -> None:
         """Ask the sink until it has answered once: from then on the gateway is ready."""
@@ -118,15 +131,20 @@ class Gateway:
     async def measure(self) -> None:
         """Keep the gauge of the buffers; never returns."""
         while True:
-            metrics.BUFFER_EVENTS.set(len(self.buffer) + len(self.twins))
+            metrics.BUFFER_EVENTS.set(len(self.buffer))
             await asyncio.sleep(PROBE_S)
 
     async def close(self) -> None:
         """Commit what was accepted, then close the parts."""
         for task in self.tasks:
             task.cancel()
-        await self.buffer.close()
-        await self.twins.close()
+        try:
+            # By now nobody waits for an answer: a database that hangs is not waited for either.
+            async with asyncio.timeout(CLOSE_PER_COMMIT * self.settings.commit_timeout_s):
+                await self.buffer.close()
+                await self.twins.close()
+        except TimeoutError:
+            log.error("events given up, unanswered", extra={"events": len(self.buffer)})
         await self.claims.close()
         await self.sink.close()
 
@@ -151,17 +169,23 @@ def _config(settings: Settings) -> Config:
 
 async def _ingest(request: Request, vendor: str) -> HTTPResponse:
     gateway: Gateway = request.app.ctx.gateway
-    body = await read_body(request)
-    proxied = gateway.settings.proxies_count > 0
-    callback = IngestRequest(
-        vendor=vendor,
-        # Not `query_string`: that ends at a `#`, which some senders do not encode.
-        query=request.raw_url.partition(b"?")[2],
-        address=request.remote_addr if proxied else request.ip,
-        headers=request.headers,
-        body=body if request.method == "POST" else b"",
+    is_proxied = gateway.settings.proxies_count > 0
+
+    async def body() -> bytes:
+        # That of a GET means nothing, but it is there, before the next request.
+        sent = await read_body(request)
+        return sent if request.method == "POST" else b""
+
+    receipt = await gateway.ingest.handle(
+        IngestRequest(
+            vendor=vendor,
+            # Not `query_string`: that ends at a `#`, which some senders do not encode.
+            query=request.raw_url.partition(b"?")[2],
+            address=request.remote_addr if is_proxied else request.ip,
+            headers=request.headers,
+            read_body=body,
+        )
     )
-    receipt = await gateway.ingest.handle(callback)
     return HTTPResponse(receipt, content_type="application/json")
 
 
@@ -177,7 +201,7 @@ async def _readyz(request: Request) -> HTTPResponse:
         "sink": "answered" if gateway.sink_answered else "waiting",
         "claims": "bypassed" if getattr(gateway.claims, "is_bypassed", False) else "in use",
         "buffer": {
-            "events": len(gateway.buffer) + len(gateway.twins),
+            "events": len(gateway.buffer),
             "max_events": gateway.settings.buffer_max_events,
         },
     }

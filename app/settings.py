@@ -19,7 +19,9 @@ ALLOWLIST_SUFFIX = "_IP_ALLOWLIST"
 LEASE_PER_COMMIT = 2
 # PostgreSQL looks for a deadlock after `deadlock_timeout`; a commit must live through a few.
 COMMIT_PER_DEADLOCK = 3
-RETENTION_MIN_D = 62
+# With a retention, what is older than it less these days is not accepted: so long any row lives.
+ROW_LIFE_MIN_D = 31
+RETENTION_MIN_D = 2 * ROW_LIFE_MIN_D
 _SCHEMES = {
     "DATABASE_URL": ("postgresql", "postgres"),
     "REDIS_URL": ("redis", "rediss", "unix"),
@@ -55,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     buffer_max_events: Annotated[int, Meta(ge=1, le=100_000)] = 5_000
     commit_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 5.0
     claim_lease_s: Annotated[float, Meta(gt=0, le=600)] = 15.0
-    seen_window_d: Annotated[float, Meta(gt=0, le=365)] = 30.0
+    seen_window_d: Annotated[float, Meta(ge=0.01, le=365)] = 30.0
     retention_d: Annotated[int, Meta(ge=0, le=36_500)] = 0
     drain_pause_s: Annotated[float, Meta(ge=0, le=300)] = 5.0
     vendors: Mapping[str, VendorAccess] = {}
@@ -154,6 +156,12 @@ def _check_relations(settings: Settings) -> None:
         raise SettingsError(
             f"RETENTION_D: {settings.retention_d} is neither 0 (keep for ever) nor "
             f"at least {RETENTION_MIN_D}"
+        )
+
+    if settings.retention_d and settings.seen_window_d > ROW_LIFE_MIN_D:
+        raise SettingsError(
+            f"SEEN_WINDOW_D: {settings.seen_window_d:g} is more than the {ROW_LIFE_MIN_D} days "
+            "that every row is kept for when RETENTION_D is set"
         )
 
 

@@ -23,15 +23,23 @@ class AddressError(Exception):
     """The driver does not understand the address of the database, which is not told here."""
 
 
-async def connect(database_url: str, *, timeout_s: float) -> asyncpg.Connection:
-    """Return a connection for an operator's command.
+class NoAnswer(Exception):
+    """The database cannot be reached, or lets nobody in; the message is one line."""
 
-    Raises AddressError, and OSError, TimeoutError or an asyncpg error where nobody answers.
-    """
+
+async def connect(
+    database_url: str, *, timeout_s: float, command_timeout_s: float | None = None
+) -> asyncpg.Connection:
+    """Return a connection for an operator's command; raises AddressError or NoAnswer."""
     try:
-        return await asyncpg.connect(database_url, timeout=timeout_s)
+        return await asyncpg.connect(
+            database_url, timeout=timeout_s, command_timeout=command_timeout_s
+        )
     except ValueError:
         raise AddressError("not an address that the driver understands") from None
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        detail = str(error).partition("\n")[0] or type(error).__name__
+        raise NoAnswer(f"does not answer: {detail}") from None
 
 
 def migrations() -> dict[str, str]:
@@ -122,14 +130,27 @@ async def inspect(connection: asyncpg.Connection) -> Server:
     )
 
 
+async def is_hypertable(connection: asyncpg.Connection) -> bool:
+    """Whether `events` is a hypertable here, or an ordinary table."""
+    if await timescaledb_version(connection) is None:
+        return False
+    return bool(
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM timescaledb_information.hypertables "
+            "WHERE hypertable_name = 'events' AND hypertable_schema = current_schema())"
+        )
+    )
+
+
 async def keep_chunk_ahead(connection: asyncpg.Connection) -> None:
     """Make the chunks of now and of the coming interval, so that no batch has to wait for them."""
-    if await timescaledb_version(connection) is None:
+    if not await is_hypertable(connection):
         return
     for ahead in (timedelta(0), CHUNK_INTERVAL):
         moment = datetime.now(UTC) + ahead
         exists = await connection.fetchval(
-            "SELECT true FROM timescaledb_information.chunks WHERE hypertable_name = 'events' "
+            "SELECT true FROM timescaledb_information.chunks "
+            "WHERE hypertable_name = 'events' AND hypertable_schema = current_schema() "
             "AND range_start <= $1 AND $1 < range_end",
             moment,
         )
@@ -153,7 +174,7 @@ async def retain(connection: asyncpg.Connection, retention_d: int) -> AsyncItera
     A hypertable loses whole chunks; an ordinary table loses rows, some at a time.
     """
     cutoff = datetime.now(UTC) - timedelta(days=retention_d)
-    if await timescaledb_version(connection) is not None:
+    if await is_hypertable(connection):
         chunks = await connection.fetch("SELECT drop_chunks('events', $1::timestamptz)", cutoff)
         yield f"events: {len(chunks)} chunks dropped that ended before {cutoff:%Y-%m-%d %H:%M} UTC"
         # A chunk that has not ended keeps its rows, so their stable IDs are kept too.

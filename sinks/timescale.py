@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from uuid import UUID
 
 import asyncpg
@@ -18,12 +18,17 @@ from asyncpg.exceptions import (
 
 from app.event import Event, Outcome
 from sinks.encoding import COLUMNS, TYPES, as_arrays, encode_rows
-from sinks.schema import keep_chunk_ahead, read_generation
+from sinks.lane import Lane, milliseconds
+from sinks.schema import keep_chunk_ahead
 
-CONNECT_TIMEOUT_S = 3.0
-# How long a write waits for a row or a chunk that somebody else is writing. A healthy writer is
-# done in milliseconds; a frozen one must not take its twins' neighbours with it.
-LOCK_TIMEOUT_S = 0.5
+# How long a write waits for a row or a chunk that somebody else is writing: a batch, the search
+# for what holds a batch up, and a twin alone. A healthy writer is done in milliseconds; a frozen
+# one must not take its twins' neighbours with it.
+BATCH_LOCK_TIMEOUT_S = 0.1
+SEARCH_LOCK_TIMEOUT_S = 0.01
+TWIN_LOCK_TIMEOUT_S = 0.5
+# How often to look which data the connection leads to.
+GENERATION_S = 1.0
 CHUNK_AHEAD_S = 3600.0
 
 _NAMES = ", ".join(COLUMNS)
@@ -49,6 +54,8 @@ SELECT * FROM unnest($1::uuid[], $2::timestamptz[])
 ON CONFLICT DO NOTHING RETURNING event_id
 """
 
+Attempt = Callable[[asyncpg.Connection, Sequence[Event]], Awaitable[dict[bytes, Outcome]]]
+
 log = logging.getLogger(__name__)
 
 
@@ -57,9 +64,9 @@ class TimescaleSink:
 
     def __init__(self, database_url: str, *, commit_timeout_s: float) -> None:
         self._commit_timeout_s = commit_timeout_s
-        self._batches = _Lane(database_url, commit_timeout_s)
-        self._twins = _Lane(database_url, commit_timeout_s)
-        self._chunks: asyncio.Task[None] | None = None
+        self._batches = Lane(database_url, commit_timeout_s, BATCH_LOCK_TIMEOUT_S)
+        self._twins = Lane(database_url, commit_timeout_s, TWIN_LOCK_TIMEOUT_S)
+        self._tending: list[asyncio.Task[None]] = []
 
     @property
     def generation(self) -> str | None:
@@ -70,27 +77,32 @@ class TimescaleSink:
         """See `Sink`. Takes no longer than the commit time-out."""
         lane = self._twins if contested else self._batches
         async with asyncio.timeout(self._commit_timeout_s), lane.connection() as connection:
-            if self._chunks is None:
-                self._chunks = asyncio.create_task(self._keep_chunks_ahead())
+            if not self._tending:
+                self._tending += map(asyncio.create_task, (self._keep_chunks(), self._look_again()))
             if not events:
                 await connection.fetchval("SELECT 1")
                 return []
-            try:
-                outcomes = await _write(connection, events, contested=contested)
-            except LockNotAvailableError:
-                if contested:
-                    raise
-                return [Outcome.CONTESTED] * len(events)
+            write = _write_alone if contested else _write_batch
+            outcomes = await write(connection, events)
         return [outcomes[event.event_id] for event in events]
 
     async def close(self) -> None:
         """See `Sink`."""
-        if self._chunks is not None:
-            self._chunks.cancel()
+        for task in self._tending:
+            task.cancel()
         await self._batches.close()
         await self._twins.close()
 
-    async def _keep_chunks_ahead(self) -> None:
+    async def _look_again(self) -> None:
+        while True:
+            await asyncio.sleep(GENERATION_S)
+            # What fails here fails for the next batch too, and is told there; until the next
+            # success the generation is not known, and Redis is not believed.
+            with suppress(Exception):
+                async with asyncio.timeout(self._commit_timeout_s), self._batches.connection():
+                    await self._batches.look()
+
+    async def _keep_chunks(self) -> None:
         while True:
             try:
                 timeout = asyncio.timeout(self._commit_timeout_s)
@@ -101,90 +113,52 @@ class TimescaleSink:
             await asyncio.sleep(CHUNK_AHEAD_S)
 
 
-class _Lane:
-    """One connection for one statement at a time; opened when needed, given up when in doubt."""
-
-    def __init__(self, database_url: str, statement_timeout_s: float) -> None:
-        self._database_url = database_url
-        self._statement_timeout_s = statement_timeout_s
-        self._lock = asyncio.Lock()
-        self._connection: asyncpg.Connection | None = None
-        self._generation: str | None = None
-
-    @property
-    def generation(self) -> str | None:
-        is_open = self._connection is not None and not self._connection.is_closed()
-        return self._generation if is_open else None
-
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
-        async with self._lock:
-            if self._connection is None or self._connection.is_closed():
-                self._connection = await self._open()
-            try:
-                yield self._connection
-            except PostgresError:
-                raise  # the server has answered: the connection is as good as before
-            except BaseException:
-                # A time-out or a cancel leaves it open what the server has done and will still
-                # send. The unique index decides at the retry; this connection is not used again.
-                self._connection.terminate()
-                raise
-
-    async def _open(self) -> asyncpg.Connection:
-        connection = await asyncpg.connect(
-            self._database_url,
-            timeout=CONNECT_TIMEOUT_S,
-            server_settings={
-                "application_name": "flokit-gateway",
-                "lock_timeout": f"{LOCK_TIMEOUT_S * 1000:.0f}",
-                "statement_timeout": f"{self._statement_timeout_s * 1000:.0f}",
-                # The server must notice a gateway that is frozen or gone: its locks hold others up.
-                "idle_in_transaction_session_timeout": f"{self._statement_timeout_s * 1000:.0f}",
-                "tcp_keepalives_idle": "5",
-                "tcp_keepalives_interval": "5",
-                "tcp_keepalives_count": "3",
-                "jit": "off",
-            },
-        )
-        try:
-            self._generation = await read_generation(connection)
-        except BaseException:
-            connection.terminate()
-            raise
-        return connection
-
-    async def close(self) -> None:
-        if self._connection is not None and not self._connection.is_closed():
-            async with self._lock:
-                await self._connection.close(timeout=CONNECT_TIMEOUT_S)
-
-
-async def _write(
-    connection: asyncpg.Connection, events: Sequence[Event], *, contested: bool
-) -> dict[bytes, Outcome]:
-    # In the order of the index: writers who all go the same way do not deadlock.
-    ordered = sorted(events, key=lambda event: (event.occurred_at, event.event_id))
-    attempt = _insert if contested else _copy_or_insert
-    try:
-        return await attempt(connection, ordered)
-    except DeadlockDetectedError:
-        return await attempt(connection, ordered)
-
-
-async def _copy_or_insert(
+async def _write_batch(
     connection: asyncpg.Connection, events: Sequence[Event]
 ) -> dict[bytes, Outcome]:
+    """Write all events at once, or else all but those that must be written alone."""
+    # In the order of the index: writers who all go the same way do not deadlock.
+    ordered = sorted(events, key=lambda event: (event.occurred_at, event.event_id))
     try:
-        return await _copy(connection, events)
-    except UniqueViolationError:
-        pass  # some rows are there already: the database says which
+        return await _once_more_after_deadlock(_copy, connection, ordered)
+    except UnicodeEncodeError:
+        pass  # an adapter's mistake: the row is found like any other culprit
     except PostgresError as error:
-        if not _blames_a_row(error):
+        # Some rows are there already, or one is at fault, or locked: the search tells which.
+        if not isinstance(error, UniqueViolationError) and not _blames_a_row(error):
             raise
-    except ValueError:
-        pass  # a text without an encoding: its row is found like any other culprit
-    return await _insert(connection, events)
+    await connection.execute(f"SET lock_timeout = {milliseconds(SEARCH_LOCK_TIMEOUT_S)}")
+    try:
+        return await _insert_halving(connection, ordered)
+    finally:
+        if not connection.is_closed():
+            await connection.execute(f"SET lock_timeout = {milliseconds(BATCH_LOCK_TIMEOUT_S)}")
+
+
+async def _write_alone(
+    connection: asyncpg.Connection, events: Sequence[Event]
+) -> dict[bytes, Outcome]:
+    """Insert events one by one, each with its own fate; raises where that is not decided."""
+    outcomes: dict[bytes, Outcome] = {}
+    for event in events:
+        try:
+            outcomes |= await _once_more_after_deadlock(_insert, connection, [event])
+        except PostgresError as error:
+            if isinstance(error, LockNotAvailableError) or not _blames_a_row(error):
+                raise
+            await _try_harmless(connection, event)
+            log.warning("the database refuses an event", extra={"sqlstate": error.sqlstate})
+            outcomes[event.event_id] = Outcome.REFUSED
+    return outcomes
+
+
+async def _once_more_after_deadlock(
+    attempt: Attempt, connection: asyncpg.Connection, events: Sequence[Event]
+) -> dict[bytes, Outcome]:
+    try:
+        return await attempt(connection, events)
+    except DeadlockDetectedError:
+        return await attempt(connection, events)
 
 
 async def _copy(connection: asyncpg.Connection, events: Sequence[Event]) -> dict[bytes, Outcome]:
@@ -209,37 +183,33 @@ async def _copy(connection: asyncpg.Connection, events: Sequence[Event]) -> dict
 async def _copy_rows(connection: asyncpg.Connection, events: Sequence[Event]) -> None:
     await connection.copy_to_table(
         "events",
-        source=encode_rows(events),  # type: ignore[arg-type] # a buffer is taken, if not declared
+        # Mere bytes would be taken for the name of a file. The type is not declared, but taken.
+        source=memoryview(encode_rows(events)),  # type: ignore[arg-type]
         columns=COLUMNS,
         format="binary",
     )
 
 
-async def _insert(connection: asyncpg.Connection, events: Sequence[Event]) -> dict[bytes, Outcome]:
-    """Insert what is not there yet; a row that the database blames costs no other its place."""
-    outcomes = await _insert_halving(connection, events)
-    if Outcome.REFUSED in outcomes.values() and Outcome.WRITTEN not in outcomes.values():
-        refused = next(e for e in events if outcomes[e.event_id] is Outcome.REFUSED)
-        await _try_harmless(connection, refused)
-    return outcomes
-
-
 async def _insert_halving(
     connection: asyncpg.Connection, events: Sequence[Event]
 ) -> dict[bytes, Outcome]:
+    """Insert what is not there yet. A row at fault, or locked, costs no other its place."""
     try:
-        records = await connection.fetch(
-            _INSERT, *as_arrays(events), [event.has_stable_id for event in events]
-        )
+        return await _once_more_after_deadlock(_insert, connection, events)
     except PostgresError as error:
         if not _blames_a_row(error):
             raise
-        if len(events) == 1:
-            log.warning("the database refuses an event", extra={"sqlstate": error.sqlstate})
-            return {events[0].event_id: Outcome.REFUSED}
-        middle = len(events) // 2
-        first = await _insert_halving(connection, events[:middle])
-        return first | await _insert_halving(connection, events[middle:])
+    if len(events) == 1:
+        return {events[0].event_id: Outcome.CONTESTED}
+    middle = len(events) // 2
+    first = await _insert_halving(connection, events[:middle])
+    return first | await _insert_halving(connection, events[middle:])
+
+
+async def _insert(connection: asyncpg.Connection, events: Sequence[Event]) -> dict[bytes, Outcome]:
+    records = await connection.fetch(
+        _INSERT, *as_arrays(events), [event.has_stable_id for event in events]
+    )
     written = {record[0].bytes for record in records}
     return {
         event.event_id: Outcome.WRITTEN if event.event_id in written else Outcome.DUPLICATE
@@ -259,12 +229,13 @@ async def _try_harmless(connection: asyncpg.Connection, refused: Event) -> None:
     transaction = connection.transaction()
     await transaction.start()
     try:
-        await connection.fetch(_INSERT, *as_arrays([harmless]), [harmless.has_stable_id])
+        await _insert(connection, [harmless])
     finally:
         await transaction.rollback()
 
 
 def _blames_a_row(error: PostgresError) -> bool:
-    """Whether the server refuses the data itself; everything else may succeed at a retry."""
+    """Whether some rows are the cause: their data, or the locks of others on them."""
     state = error.sqlstate or ""
-    return (state[:2] in ("22", "23") and state != "23505") or state == "54000"
+    is_data = (state[:2] in ("22", "23") and state != "23505") or state == "54000"
+    return is_data or isinstance(error, LockNotAvailableError)

@@ -1,5 +1,6 @@
 """What every adapter promises. A vendor's test inherits `AdapterCases` and fills in the blanks."""
 
+import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -44,12 +45,17 @@ def callback_of(
         access=Access({vendor: VendorAccess(SECRETS)}),
         workspaces=cast("Any", None),  # not on this part of the way
         buffer=cast("Any", None),
-        twins=cast("Any", None),
     )
     if b"secret=" not in query:
         query = b"secret=" + SECRETS[0].encode() + b"&" + query
     headers = {"content-type": content_type}
-    callback = ingest._verified(Request(vendor, query, "127.0.0.1", headers, body))
+
+    async def read_body() -> bytes:
+        return body
+
+    request = Request(vendor, query, "127.0.0.1", headers, read_body)
+    in_query = ingest._verified_query(request)
+    callback = asyncio.run(ingest._callback(in_query, headers, body))
     return msgspec.structs.replace(
         callback,
         query=MappingProxyType(dict(callback.query)),

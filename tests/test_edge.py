@@ -70,8 +70,10 @@ async def test_malformed_http_is_unanswered(server: Process, request_bytes: byte
     assert after[series] - before.get(series, 0) == 1
 
 
-async def test_bare_lines_of_other_clients(server: Process) -> None:
-    """An absolute target, HTTP/1.0 and an unusual header are served."""
+async def test_unusual_requests_are_served(server: Process) -> None:
+    """An empty line ahead, an absolute target and HTTP/1.0 are unusual, and right."""
+    ahead = b"\r\n\r\n" + head("GET", f"/ingest/adjust?{query(user_id='ahead')}")
+    assert (await exchange(server.port, ahead)).json == WRITTEN
     target = f"http://gateway/ingest/adjust?{query(user_id='absolute')}"
     assert (await get(server.port, target)).json == WRITTEN
     old = f"GET /ingest/adjust?{query(user_id='old')} HTTP/1.0\r\n\r\n".encode()
@@ -109,6 +111,13 @@ async def test_body_that_never_ends(gateways: Gateways, monkeypatch: pytest.Monk
     request = head("POST", f"/ingest/adjust?{query()}", headers={"Content-Length": "10"})
     assert await exchange(gateway.port, request + b"x=") == UNANSWERED
     assert (await gateway.metrics())[series] == before + 1
+
+
+async def test_stranger_does_not_fill_the_memory(server: Process) -> None:
+    """A body is read only from a caller that is verified; others are answered before."""
+    target = f"/ingest/adjust?{query(secret='wrong')}"
+    request = head("POST", target, headers={"Content-Length": "1000000"}) + b"x=1"
+    assert (await exchange(server.port, request)).status == 401
 
 
 async def test_keep_alive_and_pipelining(server: Process) -> None:
@@ -165,6 +174,10 @@ async def test_expected_continue(server: Process) -> None:
         ("1", "nonsense", False),
         ("1", "::ffff:127.0.0.1", True),
         ("1", "[2001:db8::1]", True),
+        ("1", "2001:db8::1", True),
+        ("1", "[2001:db8::1]:5555", True),
+        ("1", "127.0.0.1:5555", True),
+        ("1", "203.0.113.9:5555", False),
     ],
 )
 async def test_forged_address(

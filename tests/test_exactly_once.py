@@ -142,6 +142,36 @@ async def test_caller_that_hangs_up_changes_nothing(
     assert await stored(connection) == {"usr_1"}
 
 
+async def test_caller_of_a_twin_that_hangs_up_changes_nothing(
+    gateways: Gateways, connection: asyncpg.Connection
+) -> None:
+    """Nor does it when the event had to leave its batch and wait for somebody else."""
+    gateway = await gateways.start(claims=AlwaysBusy())
+    async with gateways.locked_events():
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(head("GET", f"/ingest/adjust?{query()}"))
+        while not len(gateway.gateway.twins):
+            await asyncio.sleep(0)
+        writer.transport.abort()
+    async with asyncio.timeout(10):
+        while len(gateway.gateway.buffer):
+            await asyncio.sleep(0.01)
+    assert await stored(connection) == {"usr_1"}
+
+
+async def test_poison_is_dropped(gateways: Gateways, connection: asyncpg.Connection) -> None:
+    """What the database will never take is answered, and only that, among many."""
+    await connection.execute("ALTER TABLE events ADD CONSTRAINT c CHECK (user_id <> 'poison')")
+    gateway = await gateways.start()
+    users = [f"u{number}" for number in range(20)]
+    users.insert(7, "poison")
+    answers = await asyncio.gather(*(gateway.callback(user_id=user) for user in users))
+    assert [answer.json for answer in answers] == [
+        receipt("dropped" if user == "poison" else "written") for user in users
+    ]
+    assert await stored(connection) == set(users) - {"poison"}
+
+
 async def test_received_is_the_sum(gateways: Gateways) -> None:
     """At every scrape, received is written + duplicate + dropped + failed."""
     gateway = await gateways.start()

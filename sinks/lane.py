@@ -1,0 +1,112 @@
+"""One connection to PostgreSQL that is never trusted longer than it deserves."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from math import inf
+
+import asyncpg
+from asyncpg.exceptions import PostgresError
+
+from sinks.schema import read_generation
+
+CONNECT_TIMEOUT_S = 3.0
+CLOSE_TIMEOUT_S = 2.0
+# The data may be replaced under an open connection: what is known of it is soon forgotten.
+GENERATION_MAX_AGE_S = 3.0
+
+# A commit that was answered must survive a crash, whatever the role or the database says.
+_DURABLE = """
+SELECT set_config('synchronous_commit', 'on', false)
+WHERE current_setting('synchronous_commit') = 'off'
+"""
+
+
+class Lane:
+    """One connection for one statement at a time; opened when needed, given up when in doubt."""
+
+    def __init__(self, database_url: str, commit_timeout_s: float, lock_timeout_s: float) -> None:
+        self._database_url = database_url
+        # A little earlier than we ourselves: then it is known that nothing was committed.
+        timeout_ms = f"{commit_timeout_s * 900:.0f}"
+        self._settings = {
+            "application_name": "flokit-gateway",
+            "lock_timeout": milliseconds(lock_timeout_s),
+            "statement_timeout": timeout_ms,
+            # The server must notice a gateway that is frozen or gone: its locks hold others up.
+            "idle_in_transaction_session_timeout": timeout_ms,
+            "tcp_keepalives_idle": "5",
+            "tcp_keepalives_interval": "5",
+            "tcp_keepalives_count": "3",
+            "jit": "off",
+        }
+        self._lock = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._connection: asyncpg.Connection | None = None
+        self._generation = ""
+        self._looked_at = -inf
+
+    @property
+    def generation(self) -> str | None:
+        """Which data the connection leads to; None while that is not known."""
+        is_open = self._connection is not None and not self._connection.is_closed()
+        is_fresh = time.monotonic() - self._looked_at < GENERATION_MAX_AGE_S
+        return self._generation if is_open and is_fresh else None
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """Lend the connection, to one at a time; opens it where there is none."""
+        async with self._lock:
+            if self._connection is None or self._connection.is_closed():
+                self._connection = None
+                self._connection = await asyncpg.connect(
+                    self._database_url, timeout=CONNECT_TIMEOUT_S, server_settings=self._settings
+                )
+                await self.look()
+                await self._connection.execute(_DURABLE)
+            try:
+                yield self._connection
+            except PostgresError:
+                raise  # the server has answered: the connection is as good as before
+            except BaseException:
+                # A time-out or a cancel leaves it open what the server has done and will still
+                # send. The unique index decides at the retry; this connection is not used again.
+                self._give_up()
+                raise
+
+    async def look(self) -> None:
+        """Learn which data is behind the open connection; give the connection up if that fails."""
+        self._looked_at, started = -inf, time.monotonic()
+        if self._connection is None:
+            return
+        try:
+            self._generation = await read_generation(self._connection)
+        except BaseException:
+            self._give_up()
+            raise
+        self._looked_at = started
+
+    def _give_up(self) -> None:
+        """Close the connection behind our back, so that asyncpg can still cancel its statement."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            closing = asyncio.create_task(_close(connection))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Close the connection when it is free."""
+        async with self._lock:
+            self._give_up()
+        await asyncio.gather(*self._closing)
+
+
+async def _close(connection: asyncpg.Connection) -> None:
+    with suppress(Exception):  # asyncpg then cuts the connection off
+        await connection.close(timeout=CLOSE_TIMEOUT_S)
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a time in the unit of the server's settings."""
+    return f"{seconds * 1000:.0f}"
