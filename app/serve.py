@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from functools import partial
 
 import asyncpg
@@ -15,6 +16,7 @@ from app import logs, workers
 from app.edge import GatewayProtocol
 from app.server import App, create_app
 from app.settings import Settings, SettingsError, check_deadlock_timeout, read_settings
+from app.workspaces import WorkspacesError
 from sinks import schema
 
 BACKLOG = 1024
@@ -72,7 +74,13 @@ def _serve_app(app: App, listener: socket.socket) -> None:
 
 def _serve_worker(settings: Settings, listener: socket.socket) -> None:
     logs.configure(settings.log_level)
-    _serve_app(create_app(settings), listener)
+    try:
+        app = create_app(settings)
+    except WorkspacesError as error:
+        # An older file would drop callbacks that the others accept: better one worker less.
+        log.error("worker not started: workspaces file refused", extra={"error": str(error)})
+        sys.exit(2)
+    _serve_app(app, listener)
 
 
 async def _ignore_signals(_: App) -> None:

@@ -1,5 +1,6 @@
 """`dev`: the first five minutes of a newcomer."""
 
+import asyncio
 import os
 import shlex
 import shutil
@@ -7,14 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from urllib.request import urlopen
 
 import pytest
 
-from tests.gateways import PATIENCE_S, ROOT
+from tests.gateways import PATIENCE_S, ROOT, Services
 
 WRITTEN = b'{"received":1,"written":1,"duplicate":0,"dropped":0}'
 DUPLICATE = b'{"received":1,"written":0,"duplicate":1,"dropped":0}'
@@ -36,13 +38,13 @@ def port() -> int:
     return free_port()
 
 
-def start(folder: Path, port: int) -> Popen:
+def start(folder: Path, port: int, settings: Mapping[str, str] = MappingProxyType({})) -> Popen:
     """Run `dev` in a folder, as `make run` does in the project's."""
     return subprocess.Popen(
         [sys.executable, "-m", "app", "dev"],
         cwd=folder,
         env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "PYTHONPATH": str(ROOT)}
-        | {"PORT": str(port)},
+        | {"PORT": str(port), "ADJUST_CALLBACK_SECRET": "", **settings},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -51,9 +53,11 @@ def start(folder: Path, port: int) -> Popen:
 
 
 @contextmanager
-def running(folder: Path, port: int) -> Iterator[dict[str, str]]:
+def running(
+    folder: Path, port: int, settings: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[dict[str, str]]:
     """Run `dev` until Ctrl-C; yields the lines that it prints to be pasted, by program."""
-    with start(folder, port) as process:
+    with start(folder, port, settings) as process:
         assert process.stdout is not None
         lines: dict[str, str] = {}
         for line in process.stdout:
@@ -106,6 +110,19 @@ def test_second_start_says_why_not(tmp_path: Path, port: int) -> None:
         assert "already running" in error
         assert error.count("\n") == 1
         assert (out, busy.returncode, second.returncode) == ("", 1, 1)
+
+
+def test_servers_of_ones_own(tmp_path: Path, port: int, services: Services) -> None:
+    """With DATABASE_URL and REDIS_URL nothing is started, and no password is printed."""
+    database = f"gateway_dev_{os.getpid()}"
+    asyncio.run(services.execute(None, f"CREATE DATABASE {database}"))
+    url = services.url_of(database)
+    more = {"DATABASE_URL": url, "REDIS_URL": services.redis_url, "ADJUST_CALLBACK_SECRET": "a&b"}
+    with running(tmp_path, port, more) as lines:
+        assert paste(lines["curl"]) == WRITTEN
+        assert lines["psql"].startswith('psql "$DATABASE_URL" -c ')
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["workspaces.toml"]
+    asyncio.run(services.execute(None, f"DROP DATABASE {database} WITH (FORCE)"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -137,6 +137,21 @@ async def test_killed_worker_is_replaced(run: RUNS) -> None:
         assert (await process.callback()).status == 200
 
 
+async def test_replaced_worker_with_a_wrong_file(run: RUNS) -> None:
+    """A worker that cannot read its workspaces says so in a line, and the others go on."""
+    with run(WORKERS="2") as process:
+        await asyncio.to_thread(process.wait_until_ready)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(workers := workers_of(process.pid)) < 2:
+                await asyncio.sleep(0.02)
+            (process.folder / "workspaces.toml").write_text("[[")
+            os.kill(workers.pop(), signal.SIGKILL)
+            while "worker not started" not in process.log.read_text():
+                await asyncio.sleep(0.02)
+        assert (await process.callback()).status == 200
+    assert all(json.loads(line) for line in process.log.read_text().splitlines())
+
+
 async def test_workers_end_with_their_parent(run: RUNS) -> None:
     """No worker lives on when the parent is killed."""
     with run(WORKERS="2") as process:
@@ -150,7 +165,7 @@ async def test_workers_end_with_their_parent(run: RUNS) -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_signal_while_starting(run: RUNS, workers: str) -> None:
     """A signal that comes early ends the process, and nobody else in its group."""
-    for delay_s in (0.0, 0.3, 0.6, 0.9, 1.2):  # wherever in its start that is, on this machine
+    for delay_s in (0.0, 0.4, 0.8):  # wherever in its start that is, on this machine
         with run(WORKERS=workers) as process:
             await asyncio.sleep(delay_s)
             process.signal(signal.SIGTERM)
