@@ -34,32 +34,44 @@ def run(work: Callable[[], None], number: int) -> None:
 class _Workers:
     def __init__(self, work: Callable[[], None], number: int) -> None:
         self._work = work
-        self._stopping = False
-        self._processes = [self._start() for _ in range(number)]
+        self._number = number
+        self._stopping = threading.Event()
+        self._processes: list[SpawnProcess] = []
 
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        for _ in range(self._number):
+            self._start()
         while self._processes:
             ended = wait([process.sentinel for process in self._processes])
             for process in [p for p in self._processes if p.sentinel in ended]:
                 self._processes.remove(process)
                 process.join()
                 mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
-                if not self._stopping:
-                    log.error("a worker ended and is replaced", extra={"exit": process.exitcode})
-                    time.sleep(REPLACE_AFTER_S)
-                    self._processes.append(self._start())
+                self._replace(f"exit code {process.exitcode}")
 
-    def _start(self) -> SpawnProcess:
+    def _start(self) -> None:
+        if self._stopping.is_set():
+            return
         process = multiprocessing.get_context("spawn").Process(target=_worker, args=(self._work,))
-        process.start()
-        if self._stopping:  # told meanwhile, when this one was not yet known
+        try:
+            process.start()
+        except OSError as error:  # it was killed before it had been told what to do
+            self._replace(str(error))
+            return
+        self._processes.append(process)
+        if self._stopping.is_set():  # told meanwhile, when this one was not yet known
             process.terminate()
-        return process
+
+    def _replace(self, why: str) -> None:
+        if not self._stopping.is_set():
+            log.error("a worker ended and is replaced", extra={"reason": why})
+            time.sleep(REPLACE_AFTER_S)
+            self._start()
 
     def _stop(self, *_: object) -> None:
-        self._stopping = True
+        self._stopping.set()
         for process in self._processes:
             process.terminate()
 

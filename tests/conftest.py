@@ -118,8 +118,11 @@ async def sink(database_url: str) -> AsyncIterator[TimescaleSink]:
 
 
 @pytest.fixture
-async def claims(services: Services, sink: TimescaleSink) -> AsyncIterator[RedisClaims]:
-    """Claims of one process."""
+async def claims(
+    services: Services, sink: TimescaleSink, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RedisClaims]:
+    """Claims of one process, which do not lose their patience on a busy machine."""
+    monkeypatch.setattr("app.claims.CLAIM_TIMEOUT_S", 5.0)
     claims = make_claims(services, sink)
     yield claims
     await claims.close()

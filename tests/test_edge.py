@@ -13,31 +13,34 @@ WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 UNANSWERED_SERIES = "flokit_connections_unanswered_total"
 
 
-@pytest.mark.parametrize(
-    ("raw", "stored"),
-    [
-        ("München".encode(), "München"),
-        (b"M%C3%BCnchen", "München"),
-        ("M%C3%BCnchen München".encode(), "München München"),
-        (b"Summer Sale", "Summer Sale"),
-        (b"a\tb\x01c", "a\tb\x01c"),
-        (b"a\x00b%00c", "abc"),
-        (b"\xff\xfe%FF", "\ufffd\ufffd\ufffd"),
-        (b"\xed\xa0\x80", "\ufffd\ufffd\ufffd"),
-        (b"#1<>\"{}|\\^`[]'", "#1<>\"{}|\\^`[]'"),
-        (b"100%ZZoff%", "100%ZZoff%"),
-        (b"%E6%97%A5%E6%9C%AC", "日本"),
-        (b"a?b=c", "a?b=c"),
-    ],
-)
-async def test_raw_bytes_in_the_url(
-    gateways: Gateways, connection: asyncpg.Connection, raw: bytes, stored: str
-) -> None:
+RAW = {
+    "München".encode(): "München",
+    b"M%C3%BCnchen": "München",
+    "M%C3%BCnchen München".encode(): "München München",
+    b"Summer Sale": "Summer Sale",
+    b"a\tb\x01c": "a\tb\x01c",
+    b"a\x00b%00c": "abc",
+    b"\xff\xfe%FF": "\ufffd\ufffd\ufffd",
+    b"\xed\xa0\x80x": "\ufffd\ufffd\ufffdx",
+    b"#1<>\"{}|\\^`[]'": "#1<>\"{}|\\^`[]'",
+    b"100%ZZoff%": "100%ZZoff%",
+    b"%E6%97%A5%E6%9C%AC": "日本",
+    b"a?b=c": "a?b=c",
+}
+
+
+async def test_raw_bytes_in_the_url(gateways: Gateways, connection: asyncpg.Connection) -> None:
     """What a vendor puts into a URL without encoding it is decoded like what it encodes."""
     gateway = await gateways.start()
-    target = f"/ingest/adjust?{query()}&user_id=".replace("&user_id=usr_1", "").encode() + raw
-    assert (await get(gateway.port, target)).json == WRITTEN
-    assert await connection.fetchval("SELECT user_id FROM events") == stored
+    for number, (raw, stored) in enumerate(RAW.items()):
+        parameters = query(transaction_id=f"raw-{number}").replace("user_id=usr_1", "user_id=")
+        target = parameters.encode().replace(b"user_id=", b"user_id=" + raw)
+        assert (await get(gateway.port, b"/ingest/adjust?" + target)).json == WRITTEN
+        user_id = await connection.fetchval(
+            "SELECT user_id FROM events WHERE properties ->> 'transaction_id' = $1",
+            f"raw-{number}",
+        )
+        assert user_id == stored
 
 
 @pytest.mark.parametrize(
@@ -159,34 +162,43 @@ async def test_expected_continue(server: Process) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize(
-    ("proxies", "forwarded", "allowed"),
-    [
-        ("0", None, True),  # the peer itself: loopback is on the list
-        ("0", "203.0.113.9", True),  # forged, and not looked at
-        ("1", "203.0.113.9", False),
-        ("1", "127.0.0.1", True),
-        ("1", "127.0.0.1, 203.0.113.9", False),  # what the proxy did not write is not believed
-        ("1", None, False),  # past the proxy
-        ("2", "127.0.0.1, 203.0.113.9", True),
-        ("2", "203.0.113.9, 127.0.0.1, 203.0.113.9", True),
-        ("2", "127.0.0.1", False),
-        ("1", "nonsense", False),
-        ("1", "::ffff:127.0.0.1", True),
-        ("1", "[2001:db8::1]", True),
-        ("1", "2001:db8::1", True),
-        ("1", "[2001:db8::1]:5555", True),
-        ("1", "127.0.0.1:5555", True),
-        ("1", "203.0.113.9:5555", False),
-    ],
-)
-async def test_forged_address(
-    gateways: Gateways, proxies: str, forwarded: str | None, allowed: bool
-) -> None:
+# By the number of proxies: what X-Forwarded-For says, and whether that is on the allowlist.
+FORWARDED: dict[str, dict[str | None, bool]] = {
+    "0": {
+        None: True,  # the peer itself: loopback is on the list
+        "203.0.113.9": True,  # forged, and not looked at
+    },
+    "1": {
+        None: False,  # past the proxy
+        "127.0.0.1": True,
+        "203.0.113.9": False,
+        "127.0.0.1, 203.0.113.9": False,  # what the proxy did not write is not believed
+        "203.0.113.9, 127.0.0.1": True,
+        "nonsense": False,
+        "127.0.0.1:5555": True,
+        "203.0.113.9:5555": False,
+        "::ffff:127.0.0.1": True,
+        "2001:db8::1": True,
+        "[2001:db8::1]": True,
+        "[2001:db8::1]:5555": True,
+        "2001:db9::1": False,
+    },
+    "2": {
+        "127.0.0.1": False,
+        "127.0.0.1, 203.0.113.9": True,
+        "203.0.113.9, 127.0.0.1, 203.0.113.9": True,
+        "127.0.0.1, 203.0.113.9, 127.0.0.1": False,
+    },
+}
+
+
+@pytest.mark.parametrize("proxies", FORWARDED)
+async def test_forged_address(gateways: Gateways, proxies: str) -> None:
     """Behind counted proxies, nobody can choose the address that the allowlist sees."""
     gateway = await gateways.start(
         PROXIES_COUNT=proxies, ADJUST_IP_ALLOWLIST="127.0.0.0/8, 2001:db8::/32"
     )
-    headers = {"X-Forwarded-For": forwarded, "X-Real-IP": "127.0.0.1"} if forwarded else {}
-    answer = await get(gateway.port, f"/ingest/adjust?{query()}", headers=headers)
-    assert answer.status == (200 if allowed else 401)
+    for forwarded, allowed in FORWARDED[proxies].items():
+        headers = {"X-Forwarded-For": forwarded, "X-Real-IP": "127.0.0.1"} if forwarded else {}
+        answer = await get(gateway.port, f"/ingest/adjust?{query()}", headers=headers)
+        assert answer.status == (200 if allowed else 401), forwarded
