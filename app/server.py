@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,6 +225,8 @@ async def _start(app: App) -> None:
             log.warning("no secret: every callback is answered 503", extra={"vendor": vendor})
     for work in (gateway.probe(), gateway.measure(), gateway.workspaces.watch()):
         gateway.tasks.append(asyncio.create_task(work))
+
+    log.info("serving", extra={"pid": os.getpid()})
 
 
 async def _drain(app: App) -> None:

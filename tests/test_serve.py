@@ -124,11 +124,7 @@ async def test_several_workers(run: RUNS) -> None:
 async def test_killed_worker_is_replaced(run: RUNS) -> None:
     """A worker that dies costs its own callbacks, and five seconds later there is another."""
     with run(WORKERS="2") as process:
-        await asyncio.to_thread(process.wait_until_ready)
-        async with asyncio.timeout(PATIENCE_S):
-            while len(workers := workers_of(process.pid)) < 2:
-                await asyncio.sleep(0.02)
-        killed = workers.pop()
+        killed = (await until_all_serve(process)).pop()
         os.kill(killed, signal.SIGKILL)
         started = time.monotonic()
         while len(workers_of(process.pid) - {killed}) < 2:
@@ -140,12 +136,10 @@ async def test_killed_worker_is_replaced(run: RUNS) -> None:
 async def test_replaced_worker_with_a_wrong_file(run: RUNS) -> None:
     """A worker that cannot read its workspaces says so in a line, and the others go on."""
     with run(WORKERS="2") as process:
-        await asyncio.to_thread(process.wait_until_ready)
+        workers = await until_all_serve(process)
+        (process.folder / "workspaces.toml").write_text("[[")
+        os.kill(workers.pop(), signal.SIGKILL)
         async with asyncio.timeout(PATIENCE_S):
-            while len(workers := workers_of(process.pid)) < 2:
-                await asyncio.sleep(0.02)
-            (process.folder / "workspaces.toml").write_text("[[")
-            os.kill(workers.pop(), signal.SIGKILL)
             while "worker not started" not in process.log.read_text():
                 await asyncio.sleep(0.02)
         assert (await process.callback()).status == 200
@@ -155,7 +149,7 @@ async def test_replaced_worker_with_a_wrong_file(run: RUNS) -> None:
 async def test_workers_end_with_their_parent(run: RUNS) -> None:
     """No worker lives on when the parent is killed."""
     with run(WORKERS="2") as process:
-        await asyncio.to_thread(process.wait_until_ready)
+        await until_all_serve(process)
         process.signal(signal.SIGKILL)
         async with asyncio.timeout(PATIENCE_S):
             while await get(process.port, "/healthz") != UNANSWERED:
@@ -171,6 +165,14 @@ async def test_signal_while_starting(run: RUNS, workers: str) -> None:
             process.signal(signal.SIGTERM)
             assert await asyncio.to_thread(process.wait) in (0, -signal.SIGTERM)
             assert await get(process.port, "/healthz") == UNANSWERED
+
+
+async def until_all_serve(process: Process, workers: int = 2) -> set[int]:
+    """Return the workers, when every one of them has begun to serve."""
+    async with asyncio.timeout(PATIENCE_S):
+        while process.log.read_text().count('"serving"') < workers:
+            await asyncio.sleep(0.02)
+    return workers_of(process.pid)
 
 
 def workers_of(pid: int) -> set[int]:
