@@ -51,12 +51,12 @@ class GatewayHttp(Http):
             raise Unreadable("head_too_slow") from None
 
     async def _receive_head(self) -> None:
-        try:
-            await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
-        except BadRequest:
-            if not self._mend():
-                raise
-            await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
+        while True:
+            try:
+                return await Http.http1_request_header(self)  # type: ignore[no-untyped-call,no-any-return]
+            except BadRequest:
+                if not self._mend():
+                    raise
 
     def _mend(self) -> bool:
         """Mend what vendors and proxies are known to do; returns whether there was anything.

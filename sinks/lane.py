@@ -102,6 +102,23 @@ class Lane:
         await asyncio.gather(*self._closing)
 
 
+@asynccontextmanager
+async def transaction(connection: asyncpg.Connection, end: str = "COMMIT") -> AsyncIterator[None]:
+    """Run statements as one transaction, which a refusal of the server takes back.
+
+    Unlike asyncpg's own, it sends nothing more after a time-out or a cancel, when it might wait
+    for ever for a server that is out of reach: the connection is given up, and the server rolls
+    back.
+    """
+    await connection.execute("BEGIN")
+    try:
+        yield
+    except PostgresError:
+        await connection.execute("ROLLBACK")
+        raise
+    await connection.execute(end)
+
+
 async def _close(connection: asyncpg.Connection) -> None:
     with suppress(Exception):  # asyncpg then cuts the connection off
         await connection.close(timeout=CLOSE_TIMEOUT_S)

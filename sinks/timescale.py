@@ -18,7 +18,7 @@ from asyncpg.exceptions import (
 
 from app.event import Event, Outcome
 from sinks.encoding import COLUMNS, TYPES, as_arrays, encode_rows
-from sinks.lane import Lane, milliseconds
+from sinks.lane import Lane, milliseconds, transaction
 from sinks.schema import keep_chunk_ahead
 
 # How long a write waits for a row or a chunk that somebody else is writing: a batch, the search
@@ -53,6 +53,9 @@ INSERT INTO stable_events (event_id, occurred_at)
 SELECT * FROM unnest($1::uuid[], $2::timestamptz[])
 ON CONFLICT DO NOTHING RETURNING event_id
 """
+
+_BATCH_PATIENCE = f"SET lock_timeout = {milliseconds(BATCH_LOCK_TIMEOUT_S)}"
+_SEARCH_PATIENCE = f"SET lock_timeout = {milliseconds(SEARCH_LOCK_TIMEOUT_S)}"
 
 Attempt = Callable[[asyncpg.Connection, Sequence[Event]], Awaitable[dict[bytes, Outcome]]]
 
@@ -127,12 +130,14 @@ async def _write_batch(
         # Some rows are there already, or one is at fault, or locked: the search tells which.
         if not isinstance(error, UniqueViolationError) and not _blames_a_row(error):
             raise
-    await connection.execute(f"SET lock_timeout = {milliseconds(SEARCH_LOCK_TIMEOUT_S)}")
+    await connection.execute(_SEARCH_PATIENCE)
     try:
-        return await _insert_halving(connection, ordered)
-    finally:
-        if not connection.is_closed():
-            await connection.execute(f"SET lock_timeout = {milliseconds(BATCH_LOCK_TIMEOUT_S)}")
+        outcomes = await _insert_halving(connection, ordered)
+    except PostgresError:
+        await connection.execute(_BATCH_PATIENCE)
+        raise
+    await connection.execute(_BATCH_PATIENCE)
+    return outcomes
 
 
 async def _write_alone(
@@ -166,7 +171,7 @@ async def _copy(connection: asyncpg.Connection, events: Sequence[Event]) -> dict
     if not stable:
         await _copy_rows(connection, events)
         return {event.event_id: Outcome.WRITTEN for event in events}
-    async with connection.transaction():
+    async with transaction(connection):
         records = await connection.fetch(
             _ENTER_STABLE,
             [UUID(bytes=event.event_id) for event in stable],
@@ -226,12 +231,8 @@ async def _try_harmless(connection: asyncpg.Connection, refused: Event) -> None:
         refused, event_id=os.urandom(16), user_id=None, adid=None, idfa=None, gps_adid=None,
         os_name=None, country=None, properties={},
     )  # fmt: skip
-    transaction = connection.transaction()
-    await transaction.start()
-    try:
+    async with transaction(connection, end="ROLLBACK"):
         await _insert(connection, [harmless])
-    finally:
-        await transaction.rollback()
 
 
 def _blames_a_row(error: PostgresError) -> bool:

@@ -77,6 +77,8 @@ async def test_unusual_requests_are_served(server: Process) -> None:
     """An empty line ahead, an absolute target and HTTP/1.0 are unusual, and right."""
     ahead = b"\r\n\r\n" + head("GET", f"/ingest/adjust?{query(user_id='ahead')}")
     assert (await exchange(server.port, ahead)).json == WRITTEN
+    both = b"\r\n" + head("GET", f"/ingest/adjust?{query(user_id='both of them')}")
+    assert (await exchange(server.port, both)).json == WRITTEN
     target = f"http://gateway/ingest/adjust?{query(user_id='absolute')}"
     assert (await get(server.port, target)).json == WRITTEN
     old = f"GET /ingest/adjust?{query(user_id='old')} HTTP/1.0\r\n\r\n".encode()
