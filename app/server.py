@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,8 +147,10 @@ class Gateway:
                 await self.twins.close()
         except TimeoutError:
             log.error("events given up, unanswered", extra={"events": len(self.buffer)})
-        await self.claims.close()
-        await self.sink.close()
+        for part in (self.claims, self.sink):
+            with suppress(TimeoutError):  # the end of the process closes what is left
+                async with asyncio.timeout(CLOSE_PER_COMMIT * self.settings.commit_timeout_s):
+                    await part.close()
 
 
 def _config(settings: Settings) -> Config:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from math import inf
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 
@@ -19,6 +20,8 @@ from prometheus_client.multiprocess import mark_process_dead
 
 # A worker that ends at once, again and again, must not keep the machine busy.
 REPLACE_AFTER_S = 1.0
+LOOK_S = 1.0
+TELL_AGAIN_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ class _Workers:
         self._work = work
         self._number = number
         self._stopping = threading.Event()
+        self._told_at = inf
         self._processes: list[SpawnProcess] = []
 
     def run(self) -> None:
@@ -44,7 +48,11 @@ class _Workers:
         for _ in range(self._number):
             self._start()
         while self._processes:
-            ended = wait([process.sentinel for process in self._processes])
+            ended = wait([process.sentinel for process in self._processes], LOOK_S)
+            if time.monotonic() - self._told_at > TELL_AGAIN_S:
+                # A signal is lost on a loop that is just being set up. In a drain, which has long
+                # begun by now, it is ignored.
+                self._terminate()
             for process in [p for p in self._processes if p.sentinel in ended]:
                 self._processes.remove(process)
                 process.join()
@@ -72,6 +80,10 @@ class _Workers:
 
     def _stop(self, *_: object) -> None:
         self._stopping.set()
+        self._terminate()
+
+    def _terminate(self) -> None:
+        self._told_at = time.monotonic()
         for process in self._processes:
             process.terminate()
 

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from sinks import schema
-from tests.gateways import ROOT, Services, environment, inherited, workspaces_toml
+from tests.gateways import ROOT, Process, Services, environment, inherited, workspaces_toml
 
 COMMANDS = ("dev", "serve", "migrate", "check", "retain")
 TIMEOUT_S = 15
@@ -51,9 +51,9 @@ def assert_one_line(ended: Run, exit_code: int, *words: str) -> None:
 
 
 @pytest.fixture
-def environ(services: Services, database_url: str, tmp_path: Path) -> Mapping[str, str]:
+def environ(services: Services, server: Process, tmp_path: Path) -> Mapping[str, str]:
     """An environment in which every command succeeds."""
-    return environment(database_url, services.redis_url, tmp_path)
+    return environment(server.database_url, services.redis_url, tmp_path)
 
 
 @pytest.fixture
@@ -161,6 +161,7 @@ async def test_a_deadlock_outlives_a_commit(
 ) -> None:
     """A server that looks for deadlocks too late stops both `serve` and `check`."""
     await set_deadlock_timeout(services, database_url)
+    environ = {**environ, "DATABASE_URL": database_url}
     serve = await asyncio.to_thread(run, "serve", **environ)
     assert_one_line(serve, 2, "COMMIT_TIMEOUT_S: ", "deadlock_timeout")
     check = await asyncio.to_thread(run, "check", **environ)

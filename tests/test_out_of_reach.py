@@ -66,8 +66,9 @@ class Wire:
 
 
 @pytest.fixture
-async def wire(database_url: str) -> AsyncIterator[Wire]:
+async def wire(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Wire]:
     """A wire to the test's database."""
+    monkeypatch.setattr("sinks.lane.CLOSE_TIMEOUT_S", 0.1)
     wire = Wire(database_url)
     yield wire
     await wire.take_up()
