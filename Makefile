@@ -34,7 +34,7 @@ lock: ## resolve the dependencies anew (needs uv)
 	@uv pip compile pyproject.toml --all-extras --constraint requirements.lock \
 		--output-file requirements-dev.lock $(LOCK)
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
-	--no-annotate --no-emit-index-url --no-emit-find-links
+	--no-annotate
 
 clean: ## remove the virtual environment (the events stay in data/)
 	@rm -rf $(VENV)

@@ -244,10 +244,21 @@ class Process(Target):
         assert self._popen is not None
         self._popen.send_signal(number)
 
-    def wait(self) -> int:
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for the end, and return the exit code."""
         assert self._popen is not None
-        return self._popen.wait(PATIENCE_S)
+        return self._popen.wait(timeout_s)
+
+    def end(self) -> int:
+        """Send SIGTERM, and return the exit code.
+
+        Twice, if need be: a loop that is just being set up hears nothing for a moment.
+        """
+        self.signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            return self.wait(PATIENCE_S / 6)
+        self.signal(signal.SIGTERM)
+        return self.wait()
 
     def wait_until_ready(self) -> None:
         """Return when `/readyz` is green."""
