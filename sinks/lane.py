@@ -29,7 +29,7 @@ class Lane:
     def __init__(self, database_url: str, commit_timeout_s: float, lock_timeout_s: float) -> None:
         self._database_url = database_url
         # A little earlier than we ourselves: then it is known that nothing was committed.
-        timeout_ms = f"{commit_timeout_s * 900:.0f}"
+        timeout_ms = milliseconds(0.9 * commit_timeout_s)
         self._settings = {
             "application_name": "flokit-gateway",
             "lock_timeout": milliseconds(lock_timeout_s),

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +43,8 @@ async def connect(
         raise NoAnswer(f"does not answer: {detail}") from None
 
 
-def migrations() -> dict[str, str]:
+@cache
+def migrations() -> Mapping[str, str]:
     """Return the SQL of each migration by its name, in order."""
     return {path.stem: path.read_text() for path in sorted(MIGRATIONS.glob("*.sql"))}
 

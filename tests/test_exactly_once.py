@@ -3,10 +3,12 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import asyncpg
 import pytest
 
+from app.buffer import WriteBuffer
 from app.claims import Claims, RedisClaims
 from app.errors import WriteFailed
 from app.event import Claim, Outcome
@@ -14,11 +16,10 @@ from app.ingest import commit, commit_contested
 from sinks.timescale import TimescaleSink
 from tests.client import head
 from tests.events import event, events, stored
-from tests.gateways import Gateways, Services, make_claims, query, workspaces_toml
+from tests.gateways import Gateways, Running, Services, make_claims, query, workspaces_toml
 from tests.test_vectors import receipt, send
 from tests.vectors import VECTORS, app_token
 
-WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 DUPLICATE = {"received": 1, "written": 0, "duplicate": 1, "dropped": 0}
 
 
@@ -124,39 +125,29 @@ async def test_busy_event_does_not_hold_its_neighbours(
     await other.close()
 
 
+async def hang_up(gateways: Gateways, gateway: Running, held_in: WriteBuffer[Any, Any]) -> None:
+    """Send a callback and go away while it is in a buffer; return when it has left that."""
+    async with gateways.locked_events():
+        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(head("GET", f"/ingest/adjust?{query()}"))
+        while not len(held_in):
+            await asyncio.sleep(0)
+        writer.transport.abort()
+    async with asyncio.timeout(10):
+        while len(gateway.gateway.buffer):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("store", [None, AlwaysBusy()], ids=["in a batch", "alone"])
 async def test_caller_that_hangs_up_changes_nothing(
-    gateways: Gateways, connection: asyncpg.Connection
+    gateways: Gateways, connection: asyncpg.Connection, store: Claims | None
 ) -> None:
-    """A callback whose caller is gone is committed, and its retry is a duplicate."""
-    gateway = await gateways.start()
-    async with gateways.locked_events():
-        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        writer.write(head("GET", f"/ingest/adjust?{query()}"))
-        while not len(gateway.gateway.buffer):
-            await asyncio.sleep(0)
-        writer.transport.abort()
-    async with asyncio.timeout(10):
-        while len(gateway.gateway.buffer):
-            await asyncio.sleep(0.01)
-    assert (await gateway.callback()).json in (WRITTEN, DUPLICATE)
+    """A callback whose caller is gone is committed, alone or not, and its retry is a duplicate."""
+    gateway = await gateways.start(claims=store)
+    parts = gateway.gateway
+    await hang_up(gateways, gateway, parts.twins if store else parts.buffer)
     assert await stored(connection) == {"usr_1"}
-
-
-async def test_caller_of_a_twin_that_hangs_up_changes_nothing(
-    gateways: Gateways, connection: asyncpg.Connection
-) -> None:
-    """Nor does it when the event had to leave its batch and wait for somebody else."""
-    gateway = await gateways.start(claims=AlwaysBusy())
-    async with gateways.locked_events():
-        _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        writer.write(head("GET", f"/ingest/adjust?{query()}"))
-        while not len(gateway.gateway.twins):
-            await asyncio.sleep(0)
-        writer.transport.abort()
-    async with asyncio.timeout(10):
-        while len(gateway.gateway.buffer):
-            await asyncio.sleep(0.01)
-    assert await stored(connection) == {"usr_1"}
+    assert (await gateway.callback()).json == DUPLICATE
 
 
 async def test_poison_is_dropped(gateways: Gateways, connection: asyncpg.Connection) -> None:
