@@ -7,16 +7,18 @@ is safe, and else its connection is closed: the vendor tries again.
 
 import asyncio
 import logging
+import re
 import time
+from collections.abc import AsyncIterator
 
 from sanic import Request
 from sanic.exceptions import BadRequest
 from sanic.handlers import ErrorHandler
 from sanic.http import Http, Stage
 from sanic.response import HTTPResponse
-from sanic.server.protocols.http_protocol import HttpProtocol
 
 from app.callback import escape
+from app.connections import Connection
 from app.errors import GatewayError, Rejected, Unreadable, render
 from app.metrics import REJECTED, UNANSWERED
 
@@ -25,10 +27,18 @@ HEAD_MAX_BYTES = 65_535
 BODY_MAX_BYTES = 2 * 1024 * 1024
 HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 30.0
+# The rest of a body whose request is answered already: read only so that the answer arrives.
+REST_TIMEOUT_S = 5.0
 # A defect that hits every request must not fill the disk with its log lines.
 UNEXPECTED_LOG_S = 1.0
 
 log = logging.getLogger(__name__)
+
+
+# Names are tokens, values hold no control characters (RFC 9110, 5.1 and 5.5). What else Sanic
+# lets through, a proxy in front may read in another way, and see one request where there are two.
+_HEADERS = re.compile(rb"(?:\r\n[\w!#$%&'*+.^`|~-]++:[^\x00-\x08\x0a-\x1f\x7f]*+)*+")
+_NUMBERS = {10: re.compile("[0-9]+"), 16: re.compile("[0-9A-Fa-f]+")}
 
 
 class Unanswered(HTTPResponse):
@@ -42,7 +52,8 @@ class GatewayHttp(Http):
 
     async def http1_request_header(self) -> None:
         """Receive the head of a request; raises Unreadable where there is none to be had."""
-        if b"\r\n\r\n" in self.recv_buffer:  # the usual case: it came in one piece
+        # The usual case: it came in one piece. (An empty line ahead is no end.)
+        if b"\r\n\r\n" in self.recv_buffer and self.recv_buffer[0] not in b"\r\n":
             return await self._receive_head()
         try:
             async with asyncio.timeout(HEAD_TIMEOUT_S):
@@ -53,10 +64,34 @@ class GatewayHttp(Http):
     async def _receive_head(self) -> None:
         while True:
             try:
-                return await Http.http1_request_header(self)  # type: ignore[no-untyped-call,no-any-return]
+                await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
             except BadRequest:
                 if not self._mend():
                     raise
+            else:
+                return self._check_head()
+
+    def _check_head(self) -> None:
+        """Raise Unreadable where somebody else may see the end of the request elsewhere."""
+        head = self.request.head
+        has_headers = (end_of_line := head.find(b"\r\n")) != -1
+        is_odd = has_headers and not _HEADERS.fullmatch(head, end_of_line)
+        if is_odd or (self._is_chunked and self.request.version == "1.0"):
+            raise Unreadable("not_http")
+        self.upgrade_websocket = False  # Sanic sets no time limit for one
+
+    @property
+    def _is_chunked(self) -> bool:
+        body: object = self.request_body  # Sanic declares bytes, and keeps words in it
+        return body == "chunked"
+
+    @staticmethod
+    def _safe_int(value: str, base: int = 10) -> int:
+        """Return the size of a body or chunk; Python would take `0x5` and `+5` too."""
+        value = value.strip(" \t")
+        if not _NUMBERS[base].fullmatch(value):
+            raise ValueError
+        return int(value, base)
 
     def _mend(self) -> bool:
         """Mend what vendors and proxies are known to do; returns whether there was anything.
@@ -75,6 +110,34 @@ class GatewayHttp(Http):
         buffer[:line_bytes] = b" ".join((method, escaped, version))
         return escaped != target
 
+    async def read(self) -> bytes | None:
+        """Return some bytes of the body."""
+        if self._is_chunked and self.request_bytes_left == 0:
+            # Sanic skips these two without a look.
+            while len(self.recv_buffer) < len(b"\r\n"):
+                await self._receive_more()
+            if not self.recv_buffer.startswith(b"\r\n"):
+                self.keep_alive = False
+                raise BadRequest
+        return await Http.read(self)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield the body, in time: to the handler, or, once that has answered, to nobody."""
+        is_answered = self.stage is not Stage.HANDLER
+        deadline = self.protocol.loop.time() + (REST_TIMEOUT_S if is_answered else BODY_TIMEOUT_S)
+        while self.request_body:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    data = await self.read()
+                    if self.recv_buffer:  # many small chunks
+                        await asyncio.sleep(0)
+            except TimeoutError:
+                self.keep_alive = False
+                # Sanic's own word for "close", where there is nothing left to answer.
+                raise (BadRequest() if is_answered else Unreadable("body_too_slow")) from None
+            if data:
+                yield data
+
     def create_empty_request(self) -> None:
         """Stand in for a request that could not be read, without its URL."""
         # Sanic would parse a wrong URL once more, fail again, and log it, secret and all.
@@ -92,10 +155,12 @@ class GatewayHttp(Http):
         if self.protocol.app.ctx.draining:
             self.keep_alive = False
         await Http.http1_response_header(self, data, end_stream)
+        if self.recv_buffer:  # more requests that came along: it is the others' turn
+            await asyncio.sleep(0)
 
 
-class GatewayProtocol(HttpProtocol):
-    """Sanic's protocol over `GatewayHttp`."""
+class GatewayProtocol(Connection):
+    """Our connections, over `GatewayHttp`."""
 
     HTTP_CLASS = GatewayHttp
 
@@ -144,9 +209,5 @@ async def read_body(request: Request) -> bytes:
     """Return the body of a request; raises Unreadable where it does not come."""
     if request.stream is None or not request.stream.request_body:
         return b""
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            await request.receive_body()  # type: ignore[no-untyped-call]
-    except TimeoutError:
-        raise Unreadable("body_too_slow") from None
+    await request.receive_body()  # type: ignore[no-untyped-call]
     return request.body

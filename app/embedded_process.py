@@ -63,7 +63,7 @@ class Server:
         deadline = time.monotonic() + START_TIMEOUT_S
         fixed_port = self.port
         while True:
-            self.port = fixed_port or _free_port()
+            self.port = fixed_port or free_port()
             last_words = self._attempt(deadline)
             if last_words is None:
                 return
@@ -73,10 +73,13 @@ class Server:
                 raise EmbeddedError(f"{self.name} does not start: {last_words}")
             time.sleep(POLL_S)
 
-    def stop(self) -> None:
-        """End the server in good order, after STOP_TIMEOUT_S in any way. Harmless when it ended."""
+    def stop(self, farewell: signal.Signals | None = None) -> None:
+        """End the server, after STOP_TIMEOUT_S in any way. Harmless when it ended.
+
+        In good order, unless another `farewell` means something else to the server.
+        """
         self.resume()
-        self._signal(self.farewell, children=False)
+        self._signal(farewell or self.farewell, children=False)
         try:
             if self._process is not None:
                 self._process.wait(STOP_TIMEOUT_S)
@@ -190,7 +193,8 @@ def _last_words(text: str) -> str:
     return " | ".join(text.splitlines()[-LAST_WORDS_LINES:])
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on, and that no client is given."""
     # Below the range from which the kernel serves outgoing connections: a client that keeps
     # trying a port of that range, while the server is away, ends up connected to itself.
     while True:

@@ -96,7 +96,9 @@ class Ingest:
             metrics.count(metrics.DROPPED, request.vendor, workspace, event.reason.value)
             return DROPPED
         try:
-            outcome = await self._buffer.submit(event, len(request.query) + len(body))
+            size_bytes = len(request.query) + len(body)
+            del query, body, callback  # up to megabytes, which nobody needs while it waits
+            outcome = await self._buffer.submit(event, workspace, size_bytes)
         except Unavailable as error:  # not even tried: nobody else counts it
             metrics.count(metrics.FAILED, request.vendor, workspace, error.reason)
             raise
@@ -188,7 +190,7 @@ async def commit_contested(
 async def hand_over(event: Event, twins: WriteBuffer[Event, Outcome], claims: Claims) -> Outcome:
     """Give a CONTESTED event to the buffer of those that are written alone."""
     try:
-        return await twins.submit(event)
+        return await twins.submit(event, event.workspace_id)
     except Unavailable as error:
         await claims.release([event.event_id])
         metrics.count(metrics.FAILED, event.vendor, event.workspace_id, error.reason)

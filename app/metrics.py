@@ -40,7 +40,7 @@ REJECTED = Counter(
 )
 UNANSWERED = Counter(
     "flokit_connections_unanswered",
-    "Connections closed without an answer: too large, too slow, not HTTP.",
+    "Connections closed without an answer: too large, too slow, not HTTP, not read, no room.",
     ("reason",),
 )
 BATCH_EVENTS = Histogram(

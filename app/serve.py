@@ -4,23 +4,32 @@ import asyncio
 import errno
 import logging
 import os
+import resource
+import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import asyncpg
-from sanic import Sanic
+from sanic.server.loop import try_use_uvloop
 
 from app import logs, workers
+from app.connections import CONNECTIONS_MAX, RESERVED_FILES
 from app.edge import GatewayProtocol
 from app.server import App, create_app
 from app.settings import Settings, SettingsError, check_deadlock_timeout, read_settings
 from app.workspaces import WorkspacesError
 from sinks import schema
 
-BACKLOG = 1024
+BACKLOG = 4096
 LOOK_TIMEOUT_S = 3.0
+# Turns of the loop: until nobody is in the queue, and to read what the last one has sent.
+TURNS_MAX = 100
+READ_TURNS = 3
+FINISH_POLL_S = 0.02
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +43,7 @@ def run() -> int:
     settings = read_settings()
     logs.configure(settings.log_level)
     asyncio.run(_look_at_server(settings))
+    _allow_open_files()
     serve(settings)
     return 0
 
@@ -61,15 +71,88 @@ def serve(settings: Settings, listener: socket.socket | None = None) -> None:
     app = create_app(settings)
     listener = listener or listen(settings)
     if settings.workers == 1:
-        _serve_app(app, listener)
+        serve_app(app, listener)
     else:
-        workers.run(partial(_serve_worker, settings, listener), settings.workers)
+        workers.run(partial(_serve_worker, settings, listener), settings.workers, listener)
 
 
-def _serve_app(app: App, listener: socket.socket) -> None:
-    app.before_server_stop(_ignore_signals)  # the last one added is the first one called
-    app.prepare(sock=listener, protocol=GatewayProtocol, single_process=True)
-    Sanic.serve_single(app)
+def _allow_open_files() -> None:
+    """Raise our own limit of open files, of which every connection is one, as far as we may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS_MAX + RESERVED_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+def serve_app(app: App, listener: socket.socket) -> None:
+    """Serve in this process until a signal ends it."""
+    try_use_uvloop()
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(_serve_until_told(app, listener))
+    finally:
+        loop.close()  # `asyncio.run` would first wait for every task, whatever that waits for
+
+
+async def _serve_until_told(app: App, listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT, and then until the drain is over.
+
+    Sanic's own runner loses a signal that comes while it sets its loop up, and is killed by a
+    second one that comes as the drain begins.
+    """
+    # Without a type, since most of Sanic's methods have none.
+    server: Any = await app.create_server(
+        sock=listener,
+        protocol=GatewayProtocol,
+        backlog=BACKLOG,  # Sanic's own, 100, would take the place of that of the socket
+        return_asyncio_server=True,
+        asyncio_server_kwargs={"start_serving": False},
+    )
+    await server.startup()
+    told = _hear_signals()
+    await server.start_serving()
+    await server.after_start()
+    await told.wait()
+    await server.before_stop()
+    await _finish(server, listener, app.config.GRACEFUL_SHUTDOWN_TIMEOUT)
+    await server.after_stop()
+
+
+def _hear_signals() -> asyncio.Event:
+    """Return what is set by the first signal; nothing but the drain itself ends the drain."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+
+    def hear(*_: object) -> None:
+        for number in workers.SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        loop.call_soon_threadsafe(told.set)
+
+    for number in workers.SIGNALS:
+        signal.signal(number, hear)
+    return told
+
+
+async def _finish(server: Any, listener: socket.socket, patience_s: float) -> None:
+    """Close the listener and the idle connections, and answer whatever has arrived by then."""
+    queue = select.poll()
+    queue.register(listener, select.POLLIN)
+    for _ in range(TURNS_MAX):
+        await asyncio.sleep(0)
+        if not queue.poll(0):  # whoever nobody has accepted is reset when the listener closes
+            break
+    server.close()
+    for _ in range(READ_TURNS):
+        await asyncio.sleep(0)
+    for connection in server.connections:
+        connection.close_if_idle()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(patience_s):
+            while server.connections:  # noqa: ASYNC110 - Sanic has no event for it
+                await asyncio.sleep(FINISH_POLL_S)
+    for connection in server.connections:
+        connection.abort()
 
 
 def _serve_worker(settings: Settings, listener: socket.socket) -> None:
@@ -80,13 +163,7 @@ def _serve_worker(settings: Settings, listener: socket.socket) -> None:
         # An older file would drop callbacks that the others accept: better one worker less.
         log.error("worker not started: workspaces file refused", extra={"error": str(error)})
         sys.exit(2)
-    _serve_app(app, listener)
-
-
-async def _ignore_signals(_: App) -> None:
-    """Let nothing but the drain itself end the drain: by now Sanic has given its handlers up."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    serve_app(app, listener)
 
 
 async def _look_at_server(settings: Settings) -> None:

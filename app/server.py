@@ -2,21 +2,20 @@
 
 import asyncio
 import logging
+import multiprocessing
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
-import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST
 from sanic import Request, Sanic
 from sanic.config import Config
 from sanic.response import HTTPResponse
 
 import adapters
-from app import metrics
-from app.access import Access
+from app import metrics, probes
+from app.access import Access, counted_address
 from app.buffer import WriteBuffer
 from app.claims import Claims, RedisClaims
 from app.edge import BODY_MAX_BYTES, GatewayErrors, read_body
@@ -55,9 +54,7 @@ def create_app(
     app.error_handler = GatewayErrors()
     app.ctx.draining = False
     app.ctx.gateway = gateway
-    app.add_route(_healthz, "/healthz")
-    app.add_route(_readyz, "/readyz")
-    app.add_route(_metrics, "/metrics")
+    probes.add(app)
     app.route("/ingest/<vendor>", ["GET", "POST"], ignore_body=True, unquote=True)(_ingest)
     app.after_server_start(_start)
     app.before_server_stop(_drain)
@@ -87,8 +84,10 @@ class Gateway:
             lease_s=settings.claim_lease_s,
             seen_window_d=settings.seen_window_d,
         )
-        self.twins = self._write_buffer(self._commit_alone, 1)
-        self.buffer = self._write_buffer(self._commit, settings.batch_max_events)
+        buffer_max = settings.buffer_max_events
+        self.buffer = self._write_buffer(self._commit, settings.batch_max_events, buffer_max)
+        # A twin keeps its place in `buffer`, and that is its limit: here none is turned away.
+        self.twins = self._write_buffer(self._commit_alone, 1, 2 * buffer_max)
         self.ingest = Ingest(
             adapters=vendors,
             access=Access(settings.vendors),
@@ -99,11 +98,13 @@ class Gateway:
         self.sink_answered = False
         self.tasks: list[asyncio.Task[None]] = []
 
-    def _write_buffer(self, commit: Commit, batch_max: int) -> WriteBuffer[Event, Outcome]:
+    def _write_buffer(
+        self, commit: Commit, batch_max: int, buffer_max: int
+    ) -> WriteBuffer[Event, Outcome]:
         return WriteBuffer(
             commit,
             batch_max=batch_max,
-            buffer_max=self.settings.buffer_max_events,
+            buffer_max=buffer_max,
             batch_max_bytes=BATCH_MAX_BYTES,
             buffer_max_bytes=BUFFER_MAX_BYTES,
         )
@@ -162,7 +163,6 @@ def _config(settings: Settings) -> Config:
         FALLBACK_ERROR_FORMAT="json",
         KEEP_ALIVE_TIMEOUT=KEEP_ALIVE_TIMEOUT_S,
         MOTD=False,
-        PROXIES_COUNT=settings.proxies_count or None,
         REQUEST_MAX_SIZE=BODY_MAX_BYTES,
         RESPONSE_TIMEOUT=RESPONSE_TIMEOUT_S,
         # What is in flight gets its answer, so this is longer than any commit.
@@ -173,7 +173,6 @@ def _config(settings: Settings) -> Config:
 
 async def _ingest(request: Request, vendor: str) -> HTTPResponse:
     gateway: Gateway = request.app.ctx.gateway
-    is_proxied = gateway.settings.proxies_count > 0
 
     async def body() -> bytes:
         # That of a GET means nothing, but it is there, before the next request.
@@ -185,7 +184,7 @@ async def _ingest(request: Request, vendor: str) -> HTTPResponse:
             vendor=vendor,
             # Not `query_string`: that ends at a `#`, which some senders do not encode.
             query=request.raw_url.partition(b"?")[2],
-            address=request.remote_addr if is_proxied else request.ip,
+            address=_address(request, gateway.settings.proxies_count),
             headers=request.headers,
             read_body=body,
         )
@@ -193,31 +192,11 @@ async def _ingest(request: Request, vendor: str) -> HTTPResponse:
     return HTTPResponse(receipt, content_type="application/json")
 
 
-async def _healthz(_: Request) -> HTTPResponse:
-    return _json({"status": "ok"})
-
-
-async def _readyz(request: Request) -> HTTPResponse:
-    gateway: Gateway = request.app.ctx.gateway
-    draining: bool = request.app.ctx.draining
-    body = {
-        "draining": draining,
-        "sink": "answered" if gateway.sink_answered else "waiting",
-        "claims": "bypassed" if getattr(gateway.claims, "is_bypassed", False) else "in use",
-        "buffer": {
-            "events": len(gateway.buffer),
-            "max_events": gateway.settings.buffer_max_events,
-        },
-    }
-    return _json(body, 503 if draining or not gateway.sink_answered else 200)
-
-
-async def _metrics(_: Request) -> HTTPResponse:
-    return HTTPResponse(metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
-
-
-def _json(body: object, status: int = 200) -> HTTPResponse:
-    return HTTPResponse(msgspec.json.encode(body), status, content_type="application/json")
+def _address(request: Request, proxies: int) -> str:
+    # Not `remote_addr`, which leaves empty entries out of the count.
+    if proxies:
+        return counted_address(request.headers.getall("x-forwarded-for", []), proxies)
+    return str(request.ip)
 
 
 async def _start(app: App) -> None:
@@ -235,7 +214,10 @@ async def _start(app: App) -> None:
 async def _drain(app: App) -> None:
     """Turn readiness red and go on serving, until nobody sends new callbacks here."""
     app.ctx.draining = True
-    await asyncio.sleep(app.ctx.gateway.settings.drain_pause_s)
+    parent = multiprocessing.parent_process()
+    # Workers whose parent was killed make way: whoever starts all of it again needs the port.
+    if parent is None or parent.is_alive():
+        await asyncio.sleep(app.ctx.gateway.settings.drain_pause_s)
 
 
 async def _stop(app: App) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 
 import asyncpg
@@ -14,9 +14,11 @@ from sanic import Sanic
 
 from app import embedded
 from app.claims import RedisClaims
+from app.metrics import exposition
 from sinks.schema import migrate
 from sinks.timescale import TimescaleSink
-from tests.gateways import Gateways, Process, Services, make_claims, workspaces_toml
+from tests import leaks
+from tests.gateways import SECRET, Gateways, Process, Services, make_claims, workspaces_toml
 from tests.vectors import VECTORS, app_token
 
 # A machine that is busy may take its time.
@@ -43,19 +45,55 @@ def services(
         found = Services(addresses[0], addresses[1], "servers of DATABASE_URL and REDIS_URL")
         request.config.stash[SERVICES] = found.description
         yield found
+        request.config.stash[LEAKS] += asyncio.run(leaks.in_redis(found.redis_url, SECRET))
         return
     with embedded.start(tmp_path_factory.mktemp("services")) as servers:
         request.config.stash[SERVICES] = servers.description
         yield Services(servers.database_url, servers.redis_url, servers.description)
+        request.config.stash[LEAKS] += asyncio.run(leaks.in_redis(servers.redis_url, SECRET))
 
 
 SERVICES = pytest.StashKey[str]()
+LEAKS = pytest.StashKey[list[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the places where the secret stands, all through the run."""
+    config.stash[LEAKS] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Search what each test has printed and logged for the secret."""
+    report = yield
+    if report.when == "teardown":  # by now it holds that of the other phases too
+        item.config.stash[LEAKS] += leaks.in_report(report, SECRET)
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Search all that the run has written for the secret; a place where it stands fails the run.
+
+    That is: the logs of gateways and servers, and the servers' own files, so also what has
+    been in a table that is dropped by now.
+    """
+    found = session.config.stash[LEAKS]
+    found += leaks.in_files(session.config._tmp_path_factory.getbasetemp(), SECRET)  # type: ignore[attr-defined]
+    if SECRET.encode() in exposition():
+        found.append("the metrics of the gateways in this process")
+    if found and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say in the last lines which servers the tests ran on."""
+    """Say in the last lines which servers the tests ran on, and what was leaked."""
+    for place in config.stash[LEAKS]:
+        terminalreporter.write_line(f"LEAKED: the secret stands in {place}", red=True)
     terminalreporter.write_line(f"services: {config.stash.get(SERVICES, 'none were needed')}")
 
 
@@ -97,7 +135,9 @@ async def database_url(services: Services, template: str) -> AsyncIterator[str]:
     name = f"gateway_test_{os.getpid()}_{next(_numbers)}"
     await services.execute(None, f"CREATE DATABASE {name} TEMPLATE {template}")
     yield services.url_of(name)
+    leaking = await leaks.in_database(services.url_of(name), SECRET)
     await services.execute(None, f"DROP DATABASE {name} WITH (FORCE)")
+    assert not leaking, f"the secret stands in {leaking}"
 
 
 @pytest.fixture
@@ -151,4 +191,6 @@ def server(
     with Process(services.url_of(name), services.redis_url, folder) as process:
         process.wait_until_ready()
         yield process
+    leaking = asyncio.run(leaks.in_database(services.url_of(name), SECRET))
     asyncio.run(services.execute(None, f"DROP DATABASE {name} WITH (FORCE)"))
+    assert not leaking, f"the secret stands in {leaking}"

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Self
 from urllib.error import URLError
@@ -34,6 +35,8 @@ EVENTS = {"g3mz3t": "purchase", "bkrfgq": "coins", "g3mfiw": "level", "f0ob4r": 
 # How long a gateway may take to start or to stop on a busy machine.
 PATIENCE_S = 30.0
 POLL_S = 0.02
+# How long one that is about to be stopped may take to tell its metrics: it may be frozen.
+LAST_WORDS_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -227,11 +230,23 @@ class Process(Target):
         return self
 
     def __exit__(self, *_: object) -> None:
+        metrics = self._last_metrics()
         self.signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self.wait()
         self.signal(signal.SIGKILL)
         self.wait()
+        assert SECRET.encode() not in metrics, "the secret stands in the metrics"
+
+    def _last_metrics(self) -> bytes:
+        """The metrics, where the process is still there and able to tell them."""
+        assert self._popen is not None
+        if self._popen.poll() is None:
+            with suppress(OSError, HTTPException):
+                url = f"http://127.0.0.1:{self.port}/metrics"
+                with urlopen(url, timeout=LAST_WORDS_S) as answer:
+                    return bytes(answer.read())
+        return b""
 
     @property
     def pid(self) -> int:

@@ -1,9 +1,12 @@
-"""The write buffer: batches, limits, callers that go away, and an end that loses nothing."""
+"""The write buffer: batches, limits, shares, callers that go away, an end that loses nothing."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.buffer import WriteBuffer
 from app.errors import Unavailable
@@ -16,7 +19,7 @@ class Store:
         self.batches: list[list[int]] = []
         self.is_open = asyncio.Event()
         self.is_open.set()
-        known = {"batch_max": 3, "buffer_max": 5, "batch_max_bytes": 100, "buffer_max_bytes": 1000}
+        known = {"batch_max": 3, "buffer_max": 6, "batch_max_bytes": 100, "buffer_max_bytes": 1000}
         self.buffer: WriteBuffer[int, str] = WriteBuffer(self.commit, **(known | limits))
 
     async def commit(self, items: Sequence[int]) -> list[str | Exception | asyncio.Task[str]]:
@@ -38,9 +41,33 @@ class Store:
         await asyncio.sleep(0.05)
         return "late"
 
-    def submit(self, *items: int, size_bytes: int = 0) -> list[asyncio.Task[str]]:
+    async def let_one_batch_through(self) -> None:
+        """Commit the batch that waits for it, so that the next one is taken."""
+        self.is_open.set()
+        self.is_open.clear()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    def submit(
+        self, *items: int, owner: str = "somebody", size_bytes: int = 0
+    ) -> list[asyncio.Task[str]]:
         """Submit items at once."""
-        return [asyncio.create_task(self.buffer.submit(item, size_bytes)) for item in items]
+        return [asyncio.create_task(self.buffer.submit(item, owner, size_bytes)) for item in items]
+
+    async def admit(
+        self, *items: int, owner: str, size_bytes: int = 0
+    ) -> dict[int, asyncio.Task[str]]:
+        """Submit items one after another, and return those that were let in."""
+        before = len(self.buffer)
+        tasks = dict(
+            zip(items, self.submit(*items, owner=owner, size_bytes=size_bytes), strict=True)
+        )
+        await asyncio.sleep(0)
+        admitted = {item: task for item, task in tasks.items() if not task.done()}
+        for item in tasks.keys() - admitted.keys():
+            assert isinstance(tasks[item].exception(), Unavailable)
+        assert len(self.buffer) - before == len(admitted)
+        return admitted
 
 
 async def test_batches_find_their_own_size() -> None:
@@ -72,12 +99,12 @@ async def test_full_means_refuse_at_once() -> None:
     tasks = store.submit(1, 2, 3, 4, 5)
     await asyncio.sleep(0)
     with pytest.raises(Unavailable, match="buffer_full"):
-        await store.buffer.submit(6)
+        await store.buffer.submit(6, "somebody")
     store.is_open.set()
     await asyncio.gather(*tasks)
-    assert await store.buffer.submit(6) == "6 done"
+    assert await store.buffer.submit(6, "somebody") == "6 done"
     with pytest.raises(Unavailable, match="buffer_full"):
-        await store.buffer.submit(7, size_bytes=1001)
+        await store.buffer.submit(7, "somebody", size_bytes=1001)
 
 
 async def test_errors_go_to_their_own_callers() -> None:
@@ -87,7 +114,7 @@ async def test_errors_go_to_their_own_callers() -> None:
     assert [str(result) for result in results] == ["12 done", "unlucky", "14 done"]
     results = await asyncio.gather(*store.submit(1, 666), return_exceptions=True)
     assert [str(result) for result in results] == ["all of them"] * 2
-    assert await store.buffer.submit(2) == "2 done"
+    assert await store.buffer.submit(2, "somebody") == "2 done"
 
 
 async def test_caller_that_goes_away_takes_nothing_along() -> None:
@@ -110,7 +137,7 @@ async def test_late_result_holds_nobody_up() -> None:
     store = Store()
     late, quick = store.submit(99, 1)
     assert await quick == "1 done"
-    assert await store.buffer.submit(2) == "2 done"
+    assert await store.buffer.submit(2, "somebody") == "2 done"
     assert len(store.buffer) == 1
     await store.buffer.close()
     assert await late == "late"
@@ -124,4 +151,166 @@ async def test_close_commits_what_was_accepted() -> None:
     await store.buffer.close()
     assert [task.result() for task in tasks] == [f"{n} done" for n in range(1, 6)]
     with pytest.raises(Unavailable, match="buffer_closed"):
-        await store.buffer.submit(6)
+        await store.buffer.submit(6, "somebody")
+
+
+async def test_one_place_is_enough() -> None:
+    """The smallest buffer takes one item, whoever sends it, and no more."""
+    store = Store(batch_max=1, buffer_max=1)
+    store.is_open.clear()
+    assert await store.admit(1, owner="a")
+    assert not await store.admit(2, owner="b")
+    store.is_open.set()
+    await store.buffer.close()
+
+
+@pytest.mark.parametrize(
+    ("limits", "size_bytes"),
+    [({"buffer_max": 100}, 0), ({"buffer_max": 10_000, "buffer_max_bytes": 1000}, 10)],
+    ids=["number", "bytes"],
+)
+async def test_nobody_fills_the_buffer_alone(limits: dict[str, int], size_bytes: int) -> None:
+    """A lone owner gets four fifths of the number or of the bytes; the next ones find room."""
+    store = Store(**limits)
+    store.is_open.clear()
+    many = range(1000, 1200)
+    admitted = [await store.admit(*many, owner=owner, size_bytes=size_bytes) for owner in "abc"]
+    assert [len(items) for items in admitted] == [80, 16, 4]
+    assert not await store.admit(1, owner="d", size_bytes=size_bytes)
+    store.is_open.set()
+    await store.buffer.close()
+
+
+async def test_greedy_owners_come_to_equal_shares() -> None:
+    """Whoever was first, those who always want more soon have as much as each other."""
+    store = Store(buffer_max=90)
+    store.is_open.clear()
+    many = range(1000, 1100)
+    assert len(await store.admit(*many, owner="a")) == 72
+    for _ in range(100):
+        await store.let_one_batch_through()
+        await store.admit(*many, owner="a")
+        await store.admit(*many, owner="b")
+    for owner in "ab":
+        assert 36 <= store.buffer._lines[owner].count <= 44
+    store.is_open.set()
+    await store.buffer.close()
+
+
+async def test_newcomer_is_in_the_next_batch() -> None:
+    """Batches are taken from the owners in turn: who has few items waits for one batch only."""
+    store = Store(buffer_max=100)
+    store.is_open.clear()
+    tasks = store.submit(*range(1000, 1010), owner="many")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    tasks += store.submit(1, owner="few") + store.submit(2, 3, owner="some")
+    await asyncio.sleep(0)
+    store.is_open.set()
+    await asyncio.gather(*tasks)
+    assert store.batches[:3] == [[1000, 1001, 1002], [1003, 1, 2], [1004, 3, 1005]]
+
+
+async def test_large_items_hold_no_small_ones_up() -> None:
+    """What does not fit into a batch is the first of the next one, and others use its place."""
+    store = Store(batch_max=5, buffer_max=100, buffer_max_bytes=10_000)
+    store.is_open.clear()
+    tasks = store.submit(1)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    tasks += store.submit(11, 12, owner="large", size_bytes=90)
+    tasks += store.submit(21, 22, 23, 24, owner="small", size_bytes=5)
+    tasks += store.submit(31, owner="huge", size_bytes=500)
+    await asyncio.sleep(0)
+    store.is_open.set()
+    await asyncio.gather(*tasks)
+    assert store.batches == [[1], [11, 21, 22], [31], [12, 23, 24]]
+
+
+OWNERS = "abcd"
+
+
+class Ledger(Store):
+    """Holds that nobody who waits is left out of as many batches as there are owners."""
+
+    def __init__(self, **limits: int) -> None:
+        super().__init__(**limits)
+        self.sizes: dict[int, int] = {}
+        self.left_out: Counter[str] = Counter()
+        self.limits = limits
+
+    async def commit(self, items: Sequence[int]) -> list[str | Exception | asyncio.Task[str]]:
+        """Look at a batch, and commit it."""
+        size_bytes = sum(self.sizes[item] for item in items)
+        assert len(items) <= self.limits["batch_max"]
+        assert size_bytes <= self.limits["batch_max_bytes"] or len(items) == 1
+        self.left_out.update(str(line.owner) for line in self.buffer._turns)
+        for owner in {owner_of(item) for item in items}:
+            self.left_out[owner] = 0
+        assert max(self.left_out.values(), default=0) < len(OWNERS)
+        return await super().commit(items)
+
+    async def arrive(
+        self, first: int, number: int, size_bytes: int
+    ) -> dict[int, asyncio.Task[str]]:
+        """Submit items of one owner, and look at the limits."""
+        buffer = self.buffer
+        items = range(first, first + number * len(OWNERS), len(OWNERS))
+        self.sizes |= dict.fromkeys(items, size_bytes)
+        free = self.limits["buffer_max"] - len(buffer)
+        free_bytes = self.limits["buffer_max_bytes"] - buffer._bytes
+        is_newcomer = owner_of(first) not in buffer._lines
+        admitted = await self.admit(*items, owner=owner_of(first), size_bytes=size_bytes)
+        if is_newcomer and free and free_bytes and free_bytes >= size_bytes:
+            assert admitted
+        assert len(buffer) <= self.limits["buffer_max"]
+        assert buffer._bytes <= self.limits["buffer_max_bytes"]
+        assert sum(line.count for line in buffer._lines.values()) == len(buffer)
+        return admitted
+
+
+def owner_of(item: int) -> str:
+    """Whose item it is."""
+    return OWNERS[item % len(OWNERS)]
+
+
+# Owner, number of items and the bytes of each; None is a commit.
+steps = st.none() | st.tuples(
+    st.integers(0, len(OWNERS) - 1), st.integers(1, 12), st.sampled_from((0, 1, 40, 99, 300))
+)
+limits = st.fixed_dictionaries(
+    {
+        "batch_max": st.integers(1, 8),
+        "buffer_max": st.integers(1, 40),
+        "batch_max_bytes": st.integers(1, 200),
+        "buffer_max_bytes": st.integers(1, 1500),
+    }
+)
+
+
+@given(steps=st.lists(steps, max_size=30), limits=limits)
+def test_whatever_arrives_in_whatever_order(
+    steps: list[tuple[int, int, int] | None], limits: dict[str, int]
+) -> None:
+    """No limit is exceeded, nobody starves, a newcomer is let in, and all admitted is committed."""
+
+    async def follow() -> None:
+        ledger = Ledger(**limits)
+        ledger.is_open.clear()
+        admitted: dict[int, asyncio.Task[str]] = {}
+        for place, step in enumerate(steps, 1):
+            if step is None:
+                await ledger.let_one_batch_through()
+            else:
+                owner, number, size_bytes = step
+                admitted |= await ledger.arrive(1000 * place + owner, number, size_bytes)
+        ledger.is_open.set()
+        results = await asyncio.gather(*admitted.values())
+        assert results == [f"{item} done" for item in admitted]
+        committed = [item for batch in ledger.batches for item in batch]
+        for name in OWNERS:
+            order = [item for item in committed if owner_of(item) == name]
+            assert order == [item for item in admitted if owner_of(item) == name]
+        assert (len(ledger.buffer), ledger.buffer._bytes, ledger.buffer._lines) == (0, 0, {})
+
+    asyncio.run(follow())

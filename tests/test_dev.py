@@ -5,7 +5,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 
+from app.embedded_process import free_port
 from tests.gateways import PATIENCE_S, ROOT, Services
 
 WRITTEN = b'{"received":1,"written":1,"duplicate":0,"dropped":0}'
@@ -24,12 +24,6 @@ Popen = subprocess.Popen[str]
 
 
 pytestmark = pytest.mark.services
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture

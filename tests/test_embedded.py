@@ -250,9 +250,9 @@ def test_port_taken_in_between(used_folder: Path, monkeypatch: pytest.MonkeyPatc
     with socket.socket() as rival:
         rival.bind(("127.0.0.1", 0))
         taken = rival.getsockname()[1]
-        free_port = embedded_process._free_port
+        free_port = embedded_process.free_port
         ports = iter([taken])
-        monkeypatch.setattr(embedded_process, "_free_port", lambda: next(ports, 0) or free_port())
+        monkeypatch.setattr(embedded_process, "free_port", lambda: next(ports, 0) or free_port())
         with start(used_folder, fallback=True) as servers:
             assert taken not in (servers.postgres.port, servers.redis.port)
 

@@ -30,7 +30,9 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (4, "app.dev", ("app.*", "sinks.schema"), ()),
     (3, "app.serve", ("app.*", "sinks.schema"), ("asyncpg", "sanic")),
     (3, "app.server", ("app.*", "adapters", "sinks", "sinks.timescale"), ("*",)),
-    (3, "app.edge", GROUND, ("sanic",)),
+    (3, "app.edge", (*GROUND, "app.connections"), ("sanic",)),
+    (3, "app.connections", GROUND, ("sanic",)),
+    (3, "app.probes", GROUND, ("sanic", "msgspec", "prometheus_client")),
     (3, "app.workers", (), ("prometheus_client",)),
     (3, "app.logs", (), ()),
     (3, "app.embedded*", ("app.embedded*",), ()),
@@ -58,7 +60,7 @@ PARTS = {"Access", "Ingest", "RedisClaims", "TimescaleSink", "Workspaces", "Writ
 REQUEST_PATH = (
     "app/edge.py", "app/server.py", "app/ingest.py", "app/callback.py", "app/access.py",
     "adapters/adjust.py", "app/event.py", "app/errors.py", "app/buffer.py", "app/claims.py",
-    "sinks/timescale.py", "sinks/encoding.py",
+    "sinks/timescale.py", "sinks/writes.py", "sinks/encoding.py",
 )  # fmt: skip
 
 

@@ -3,7 +3,10 @@
 import asyncio
 import json
 import os
+import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,8 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from app.connections import CONNECTIONS_MAX, RESERVED_FILES
 from tests.client import UNANSWERED, get, head, read_answer
-from tests.gateways import PATIENCE_S, SECRET, Gateways, Process, Services, query
+from tests.gateways import (
+    PATIENCE_S,
+    ROOT,
+    SECRET,
+    Gateways,
+    Process,
+    Services,
+    inherited,
+    query,
+)
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 RUNS = Callable[..., Process]
@@ -51,9 +64,10 @@ async def test_drain(run: RUNS) -> None:
         assert await asyncio.to_thread(process.wait) == 0
 
 
-async def test_drain_answers_what_is_in_flight(run: RUNS, gateways: Gateways) -> None:
-    """What was accepted is committed and answered, also when the listener is closed already."""
-    with run(DRAIN_PAUSE_S="0") as process:
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_drain_answers_what_is_in_flight(run: RUNS, gateways: Gateways, workers: str) -> None:
+    """What was accepted is committed and answered, when new connections are long refused."""
+    with run(WORKERS=workers) as process:
         await asyncio.to_thread(process.wait_until_ready)
         async with gateways.locked_events():
             in_flight = asyncio.create_task(process.callback())
@@ -69,6 +83,71 @@ async def test_drain_answers_what_is_in_flight(run: RUNS, gateways: Gateways) ->
         assert await asyncio.to_thread(process.wait) == 0
 
 
+async def test_drain_answers_what_has_arrived(run: RUNS) -> None:
+    """A request that came before the last moment is answered, on whatever connection it came."""
+    with run() as process:
+        await asyncio.to_thread(process.wait_until_ready)
+        kept = [await asyncio.open_connection("127.0.0.1", process.port) for _ in range(40)]
+        for reader, writer in kept:
+            writer.write(head("GET", "/healthz"))
+            assert (await read_answer(reader)).status == 200
+        # Of a process that stands still the kernel accepts on. Then all comes to it at once.
+        process.signal(signal.SIGSTOP)
+        new = [await asyncio.open_connection("127.0.0.1", process.port) for _ in range(40)]
+        for number, (_, writer) in enumerate(kept + new):
+            writer.write(head("GET", f"/ingest/adjust?{query(user_id=f'u{number}')}"))
+        process.signal(signal.SIGTERM)
+        process.signal(signal.SIGCONT)
+        answers = await asyncio.gather(*(read_answer(reader) for reader, _ in kept + new))
+        assert [answer.status for answer in answers] == [200] * 80
+        assert all(answer.json == WRITTEN for answer in answers)
+        assert await asyncio.to_thread(process.wait) == 0
+        for _, writer in kept + new:
+            writer.close()
+
+
+async def test_request_half_received_when_the_drain_ends(run: RUNS) -> None:
+    """A request whose rest comes after the listener is closed is served like any other."""
+    with run() as process:
+        await asyncio.to_thread(process.wait_until_ready)
+        reader, writer = await asyncio.open_connection("127.0.0.1", process.port)
+        _, gives_up = await asyncio.open_connection("127.0.0.1", process.port)
+        request = head("GET", f"/ingest/adjust?{query()}")
+        for half in (writer, gives_up):
+            half.write(request[:40])
+        await process.metrics()  # by now both halves have been received
+        process.signal(signal.SIGTERM)
+        async with asyncio.timeout(PATIENCE_S):
+            while await get(process.port, "/healthz") != UNANSWERED:
+                await asyncio.sleep(0.01)
+        gives_up.transport.abort()
+        writer.write(request[40:])
+        answer = await read_answer(reader)
+        assert (answer.json, answer.headers["connection"]) == (WRITTEN, "close")
+        assert await asyncio.to_thread(process.wait) == 0
+        writer.close()
+
+
+async def test_more_callers_at_once_than_are_accepted(run: RUNS) -> None:
+    """Hundreds may connect while the process is busy: none is turned away or made to wait."""
+    with run() as process:
+        await asyncio.to_thread(process.wait_until_ready)
+        process.signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                connections = await asyncio.gather(
+                    *(asyncio.open_connection("127.0.0.1", process.port) for _ in range(400))
+                )
+        finally:
+            process.signal(signal.SIGCONT)
+        for _, writer in connections:
+            writer.write(head("GET", "/healthz"))
+        answers = await asyncio.gather(*(read_answer(reader) for reader, _ in connections))
+        assert {answer.status for answer in answers} == {200}
+        for _, writer in connections:
+            writer.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_stops_when_idle(run: RUNS, number: signal.Signals) -> None:
     """Idle connections do not hold the process up."""
@@ -80,6 +159,19 @@ async def test_stops_when_idle(run: RUNS, number: signal.Signals) -> None:
         assert await asyncio.to_thread(process.wait) == 0
         assert time.monotonic() - started < 5
         writer.close()
+
+
+async def test_few_open_files_by_default(run: RUNS) -> None:
+    """A low soft limit, as shells and systemd set it, does not limit the connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with run() as process:
+            await asyncio.to_thread(process.wait_until_ready)
+            allowed, _ = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert allowed == min(hard, CONNECTIONS_MAX + RESERVED_FILES)
 
 
 async def test_serves_before_the_database_is_there(run: RUNS) -> None:
@@ -121,18 +213,6 @@ async def test_several_workers(run: RUNS) -> None:
         assert await get(process.port, "/healthz") == UNANSWERED
 
 
-async def test_killed_worker_is_replaced(run: RUNS) -> None:
-    """A worker that dies costs its own callbacks, and five seconds later there is another."""
-    with run(WORKERS="2") as process:
-        killed = (await until_all_serve(process)).pop()
-        os.kill(killed, signal.SIGKILL)
-        started = time.monotonic()
-        while len(workers_of(process.pid) - {killed}) < 2:
-            assert time.monotonic() - started < 5
-            await asyncio.sleep(0.02)
-        assert (await process.callback()).status == 200
-
-
 async def test_replaced_worker_with_a_wrong_file(run: RUNS) -> None:
     """A worker that cannot read its workspaces says so in a line, and the others go on."""
     with run(WORKERS="2") as process:
@@ -162,8 +242,57 @@ async def test_signal_while_starting(run: RUNS, workers: str) -> None:
     for delay_s in (0.0, 0.4, 0.8):  # wherever in its start that is, on this machine
         with run(WORKERS=workers) as process:
             await asyncio.sleep(delay_s)
-            assert await asyncio.to_thread(process.end) in (0, -signal.SIGTERM)
+            process.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait) in (0, -signal.SIGTERM)
             assert await get(process.port, "/healthz") == UNANSWERED
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_signal_again_and_again(run: RUNS, workers: str) -> None:
+    """However often it is told to end, it ends as if it had been told once."""
+    with run(WORKERS=workers) as process:
+        await until_all_serve(process, int(workers))
+        ended = asyncio.create_task(asyncio.to_thread(process.wait))
+        while not ended.done():
+            process.signal(signal.SIGTERM)
+            process.signal(signal.SIGINT)
+            await asyncio.sleep(0.0005)
+        assert ended.result() == 0, process.log.read_text()
+
+
+WORST_MOMENTS = """
+import os, signal, sys
+
+change = signal.signal
+
+def change_and_tell(number, handler):
+    changed = change(number, handler)
+    if number == signal.SIGTERM:
+        os.kill(os.getpid(), number)
+    return changed
+
+signal.signal = change_and_tell
+from app.serve import run
+sys.exit(run())
+"""
+
+
+async def test_signal_at_the_worst_moments(run: RUNS) -> None:
+    """A signal that comes whenever signals are being looked after is heard, and harms nothing."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", WORST_MOMENTS),
+        cwd=ROOT,
+        env=inherited() | run().environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            log, _ = await process.communicate()
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+    assert (process.returncode, b'"serving"' in log) == (0, True), log
 
 
 async def until_all_serve(process: Process, workers: int = 2) -> set[int]:

@@ -114,30 +114,6 @@ async def test_stable_id_is_not_entered_without_its_row(
     assert await sink.write([event("a", has_stable_id=True)], contested=False) == [WRITTEN]
 
 
-POISON = {
-    "nul in jsonb": event("poison", properties={"a": "nul \x00"}),
-    "nul in text": event("poison", user_id="nul \x00"),
-    "no encoding": event("poison", user_id="surrogate \ud800"),
-    "check": event("poison", country="XX"),
-    "check on stable": event("poison", has_stable_id=True, country="XX"),
-}
-
-
-@pytest.mark.parametrize("poison", POISON.values(), ids=POISON)
-async def test_poison_costs_no_neighbour(
-    sink: TimescaleSink, connection: Connection, poison: Event
-) -> None:
-    """The database refuses one event for its data: only that one is, when it is tried alone."""
-    await connection.execute("ALTER TABLE events ADD CONSTRAINT c CHECK (country <> 'XX')")
-    batch = events(*"abcdefg")
-    batch.insert(3, poison)
-    outcomes = await sink.write(batch, contested=False)
-    assert outcomes == [CONTESTED if e is poison else WRITTEN for e in batch]
-    assert await sink.write([poison], contested=True) == [REFUSED]
-    assert await stored(connection) == set("abcdefg")
-    assert await connection.fetchval("SELECT count(*) FROM stable_events") == 0
-
-
 async def test_copy_is_what_writes(sink: TimescaleSink, connection: Connection) -> None:
     """A batch without conflicts is one COPY, with and without stable IDs."""
     await connection.execute(
@@ -221,6 +197,41 @@ async def test_frozen_writer_harms_only_its_twins(
     await transaction.rollback()
     assert await sink.write(events("frozen-0"), contested=True) == [WRITTEN]
     assert await stored(connection) == {*"abcdez", "frozen-0"}
+
+
+async def test_many_twins_of_a_frozen_writer(sink: TimescaleSink, connection: Connection) -> None:
+    """Twins that nobody holds up do not wait for each of those that a frozen writer does."""
+    await sink.write(events("z"), contested=True)  # the chunk is there
+    frozen = [f"frozen-{number}" for number in range(40)]
+    transaction = connection.transaction()
+    await transaction.start()
+    for known in events(*frozen):
+        await insert(connection, known)
+    started = time.monotonic()
+    for number, name in enumerate(frozen):
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await sink.write(events(name), contested=True)
+        assert await sink.write(events(f"free-{number}"), contested=True) == [WRITTEN]
+    assert time.monotonic() - started < 5  # not half a second for each of them
+    await transaction.rollback()
+
+
+async def test_twins_are_waited_for_again(
+    sink: TimescaleSink, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Soon after the last one that was held up, a twin has its full time again."""
+    monkeypatch.setattr("sinks.timescale.HASTE_S", 0.05)
+    await sink.write(events("z"), contested=True)
+    for _ in range(2):
+        transaction = connection.transaction()
+        await transaction.start()
+        await insert(connection, event("a"))
+        started = time.monotonic()
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await sink.write(events("a"), contested=True)
+        assert time.monotonic() - started > 0.4
+        await transaction.rollback()
+        await asyncio.sleep(0.1)
 
 
 async def test_rebuilt_database_is_noticed(sink: TimescaleSink, connection: Connection) -> None:
