@@ -3,10 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CODE := app adapters sinks tests
+CODE := app adapters sinks bench tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-quick check-code format lock clean
+.PHONY: help run test test-quick check-code faults format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ check-code: $(VENV)/ready ## format, lint, types
 	@$(BIN)/ruff format --check $(CODE)
 	@$(BIN)/ruff check $(CODE)
 	@$(BIN)/mypy $(CODE)
+
+faults: $(VENV)/ready ## a million callbacks and 200 faults of all kinds; some 40 minutes
+	@$(BIN)/python -m bench faults
 
 format: $(VENV)/ready ## put the code into its form
 	@$(BIN)/ruff format $(CODE)

@@ -1,0 +1,1 @@
+"""What proves the promises: load, faults, and an oracle that counts."""

@@ -1,0 +1,63 @@
+"""The one printer of progress and tables, for people and for Markdown."""
+
+import re
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+from rich import progress
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+# A table in a README is read in full, however narrow the terminal was.
+WIDTH = 200
+
+
+class Progress:
+    """A bar on standard error, with a word on what is being done; a context manager."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + unit),
+            progress.BarColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("{task.description}"),
+            console=Console(stderr=True),
+        )
+        self._task = self._bar.add_task("starting", total=total)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, completed: float) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=completed)
+
+    def say(self, text: str) -> None:
+        """Say what is being done now."""
+        self._bar.update(self._task, description=text)
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table on standard output, in Markdown; numbers stand to the right."""
+    texts = [[_text(value) for value in row] for row in rows]
+    table = Table(box=MARKDOWN)
+    for place, heading in enumerate(headings):
+        is_number = all(re.fullmatch(r"[0-9.,]*", row[place]) for row in texts)
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=True)
+    for row in texts:
+        table.add_row(*row)
+    Console(width=WIDTH, highlight=False, markup=False).print(table)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

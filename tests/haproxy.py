@@ -1,0 +1,109 @@
+"""A real HAProxy in front of gateways, as an operator would set it up."""
+
+import csv
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from app.embedded import EmbeddedError, unpack
+from tests.gateways import PATIENCE_S, POLL_S
+
+# As in the README, but for the addresses, and with checks in quick succession. A machine that is
+# busy may take its time to answer a check; a refused connection and a 503 count at once.
+CONFIG = """\
+global
+    stats socket fd@{stats} level user
+    tune.bufsize 98304
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    timeout http-request 30s
+    timeout check 20s
+    retries 5
+    retry-on conn-failure empty-response
+    option redispatch 1
+    option accept-invalid-http-request
+    errorfile 400 /dev/null
+    errorfile 408 /dev/null
+frontend callbacks
+    bind fd@{door}
+    default_backend gateways
+backend gateways
+    balance roundrobin
+    option httpchk GET /readyz
+    http-check expect status 200
+    default-server check inter 50ms fall 1 rise 1
+"""
+END_WITH_TESTS = ("setpriv", "--pdeathsig=SIGKILL")  # also when these are killed
+
+
+def find_haproxy() -> Path:
+    """The program: Debian's, or else what the host has. Raises `EmbeddedError`."""
+    try:
+        return unpack(["haproxy"]) / "usr/sbin/haproxy"
+    except EmbeddedError:
+        found = shutil.which("haproxy")
+        if found is None:
+            raise
+        return Path(found)
+
+
+class HAProxy:
+    """A running HAProxy: `port` is where the vendor calls."""
+
+    def __init__(self, port: int, stats_port: int) -> None:
+        self.port = port
+        self._stats_port = stats_port
+
+    def states(self) -> dict[str, str]:
+        """What HAProxy has found out of each server: UP or DOWN, or on the way to it."""
+        with socket.create_connection(("127.0.0.1", self._stats_port), PATIENCE_S) as stats:
+            stats.sendall(b"show stat\n")
+            said = b"".join(iter(lambda: stats.recv(65_536), b"")).decode()
+        rows = csv.DictReader(said.removeprefix("# ").strip().splitlines())
+        # Before its first check it takes every server for UP.
+        checked = [row for row in rows if row["type"] == "2" and "INI" not in row["check_status"]]
+        return {row["svname"]: row["status"] for row in checked}
+
+    def wait_until(self, server: str, state: str) -> None:
+        """Return when HAProxy thinks so of a server."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (states := self.states()).get(server) != state:
+            assert time.monotonic() < deadline, states
+            time.sleep(POLL_S)
+
+
+@contextmanager
+def haproxy(folder: Path, servers: dict[str, int], program: Path) -> Iterator[HAProxy]:
+    """Run HAProxy in front of the servers on these ports of this machine."""
+    config, log = folder / "haproxy.cfg", folder / "haproxy.log"
+    with (
+        # It is handed its sockets: nobody else can take their ports.
+        socket.create_server(("127.0.0.1", 0)) as door,
+        socket.create_server(("127.0.0.1", 0)) as stats,
+        log.open("ab") as output,
+    ):
+        lines = (f"    server {name} 127.0.0.1:{port}\n" for name, port in servers.items())
+        config.write_text(CONFIG.format(door=door.fileno(), stats=stats.fileno()) + "".join(lines))
+        process = subprocess.Popen(
+            [*END_WITH_TESTS, str(program), "-db", "-f", str(config)],
+            pass_fds=[door.fileno(), stats.fileno()],
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            yield HAProxy(door.getsockname()[1], stats.getsockname()[1])
+            assert process.poll() is None, log.read_text()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE_S)
+            process.kill()
+            process.wait()

@@ -1,0 +1,78 @@
+"""Gateways that break the promise on purpose: `python -m tests.sabotage NAME` serves one.
+
+The oracle of the bench must catch each of them; else what it says of the real one means nothing.
+"""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from app import logs
+from app.claims import RedisClaims
+from app.event import Claim, Event, Outcome
+from app.serve import listen, serve_app
+from app.server import create_app
+from app.settings import Settings, read_settings
+from sinks.timescale import TimescaleSink
+
+WRITES_LATER_S = 0.05
+
+
+class SeenWhenClaimed(RedisClaims):
+    """Marks an event as seen before it is written."""
+
+    async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
+        claims = await super().claim(event_ids)
+        held = [id_ for id_, claim in zip(event_ids, claims, strict=True) if claim is Claim.HELD]
+        await self.settle(held)
+        await self.claim_nothing()
+        return claims
+
+    async def claim_nothing(self) -> None:
+        """Take what is to be settled to Redis now."""
+        await super().claim([])
+
+
+class BusyIsDuplicate(RedisClaims):
+    """Takes what somebody else is writing for written."""
+
+    async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
+        claims = await super().claim(event_ids)
+        return [Claim.SEEN if claim is Claim.BUSY else claim for claim in claims]
+
+
+class AnswersBeforeCommit(TimescaleSink):
+    """Says that a batch is written, and writes it then."""
+
+    async def write(self, events: Sequence[Event], *, contested: bool) -> Sequence[Outcome]:
+        if contested or not events:
+            return await super().write(events, contested=contested)
+        self._later = asyncio.create_task(self._write_later(events))
+        return [Outcome.WRITTEN] * len(events)
+
+    async def _write_later(self, events: Sequence[Event]) -> None:
+        await asyncio.sleep(WRITES_LATER_S)
+        await super().write(events, contested=False)
+
+
+CLAIMS = {"seen-when-claimed": SeenWhenClaimed, "busy-is-duplicate": BusyIsDuplicate}
+SINKS = {"answers-before-commit": AnswersBeforeCommit}
+
+
+def serve(name: str, settings: Settings) -> None:
+    """Serve with one part replaced by its saboteur."""
+    sink = SINKS.get(name, TimescaleSink)(
+        settings.database_url, commit_timeout_s=settings.commit_timeout_s
+    )
+    claims = CLAIMS.get(name, RedisClaims)(
+        settings.redis_url,
+        generation=lambda: sink.generation,
+        lease_s=settings.claim_lease_s,
+        seen_window_d=settings.seen_window_d,
+    )
+    serve_app(create_app(settings, claims=claims, sink=sink), listen(settings))
+
+
+if __name__ == "__main__":
+    logs.configure("info")
+    serve(sys.argv[1], read_settings())

@@ -1,0 +1,60 @@
+"""The promise under faults, by a vendor that keeps a ledger; and an oracle that can be trusted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bench.faults import FAULTS
+from bench.plan import Plan, make_plan, short_plan
+from bench.report import Progress
+from bench.stories import Plot
+from bench.trial import Result, print_result, run
+
+# What each saboteur is up against, and what of it the oracle must see.
+SABOTAGE: dict[str, tuple[Sequence[str], Sequence[str], str]] = {
+    "seen-when-claimed": (["gateway_killed_between_claim_and_commit"], [], "lost"),
+    "busy-is-duplicate": ([], [], "lied"),
+    "answers-before-commit": ([], [], "lied"),
+    "no-unique-index": (["redis_flushed"], ["DROP INDEX events_occurred_at_event_id"], "doubled"),
+}
+
+
+async def carry_out(plan: Plan, folder: Path, **more: Sequence[str]) -> Result:
+    """Run a plan as the command does; what it has found is printed where a test fails."""
+    with Progress(plan.callbacks, "callbacks") as progress:
+        result = await run(plan, progress, folder=folder, **more)
+    print_result(result)
+    return result
+
+
+@pytest.mark.services
+async def test_every_fault_once(tmp_path: Path) -> None:
+    """Twenty thousand callbacks and a fault of every kind: each event has exactly one row."""
+    result = await carry_out(short_plan(seed=7), tmp_path)
+    assert result.is_clean
+    assert result.strikes == dict.fromkeys(FAULTS, 1)
+    assert result.verdict.rows > 0.9 * result.plan.callbacks
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("name", SABOTAGE)
+async def test_sabotage_is_caught(tmp_path: Path, name: str) -> None:
+    """A gateway that breaks the promise in this way is found out, and for this reason."""
+    kinds, statements, found = SABOTAGE[name]
+    plan = make_plan(seed=3, callbacks=1_200, strikes=2 * len(kinds), rate=400, kinds=kinds)
+    arguments = ["-m", "tests.sabotage", name]
+    result = await carry_out(plan, tmp_path, arguments=arguments, statements=statements)
+    assert getattr(result.verdict, found)
+    assert not result.is_clean
+
+
+def test_the_same_seed_is_another_run() -> None:
+    """A run can be repeated: the seed alone says what is sent, and where what strikes."""
+    first, again, other = (short_plan(seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first.strikes != other.strikes
+    stories = [first.author.write(number) for number in range(500)]
+    assert stories == [again.author.write(number) for number in reversed(range(500))][::-1]
+    assert {story.plot for story in stories} == set(Plot)
+    assert stories != [other.author.write(number) for number in range(500)]
