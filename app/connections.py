@@ -31,8 +31,8 @@ class Connection(HttpProtocol):
         """Close the connections that have been silent the longest, but none with a callback."""
         silent = [connection for connection in self.connections if connection.is_silent]
         silent.sort(key=attrgetter("_time"))
-        # Several at once: they are searched for among thousands.
-        for connection in silent[: len(silent) // 50 + 1]:
+        # Several at once: they are searched for among thousands. If there are none, the new one.
+        for connection in silent[: len(silent) // 50 + 1] or [self]:
             UNANSWERED.labels("no_room").inc()
             connection.close()
 

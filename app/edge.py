@@ -60,6 +60,10 @@ class GatewayHttp(Http):
                 await self._receive_head()
         except TimeoutError:
             raise Unreadable("head_too_slow") from None
+        except asyncio.CancelledError:
+            # Closed by ourselves: Sanic looks at the request then, and logs that there is none.
+            self.create_empty_request()
+            raise
 
     async def _receive_head(self) -> None:
         while True:
@@ -210,4 +214,6 @@ async def read_body(request: Request) -> bytes:
     if request.stream is None or not request.stream.request_body:
         return b""
     await request.receive_body()  # type: ignore[no-untyped-call]
-    return request.body
+    # Up to megabytes, of which nobody needs a second copy while the callback waits.
+    body, request.body = request.body, b""
+    return body

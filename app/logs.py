@@ -36,3 +36,9 @@ def configure(level: str) -> None:
     # The HTTP server tells of requests and of its own start at level info; the gateway does not.
     for name in ("sanic.root", "sanic.server", "sanic.access", "sanic.websockets", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("sanic.error").addFilter(_is_ours_to_mend)
+
+
+def _is_ours_to_mend(record: logging.LogRecord) -> bool:
+    """Whether a stranger could not bring this line about at will."""
+    return not record.getMessage().endswith("body not consumed.")

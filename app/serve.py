@@ -115,7 +115,7 @@ async def _serve_until_told(app: App, listener: socket.socket) -> None:
     await server.after_start()
     await told.wait()
     await server.before_stop()
-    await _finish(server, listener, app.config.GRACEFUL_SHUTDOWN_TIMEOUT)
+    await finish(server, listener, app.config.GRACEFUL_SHUTDOWN_TIMEOUT)
     await server.after_stop()
 
 
@@ -134,7 +134,7 @@ def _hear_signals() -> asyncio.Event:
     return told
 
 
-async def _finish(server: Any, listener: socket.socket, patience_s: float) -> None:
+async def finish(server: Any, listener: socket.socket, patience_s: float) -> None:
     """Close the listener and the idle connections, and answer whatever has arrived by then."""
     queue = select.poll()
     queue.register(listener, select.POLLIN)

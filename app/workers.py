@@ -41,56 +41,59 @@ def run(work: Callable[[], None], number: int, listener: socket.socket) -> None:
 class _Workers:
     def __init__(self, work: Callable[[], None], number: int, listener: socket.socket) -> None:
         self._work = work
-        self._number = number
         self._listener = listener
-        self._times_told = 0  # a signal may interrupt its own handler: no locks
-        self._next_start = 0.0
-        self._processes: list[SpawnProcess] = []
+        self._is_told = False
+        self._started_at: dict[SpawnProcess, float] = {}
+        self._missing = [0.0] * number  # from when on each that is missing may be started
 
     def run(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self._stop)
-        for _ in range(self._number):
-            self._start()
-        while self._processes:
-            ended = wait([process.sentinel for process in self._processes], LOOK_S)
-            if self._times_told > 0:
+        while self._started_at or not self._is_told:
+            self._start_missing()
+            ended = wait([process.sentinel for process in self._started_at], LOOK_S)
+            if self._is_told:
                 # Else callers would still get in when the last worker has closed the door. The
                 # signal's handler may not do it: it can interrupt the start of a worker.
                 self._listener.close()
-            for process in [p for p in self._processes if p.sentinel in ended]:
-                self._processes.remove(process)
-                process.join()
-                mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
-                self._replace(f"exit code {process.exitcode}")
+            for process in [p for p in self._started_at if p.sentinel in ended]:
+                self._bury(process)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # there is nothing left to stop
 
-    def _start(self) -> None:
-        if self._times_told > 0:
-            return
-        self._next_start = time.monotonic() + REPLACE_AFTER_S
+    def _start_missing(self) -> None:
+        now = time.monotonic()
+        due = [moment for moment in self._missing if moment <= now]
+        self._missing = [moment for moment in self._missing if moment > now]
+        for _ in due:
+            if not self._is_told:
+                self._start(now)
+
+    def _start(self, now: float) -> None:
         process = multiprocessing.get_context("spawn").Process(target=_worker, args=(self._work,))
         try:
             process.start()
-        except OSError as error:  # it was killed before it had been told what to do
-            self._replace(str(error))
+        except OSError as error:  # no memory, or it was killed before it had been told what to do
+            log.error("a worker does not start, and is tried again", extra={"reason": str(error)})
+            self._missing.append(now + REPLACE_AFTER_S)
             return
-        self._processes.append(process)
-        if self._times_told > 0:  # told meanwhile, when this one was not yet known
+        self._started_at[process] = now
+        if self._is_told:  # meanwhile, when this one was not yet known
             process.terminate()
 
-    def _replace(self, why: str) -> None:
-        if self._times_told == 0:
-            log.error("a worker ended and is replaced", extra={"reason": why})
-            time.sleep(max(0, self._next_start - time.monotonic()))
-            self._start()
+    def _bury(self, process: SpawnProcess) -> None:
+        self._missing.append(self._started_at.pop(process) + REPLACE_AFTER_S)
+        process.join()
+        mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
+        if not self._is_told:
+            reason = f"exit code {process.exitcode}"
+            log.error("a worker ended and is replaced", extra={"reason": reason})
 
     def _stop(self, *_: object) -> None:
-        self._times_told += 1
-        if self._times_told == 1:
-            for process in self._processes:
-                process.terminate()
+        self._is_told = True
+        # Those that were told before ignore it.
+        for process in self._started_at:
+            process.terminate()
 
 
 def _worker(work: Callable[[], None]) -> None:

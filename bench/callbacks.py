@@ -33,6 +33,7 @@ def parameters(number: int, app: str, token: str, random: Random) -> dict[str, s
         "country": random.choice(("us", "de", "br", "jp", "in")),
         "adid": f"{random.getrandbits(128):032x}",
         "gps_adid": "{gps_adid}",
+        "idfa": "{idfa}",
         "revenue": str(cents),
         "revenue_float": f"{cents / 100:.2f}",
         "currency": random.choice(("USD", "EUR", "JPY")),

@@ -6,6 +6,7 @@ import time
 from typing import NamedTuple, cast
 
 _HEAD_ENDS = b"\r\n\r\n"
+_STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3}) ")
 _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
 _CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
@@ -13,7 +14,7 @@ _CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 class Answer(NamedTuple):
     """What came back, and when (seconds since the epoch).
 
-    Status 0 is no answer: `body` then says why (`refused`, `closed`, `timed out`).
+    Status 0 is no answer: `body` then says why (`refused`, `closed`, `timed out`, `not HTTP`).
     """
 
     status: int
@@ -85,15 +86,18 @@ class Caller(asyncio.Protocol):
         head, ends, body = self._received.partition(_HEAD_ENDS)
         if not ends:
             return
-        length = _LENGTH.search(head)
-        if length is not None and len(body) < int(length[1]):
+        status, length = _STATUS.match(head), _LENGTH.search(head)
+        size = int(length[1]) if length is not None else 0
+        if len(body) < size:
             return
         self._received = b""
+        if status is None or len(body) > size or self._answer is None or self._answer.done():
+            self._end(b"not HTTP")
+            return
         if _CLOSES.search(head):
             self.close()
-        if self._answer is not None and not self._answer.done():
-            status = int(head[9:12])
-            self._answer.set_result(Answer(status, body, self._sent_at, time.time(), head))
+        answer = Answer(int(status[1]), body, self._sent_at, time.time(), head)
+        self._answer.set_result(answer)
 
     def connection_lost(self, _: Exception | None) -> None:
         """Tell who waits that no answer comes; asyncio calls this."""

@@ -1,14 +1,10 @@
-"""The faults: each strikes while callbacks are coming, and is over when its function returns."""
+"""The faults: each strikes while callbacks are coming, and returns when all is left alone again."""
 
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Any
-
-from redis.asyncio import Redis
 
 from bench.gateway import Gateway, GatewayError
 from bench.proxy import Moment
@@ -19,6 +15,9 @@ Fault = Callable[[Stage, Gateway, Random], Awaitable[None]]
 FAULTS: dict[str, Fault] = {}
 
 _READ_ONLY = "ALTER SYSTEM SET default_transaction_read_only = {}"
+_BACKENDS = (
+    "SELECT pid FROM pg_stat_activity WHERE application_name = 'flokit-gateway' ORDER BY pid"
+)
 _FULL = """
 CREATE FUNCTION bench_full() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -48,9 +47,15 @@ async def gateway_killed_in_copy(_: Stage, gateway: Gateway, __: Random) -> None
 
 
 @_fault
+async def gateway_killed_before_commit(_: Stage, gateway: Gateway, __: Random) -> None:
+    """The process is gone when its rows are written, and not committed."""
+    await _kill_at(gateway, Moment.BEFORE_COMMIT)
+
+
+@_fault
 async def gateway_killed_between_commit_and_answer(_: Stage, gateway: Gateway, __: Random) -> None:
     """The process is gone when its rows are committed, and nobody has been told."""
-    await _kill_at(gateway, Moment.AFTER_COPY)
+    await _kill_at(gateway, Moment.AFTER_COMMIT)
 
 
 @_fault
@@ -64,11 +69,13 @@ async def gateway_killed_at_random(_: Stage, gateway: Gateway, random: Random) -
 @_fault
 async def gateway_frozen_in_copy(_: Stage, gateway: Gateway, __: Random) -> None:
     """The process stands still in the middle of a COPY until its claims have ended, and wakes."""
-    wire = await gateway.database.catch(Moment.IN_COPY)
-    gateway.signal(signal.SIGSTOP)
-    await asyncio.sleep(CLAIM_LEASE_S + 1)
-    gateway.signal(signal.SIGCONT)
-    wire.release()
+    await _freeze_at(gateway, Moment.IN_COPY)
+
+
+@_fault
+async def gateway_frozen_before_commit(_: Stage, gateway: Gateway, __: Random) -> None:
+    """The same when its rows are written: it holds their locks against all twins."""
+    await _freeze_at(gateway, Moment.BEFORE_COMMIT)
 
 
 @_fault
@@ -92,7 +99,7 @@ async def redis_killed(stage: Stage, _: Gateway, random: Random) -> None:
 @_fault
 async def redis_flushed(stage: Stage, _: Gateway, random: Random) -> None:
     """Redis forgets everything, a few times."""
-    async with _redis(stage) as redis:
+    async with stage.redis() as redis:
         for _turn in range(3):
             await redis.flushall()
             await asyncio.sleep(random.uniform(0.1, 0.3))
@@ -117,7 +124,7 @@ async def redis_blackholed(_: Stage, gateway: Gateway, random: Random) -> None:
 @_fault
 async def redis_back_with_old_data(stage: Stage, _: Gateway, random: Random) -> None:
     """Redis comes back as it was a while ago: with claims that have ended, without what came."""
-    async with _redis(stage) as redis:
+    async with stage.redis() as redis:
         await redis.save()
     await asyncio.sleep(random.uniform(0.5, 2))
     await asyncio.to_thread(stage.servers.redis.kill)
@@ -136,9 +143,8 @@ async def database_stopped(stage: Stage, _: Gateway, random: Random) -> None:
 async def backend_killed(stage: Stage, _: Gateway, random: Random) -> None:
     """One connection's server process is killed, and PostgreSQL restarts all of them."""
     connection = await stage.connect()
-    pids = await connection.fetch(
-        "SELECT pid FROM pg_stat_activity WHERE application_name = 'flokit-gateway' ORDER BY pid"
-    )
+    while not (pids := await connection.fetch(_BACKENDS)):  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
     await connection.close()
     os.kill(random.choice(pids)["pid"], signal.SIGKILL)
 
@@ -160,9 +166,7 @@ async def connection_cut_in_copy(_: Stage, gateway: Gateway, __: Random) -> None
 @_fault
 async def connection_cut_before_the_answer(_: Stage, gateway: Gateway, __: Random) -> None:
     """The connection is reset when the rows are committed, and the gateway does not know."""
-    wire = await gateway.database.catch(Moment.AFTER_COPY)
-    await asyncio.sleep(0.1)  # by then it is committed, most times
-    wire.cut()
+    (await gateway.database.catch(Moment.AFTER_COMMIT)).cut()
 
 
 @_fault
@@ -176,7 +180,7 @@ async def connection_blackholed_before_the_answer(
     _: Stage, gateway: Gateway, random: Random
 ) -> None:
     """Nothing passes any more when the rows are committed, and nobody is told."""
-    await _blackhole_at(gateway, Moment.AFTER_COPY, random)
+    await _blackhole_at(gateway, Moment.AFTER_COMMIT, random)
 
 
 @_fault
@@ -206,11 +210,8 @@ async def schema_broken(stage: Stage, _: Gateway, random: Random) -> None:
 @_fault
 async def table_locked(stage: Stage, _: Gateway, random: Random) -> None:
     """Somebody holds a lock on the whole table for longer than a commit may take."""
-    connection = await stage.connect()
-    async with connection.transaction():
-        await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+    async with stage.locked_events():
         await asyncio.sleep(COMMIT_TIMEOUT_S + random.uniform(0.2, 1))
-    await connection.close()
 
 
 @_fault
@@ -221,12 +222,8 @@ async def new_chunk(_: Stage, __: Gateway, ___: Random) -> None:
 
 @_fault
 async def gateway_frozen_in_new_chunk(_: Stage, gateway: Gateway, __: Random) -> None:
-    """The process stands still in the COPY that may have opened the chunk that all others need."""
-    wire = await gateway.database.catch(Moment.IN_COPY)
-    gateway.signal(signal.SIGSTOP)
-    await asyncio.sleep(2 * COMMIT_TIMEOUT_S)
-    gateway.signal(signal.SIGCONT)
-    wire.release()
+    """The process stands still in the COPY that opens the chunk which all others need."""
+    await _freeze_at(gateway, Moment.IN_COPY)
 
 
 @_fault
@@ -251,11 +248,17 @@ NEW_DAY = frozenset({new_chunk.__name__, gateway_frozen_in_new_chunk.__name__})
 
 async def _kill_at(gateway: Gateway, moment: Moment) -> None:
     wire = await gateway.database.catch(moment)
-    if moment is Moment.AFTER_COPY:
-        await asyncio.sleep(0.1)  # by then it is committed, most times
     await gateway.kill()
     wire.cut()
     await gateway.start()
+
+
+async def _freeze_at(gateway: Gateway, moment: Moment) -> None:
+    wire = await gateway.database.catch(moment)
+    gateway.signal(signal.SIGSTOP)
+    await asyncio.sleep(CLAIM_LEASE_S + 1)
+    gateway.signal(signal.SIGCONT)
+    wire.release()
 
 
 async def _blackhole_at(gateway: Gateway, moment: Moment, random: Random) -> None:
@@ -263,12 +266,3 @@ async def _blackhole_at(gateway: Gateway, moment: Moment, random: Random) -> Non
     gateway.database.blackhole()
     await asyncio.sleep(COMMIT_TIMEOUT_S + random.uniform(1, 2))
     gateway.database.restore()
-
-
-@asynccontextmanager
-async def _redis(stage: Stage) -> AsyncIterator[Any]:
-    redis = Redis.from_url(stage.servers.redis_url, socket_timeout=10)
-    try:
-        yield redis
-    finally:
-        await redis.aclose()

@@ -1,4 +1,4 @@
-"""A gateway as a process of its own, with a wire to each of its services."""
+"""A gateway as a process of its own, with or without a wire to each of its services."""
 
 import asyncio
 import os
@@ -19,17 +19,16 @@ SERVE = ("-m", "app", "serve")
 # How long a process may take to start or to end on a busy machine.
 PATIENCE_S = 30.0
 POLL_S = 0.02
-_READY = b"GET /readyz HTTP/1.1\r\nHost: gateway\r\n\r\n"
 
 
 class GatewayError(Exception):
     """A gateway did what no fault asked for; the message is one line."""
 
 
-class Gateway:
-    """`python -m app serve`, or what `arguments` say instead, on a port that it keeps.
+class Process:
+    """A server as a process of its own: `python` with `arguments`, on a port that it keeps.
 
-    `database` and `redis` are the wires through which alone it reaches them.
+    `ready` is the path that answers 200 once it serves.
     """
 
     def __init__(
@@ -38,20 +37,14 @@ class Gateway:
         environ: Mapping[str, str],
         log: Path,
         *,
-        database: Proxy,
-        redis: Proxy,
         arguments: Sequence[str] = SERVE,
+        ready: str = "/readyz",
     ) -> None:
         self.port = port
         self.log = log
-        self.database = database
-        self.redis = redis
         self._arguments = arguments
-        self._environ = dict(environ) | {
-            "PORT": str(port),
-            "DATABASE_URL": through(database, environ["DATABASE_URL"]),
-            "REDIS_URL": through(redis, environ["REDIS_URL"]),
-        }
+        self._environ = dict(environ) | {"PORT": str(port)}
+        self._ready = f"GET {ready} HTTP/1.1\r\nHost: gateway\r\n\r\n".encode()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -119,9 +112,34 @@ class Gateway:
 
     async def _is_ready(self) -> bool:
         caller = Caller(self.port)
-        answer = await caller.send(_READY, timeout_s=1)
+        answer = await caller.send(self._ready, timeout_s=1)
         caller.close()
         return answer.status == 200  # noqa: PLR2004
+
+
+class Gateway(Process):
+    """`python -m app serve`, or what `arguments` say instead, behind wires.
+
+    `database` and `redis` are those through which alone it reaches them.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        environ: Mapping[str, str],
+        log: Path,
+        *,
+        database: Proxy,
+        redis: Proxy,
+        arguments: Sequence[str] = SERVE,
+    ) -> None:
+        self.database = database
+        self.redis = redis
+        wires = {
+            "DATABASE_URL": through(database, environ["DATABASE_URL"]),
+            "REDIS_URL": through(redis, environ["REDIS_URL"]),
+        }
+        super().__init__(port, dict(environ) | wires, log, arguments=arguments)
 
 
 def through(proxy: Proxy, url: str) -> str:

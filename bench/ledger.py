@@ -24,6 +24,7 @@ class Told(Enum):
     ERROR = "500"
     UNAVAILABLE = "503"
     OTHER_5XX = "5xx outside the contract"
+    NOT_HTTP = "no answer of HTTP"
     NO_CONNECTION = "no answer: refused"
     CLOSED = "no answer: closed"
     TIMED_OUT = "no answer: timed out"
@@ -52,6 +53,7 @@ _UNANSWERED = {
     b"refused": Told.NO_CONNECTION,
     b"closed": Told.CLOSED,
     b"timed out": Told.TIMED_OUT,
+    b"not HTTP": Told.NOT_HTTP,
 }
 _ALL = list(Told)
 
@@ -63,7 +65,7 @@ def understand(answer: Answer) -> Told:
     if answer.status == 200:  # noqa: PLR2004
         return _RECEIPTS.get(answer.body, Told.OTHER_2XX)
     if answer.status >= _SERVER_ERROR:
-        if answer.status == 503 and b"Retry-After: " not in answer.head:  # noqa: PLR2004
+        if answer.status == 503 and b"\r\nretry-after: " not in answer.head.lower():  # noqa: PLR2004
             return Told.OTHER_5XX
         return _ERRORS.get((answer.status, answer.body), Told.OTHER_5XX)
     return Told.OTHER_2XX if answer.status < 300 else Told.REFUSED  # noqa: PLR2004

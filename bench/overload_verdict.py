@@ -123,7 +123,7 @@ def _accepted(measured: Measured, limits: Limits) -> Iterator[Claim]:
 
 def _memory(measured: Measured, limits: Limits) -> Iterator[Claim]:
     memory = [sample.memory_bytes for sample in measured.samples["overload"]]
-    quarter = len(memory) // 4
+    quarter = max(1, len(memory) // 4)
     growth = mean(memory[-quarter:]) - mean(memory[quarter : 2 * quarter])
     yield Claim(
         "memory reaches a plateau",

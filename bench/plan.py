@@ -46,6 +46,7 @@ def make_plan(
     rate: float,
     kinds: Sequence[str] = tuple(FAULTS),
     gateways: int = 2,
+    shares: Mapping[Plot, int] = SHARES,
 ) -> Plan:
     """Return a plan in which each kind strikes as often as any other, in an order of the seed."""
     random = Random(seed)  # noqa: S311 - repeatable is wanted
@@ -62,9 +63,11 @@ def make_plan(
         ],
         rate,
         gateways,
+        shares,
     )
 
 
 def short_plan(seed: int) -> Plan:
-    """Return a plan of 20,000 callbacks and a fault of every kind, for a minute or two."""
-    return make_plan(seed=seed, callbacks=20_000, strikes=len(FAULTS), rate=400)
+    """Return a plan of 20,000 callbacks and a fault of every kind, for two minutes."""
+    # Slow enough for callbacks to come all through each fault.
+    return make_plan(seed=seed, callbacks=20_000, strikes=len(FAULTS), rate=170)

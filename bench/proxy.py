@@ -1,20 +1,31 @@
 """A wire to a server that can be slowed down, cut, blackholed, or held at a chosen moment."""
 
 import asyncio
+import socket
+import struct
 from enum import Enum
 from typing import Any, cast
 
-CATCH_TIMEOUT_S = 20.0
-# What every COPY in binary format begins with.
+CATCH_TIMEOUT_S = 60.0
+# PostgreSQL's protocol: what every binary COPY begins with, behind the head of its message; the
+# end of a transaction as the client asks for it, and as the server tells it.
 _COPY_BEGINS = b"PGCOPY\n\xff\r\n\x00"
+_COPY_HEAD = struct.Struct("!cI")
+_COMMIT_ASKED = b"COMMIT\x00"
+# The last is what a batch tries that has found a duplicate with its COPY.
+_COMMIT_TOLD = (b"COPY ", b"COMMIT\x00", b"INSERT 0 ")
+_IDLE = b"Z\x00\x00\x00\x05I"
+# A socket with this option is closed with a reset.
+_LINGER_NOT = struct.pack("ii", 1, 0)
 
 
 class Moment(Enum):
-    """When to catch a wire: at its next COPY, and how much of it the server has by then."""
+    """When to catch a wire: where its next batch is by then."""
 
-    BEFORE_COPY = "before"  # nothing: the events are claimed, and not yet sent
-    IN_COPY = "in"  # the first half
-    AFTER_COPY = "after"  # all: it commits, and its answer stays here
+    BEFORE_COPY = "before its COPY"  # the events are claimed, and not yet sent
+    IN_COPY = "in its COPY"  # the server has half of the rows, and has opened their chunks
+    BEFORE_COMMIT = "before its COMMIT"  # the rows are written and locked (only with stable IDs)
+    AFTER_COMMIT = "after its COMMIT"  # they are committed, and the gateway does not know
 
 
 class Wire:
@@ -24,6 +35,7 @@ class Wire:
         self.client = _End(self)
         self.server = _End(self)
         self.held: set[_End] = set()
+        self.has_copied = False
         self._proxy = proxy
         self._kept: list[tuple[_End, bytes]] = []
         self._connecting: asyncio.Task[None] | None = None
@@ -38,8 +50,8 @@ class Wire:
 
     def received(self, end: "_End", data: bytes) -> None:
         """Pass on what one end has sent, unless it is held."""
-        if end is self.client and not self.held and _COPY_BEGINS in data:
-            data = self._proxy.spring(self, data)
+        if not self.held:
+            data = self._proxy.spring(self, end, data)
         if end in self.held:
             self._kept.append((end, data))
         elif end is self.client:
@@ -91,6 +103,10 @@ class _End(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._early: list[bytes] = []
 
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self.is_gone
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._wire.connected(self)
@@ -111,7 +127,9 @@ class _End(asyncio.Protocol):
             self._transport.write(data)
 
     def abort(self) -> None:
-        if self._transport is not None:
+        if self._transport is not None and not self.is_gone:
+            ours: Any = self._transport.get_extra_info("socket")
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
             self._transport.abort()
 
 
@@ -159,32 +177,57 @@ class Proxy:
         self.cut()
 
     async def catch(self, moment: Moment) -> Wire:
-        """Return the wire of the next COPY, held at this moment of it.
+        """Return the wire of the next batch that comes to this moment, held there.
 
         Raises TimeoutError where none comes: who waits for one sees to it that callbacks do.
         """
         caught: asyncio.Future[Wire] = asyncio.get_running_loop().create_future()
         self._trap = moment, caught
+        for wire in self.wires:
+            wire.has_copied = False
         try:
             async with asyncio.timeout(CATCH_TIMEOUT_S):
                 return await caught
         finally:
             self._trap = None
 
-    def spring(self, wire: Wire, data: bytes) -> bytes:
-        """Hold a wire on which a COPY begins, if someone waits for one; returns what is kept."""
+    def spring(self, wire: Wire, end: _End, data: bytes) -> bytes:
+        """Hold a wire that comes to the moment which somebody waits for; returns what is kept."""
         if self._trap is None:
             return data
-        (moment, caught), self._trap = self._trap, None
-        passed = {
-            Moment.BEFORE_COPY: 0,
-            Moment.IN_COPY: len(data) // 2,
-            Moment.AFTER_COPY: len(data),
-        }[moment]
-        wire.server.send(data[:passed])
-        if moment is Moment.AFTER_COPY:
-            wire.held = {wire.server}
-        else:
-            wire.hold()
+        moment, caught = self._trap
+        begins = data.find(_COPY_BEGINS) if end is wire.client else -1
+        wire.has_copied |= begins >= 0
+        if not _is_there(moment, wire, end, data, begins):
+            return data
+        self._trap = None
+        wire.hold()
         caught.set_result(wire)
-        return data[passed:]
+        if moment is Moment.IN_COPY:
+            sent, data = _halves(data, begins)
+            wire.server.send(sent)
+        return data
+
+
+def _is_there(moment: Moment, wire: Wire, end: _End, data: bytes, begins: int) -> bool:
+    match moment:
+        case Moment.BEFORE_COPY | Moment.IN_COPY:
+            return begins >= 0
+        case Moment.BEFORE_COMMIT:
+            return wire.has_copied and end is wire.client and _COMMIT_ASKED in data
+        case Moment.AFTER_COMMIT:
+            is_told = any(word in data for word in _COMMIT_TOLD)
+            return wire.has_copied and end is wire.server and is_told and data.endswith(_IDLE)
+
+
+def _halves(data: bytes, begins: int) -> tuple[bytes, bytes]:
+    """Divide the rows of a COPY into two messages: the server looks at no half of one."""
+    head = begins - _COPY_HEAD.size
+    kind, length = _COPY_HEAD.unpack_from(data, head)
+    size = length - 4  # the length counts itself
+    half = min(size, len(data) - begins) // 2
+    middle = begins + half
+    return (
+        data[:head] + _COPY_HEAD.pack(kind, 4 + half) + data[begins:middle],
+        _COPY_HEAD.pack(kind, 4 + size - half) + data[middle:],
+    )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from io import StringIO
 from types import TracebackType
 from typing import Self
 
@@ -47,6 +48,17 @@ class Progress:
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table on standard output, in Markdown; numbers stand to the right."""
+    _print(headings, rows, Console(width=WIDTH, highlight=False, markup=False))
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return what `print_table` prints."""
+    text = StringIO()
+    _print(headings, rows, Console(file=text, width=WIDTH, highlight=False, markup=False))
+    return "".join(f"{line.strip()}\n" for line in text.getvalue().splitlines() if line.strip())
+
+
+def _print(headings: Sequence[str], rows: Iterable[Sequence[object]], console: Console) -> None:
     texts = [[_text(value) for value in row] for row in rows]
     table = Table(box=MARKDOWN)
     for place, heading in enumerate(headings):
@@ -54,7 +66,7 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
         table.add_column(heading, justify="right" if is_number else "left", no_wrap=True)
     for row in texts:
         table.add_row(*row)
-    Console(width=WIDTH, highlight=False, markup=False).print(table)
+    console.print(table)
 
 
 def _text(value: object) -> str:

@@ -4,15 +4,18 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
+from redis.asyncio import Redis
 
 from app import embedded
 from app.embedded_process import free_port
 from bench.callbacks import SECRET, WORKSPACES
-from bench.gateway import SERVE, Gateway
+from bench.gateway import SERVE, Gateway, Process
 from bench.proxy import Proxy
 from sinks import schema
 
@@ -32,12 +35,35 @@ _SERVER_SETTINGS = ("ALTER SYSTEM SET deadlock_timeout = '400ms'", "SELECT pg_re
 
 
 class Stage:
-    """Two servers, and gateways that reach them only through their own wires."""
+    """Two servers, and gateways that reach them only through their own wires.
 
-    def __init__(self, servers: embedded.Embedded, folder: Path) -> None:
+    `environ` is what a process is told that reaches them directly.
+    """
+
+    def __init__(
+        self, servers: embedded.Embedded, folder: Path, environ: Mapping[str, str]
+    ) -> None:
         self.servers = servers
         self.folder = folder
+        self.environ = environ
         self.gateways: list[Gateway] = []
+
+    @asynccontextmanager
+    async def serve(
+        self, name: str, arguments: Sequence[str], settings: Mapping[str, str], ready: str
+    ) -> AsyncIterator[Process]:
+        """Run a server beside the gateways, without wires, which would cost it and us CPU.
+
+        `settings` add to `environ`; see `Process` for the others. Raises GatewayError.
+        """
+        log = self.folder / f"{name}.log"
+        environ = dict(self.environ) | dict(settings)
+        process = Process(free_port(), environ, log, arguments=arguments, ready=ready)
+        try:
+            await process.start()
+            yield process
+        finally:
+            process.end()
 
     async def execute(self, *statements: str) -> None:
         """Run statements, each in a transaction of its own."""
@@ -51,6 +77,39 @@ class Stage:
     async def connect(self) -> asyncpg.Connection:
         """Return a connection that is nobody else's."""
         return await asyncpg.connect(self.servers.database_url)
+
+    @asynccontextmanager
+    async def locked_events(self) -> AsyncIterator[None]:
+        """Nobody can use the table `events` meanwhile."""
+        connection = await self.connect()
+        try:
+            async with connection.transaction():
+                # In whatever order the others have locked its chunks.
+                await connection.execute("SET LOCAL deadlock_timeout = '1min'")
+                await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+                yield
+        finally:
+            await connection.close()
+
+    @asynccontextmanager
+    async def redis(self) -> AsyncIterator[Any]:
+        """Lend a connection to Redis."""
+        redis = Redis.from_url(self.servers.redis_url, socket_timeout=10)
+        try:
+            yield redis
+        finally:
+            await redis.aclose()
+
+    async def has_chunk(self, moment: datetime) -> bool:
+        """Whether there is a chunk for events of this moment; needs TimescaleDB."""
+        connection = await self.connect()
+        found = await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM timescaledb_information.chunks "
+            "WHERE range_start <= $1 AND $1 < range_end)",
+            moment,
+        )
+        await connection.close()
+        return bool(found)
 
 
 @asynccontextmanager
@@ -74,19 +133,19 @@ async def open_stage(
             folder = Path(stack.enter_context(temporary))
         folder.mkdir(parents=True, exist_ok=True)
         servers = stack.enter_context(embedded.start(folder / "servers"))
-        stage = Stage(servers, folder)
-        await stage.execute(*_SERVER_SETTINGS)
-        connection = await stage.connect()
-        await schema.migrate(connection)
-        await connection.close()
-        await stage.execute(*statements)
-        (folder / "workspaces.toml").write_text(WORKSPACES)
         environ = SETTINGS | {
             "DATABASE_URL": servers.database_url,
             "REDIS_URL": servers.redis_url,
             "WORKSPACES_FILE": str(folder / "workspaces.toml"),
             **(settings or {}),
         }
+        stage = Stage(servers, folder, environ)
+        await stage.execute(*_SERVER_SETTINGS)
+        connection = await stage.connect()
+        await schema.migrate(connection)
+        await connection.close()
+        await stage.execute(*statements)
+        (folder / "workspaces.toml").write_text(WORKSPACES)
         for number in range(gateways):
             log = folder / f"gateway-{number}.log"
             stage.gateways.append(await _gateway(stack, environ, log, arguments))
@@ -101,7 +160,8 @@ async def _gateway(
     gateway = Gateway(
         free_port(), environ, log, database=wires[0], redis=wires[1], arguments=arguments
     )
-    stack.callback(gateway.end)
+    # Not in this thread: what it still has to say goes through the wires, and these are ours.
+    stack.push_async_callback(asyncio.to_thread, gateway.end)
     return gateway
 
 

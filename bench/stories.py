@@ -23,7 +23,7 @@ POISON_RULES = (
     "CREATE INDEX ON events ((properties ->> 'tracker_name'))",
 )
 # Fixed, so that the same seed sends the same callbacks on any day.
-FIRST_DAY = datetime(2026, 3, 1, tzinfo=UTC)
+FIRST_DAY = datetime(2024, 3, 1, tzinfo=UTC)
 _DAY_S = 86_400
 _LATE_DAYS_MAX = 5
 _PROBES_DAYS = 10
@@ -132,7 +132,8 @@ class Author:
         kept = {name: value for name, value in sent.items() if name in _KEPT}
         times = [occurred_at]
         if plot is Plot.STABLE:
-            times += [occurred_at + timedelta(seconds=random.randint(1, 90_000))]
+            # Earlier, since later may be a day that is yet to come.
+            times += [occurred_at - timedelta(seconds=random.randint(1, 90_000))]
         row = Row(
             workspace_id=APPS[app],
             app_token=app,
@@ -148,13 +149,17 @@ class Author:
         deliveries = _PLOTS[plot](sent, times, random)
         return Story(number, plot, deliveries, None if plot in DROPPED_PLOTS else row)
 
+    def day(self, number: int) -> datetime:
+        """Return the day on which the events of this number occur."""
+        return FIRST_DAY + timedelta(days=bisect_right(self.new_days, number))
+
     def _occurred_at(self, number: int, random: Random) -> datetime:
         if number >= self.probes_from:
             return FIRST_DAY - timedelta(days=_PROBES_DAYS, seconds=random.randrange(_DAY_S))
-        day = bisect_right(self.new_days, number)
+        late_days = 0
         if random.random() < 0.01:  # noqa: PLR2004 - one of a hundred comes late
-            day -= random.randint(1, _LATE_DAYS_MAX)
-        return FIRST_DAY + timedelta(days=day, seconds=random.randrange(_DAY_S))
+            late_days = random.randint(1, _LATE_DAYS_MAX)
+        return self.day(number) + timedelta(days=-late_days, seconds=random.randrange(_DAY_S))
 
 
 def _spoil(sent: dict[str, str], plot: Plot, random: Random) -> None:

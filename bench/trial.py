@@ -10,14 +10,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from bench.faults import FAULTS
+from bench.faults import FAULTS, NEW_DAY
 from bench.gateway import SERVE, GatewayError
 from bench.ledger import Ledger, Told
 from bench.oracle import Verdict, judge
 from bench.plan import Plan, Strike, make_plan
 from bench.report import Progress, print_table
 from bench.stage import Stage, open_stage
-from bench.stories import POISON_RULES
+from bench.stories import POISON_RULES, SHARES, Plot
 from bench.vendor import Vendor
 
 # By the issue of the promise: a fresh callback succeeds within this time of the end of a fault.
@@ -100,12 +100,16 @@ class _Trial:
                 await self._vendor.send(next_strike.at)
                 if strike is not None:
                     await strike
+                if next_strike.fault in NEW_DAY:
+                    await self._expect_no_chunk(next_strike)
                 strike = asyncio.create_task(self._strike(next_strike))
             await self._vendor.send(self._plan.callbacks)
             if strike is not None:
                 await strike
             self._progress.say("waiting for the last retries")
             await self._vendor.finish()
+            for number in await self._vendor.insist():
+                self.stuck.append(f"callback {number} is never answered for good")
         finally:
             for task in (watch, *([strike] if strike is not None else ())):
                 task.cancel()
@@ -125,8 +129,10 @@ class _Trial:
         except TimeoutError:
             raise GatewayError(f"{strike.fault}: no COPY came to strike at") from None
         over = time.monotonic()
-        for number in range(len(self._stage.gateways)):
-            if not await self._recovers(number, over):
+        numbers = range(len(self._stage.gateways))
+        recovered = await asyncio.gather(*(self._recovers(number, over) for number in numbers))
+        for number in numbers:
+            if not recovered[number]:
                 self.stuck.append(f"{strike.fault} at {strike.at}: gateway {number}")
         self.recovery_s.setdefault(strike.fault, []).append(time.monotonic() - over)
         for number, gateway in enumerate(self._stage.gateways):
@@ -138,28 +144,52 @@ class _Trial:
         while time.monotonic() - over < RECOVERY_MAX_S:
             number = self._plan.callbacks + self.probes
             self.probes += 1
-            story = self._author.write(number)
-            if (await self._vendor.deliver_once(story, gateway)).is_final:
-                return True
+            told = await self._vendor.deliver_once(self._author.write(number), gateway)
+            if told.is_final:
+                return time.monotonic() - over < RECOVERY_MAX_S
             await asyncio.sleep(_PROBE_S)
         return False
+
+    async def _expect_no_chunk(self, strike: Strike) -> None:
+        """Raise GatewayError where a fault would find the chunk that it wants to be missing."""
+        day = self._author.day(strike.at)
+        if self._stage.servers.has_timescaledb and await self._stage.has_chunk(day):
+            raise GatewayError(f"{strike.fault}: there is a chunk for {day:%Y-%m-%d} already")
 
 
 def add_command(commands: Any) -> None:
     """Add `faults` to the commands of the bench."""
     text = "callbacks and faults by one seed, and what became of every callback"
     parser = commands.add_parser("faults", help=text, description=text)
-    parser.add_argument("--callbacks", type=int, default=1_000_000, help="stories to be told")
-    parser.add_argument("--strikes", type=int, default=210, help="faults, of all kinds in turn")
+    parser.add_argument(
+        "--callbacks", type=int, default=1_000_000, help="callbacks to send, not counting repeats"
+    )
+    parser.add_argument(
+        "--strikes", type=int, default=len(FAULTS) * 8, help="faults, of all kinds in turn"
+    )
     parser.add_argument("--seed", type=int, default=1, help="the same seed is the same run")
-    parser.add_argument("--rate", type=float, default=1_200, help="stories a second at most")
+    parser.add_argument("--rate", type=float, default=700, help="callbacks a second at most")
     parser.add_argument("--gateways", type=int, default=2, help="gateway processes")
     parser.add_argument(
         "--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="FAULT",
         help="of these kinds alone: " + ", ".join(FAULTS),
     )  # fmt: skip
+    parser.add_argument(
+        "--share", type=_share, action="append", default=[], metavar="KIND=PERMILLE",
+        help="of the callbacks; the defaults: "
+        + ", ".join(f"{plot.value}={share}" for plot, share in SHARES.items()),
+    )  # fmt: skip
     parser.add_argument("--folder", type=Path, help="a new folder, to keep data and logs in")
     parser.set_defaults(run=_command)
+
+
+def _share(text: str) -> tuple[Plot, int]:
+    kind, _, permille = text.partition("=")
+    try:
+        return Plot(kind), int(permille)
+    except ValueError:
+        known = ", ".join(plot.value for plot in Plot)
+        raise argparse.ArgumentTypeError(f"{text!r}: not KIND=NUMBER with one of {known}") from None
 
 
 async def _command(arguments: argparse.Namespace) -> int:
@@ -170,6 +200,7 @@ async def _command(arguments: argparse.Namespace) -> int:
         rate=arguments.rate,
         kinds=arguments.only,
         gateways=arguments.gateways,
+        shares=SHARES | dict(arguments.share),
     )
     with Progress(plan.callbacks, "callbacks") as progress:
         result = await run(plan, progress, folder=arguments.folder)

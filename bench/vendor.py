@@ -20,6 +20,7 @@ CONNECTIONS_MAX = 128
 # Deliveries that are under way or wait for their retry; beyond it nothing new is begun.
 UNDER_WAY_MAX = 4_000
 HANG_UP_WITHIN_S = 0.02
+STALL_S = 0.1
 
 
 class Vendor:
@@ -34,6 +35,7 @@ class Vendor:
         self.begun = 0
         self._later: dict[int, list[tuple[Story, Delivery]]] = {}
         self._under_way: set[asyncio.Task[None]] = set()
+        self._defects: list[BaseException] = []
 
     @property
     def connections(self) -> int:
@@ -56,13 +58,27 @@ class Vendor:
             self.begun += 1
 
     async def finish(self) -> None:
-        """Send what was left for later, and return when every delivery has ended."""
+        """Send what was left for later, and return when every delivery has ended.
+
+        Raises what a delivery has raised, which is a defect of the bench.
+        """
         for due in sorted(self._later):
             for story, delivery in self._later.pop(due):
                 await self._wait_for_turn()
                 self._start(story, delivery)
         while self._under_way:
             await asyncio.wait(self._under_way)
+        if self._defects:
+            raise self._defects[0]
+
+    async def insist(self) -> list[int]:
+        """Send once more what was given up; returns the numbers of the stories that have failed.
+
+        Whoever fails again when all is well again would fail for ever.
+        """
+        given_up = sorted(set(self.ledger.given_up))
+        told = [await self.deliver_once(self._author.write(number), number) for number in given_up]
+        return [number for number, last in zip(given_up, told, strict=True) if not last.is_final]
 
     async def close(self) -> None:
         """Give up whatever is under way."""
@@ -80,18 +96,26 @@ class Vendor:
         while len(self._under_way) >= UNDER_WAY_MAX:
             await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
         now = time.monotonic()
-        self._next_at = max(self._next_at + self._pace_s, now - 1)
+        # What a stall has held up is not caught up with: it would come all at once.
+        self._next_at = max(self._next_at + self._pace_s, now - STALL_S)
         if self._next_at > now:
             await asyncio.sleep(self._next_at - now)
 
     def _start(self, story: Story, delivery: Delivery) -> None:
         self.ledger.callbacks += 1
-        task = asyncio.create_task(self._deliver(story.number, delivery))
+        task = asyncio.create_task(self._deliver(story, delivery))
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(self._ended)
 
-    async def _deliver(self, number: int, delivery: Delivery) -> None:
-        random = Random(number)  # noqa: S311 - repeatable is wanted
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled() and (defect := task.exception()) is not None:
+            self._defects.append(defect)
+
+    async def _deliver(self, story: Story, delivery: Delivery) -> None:
+        number = story.number
+        # Another one for each: twins do not try again as one.
+        random = Random(f"{self._author.seed} {self.ledger.callbacks}")  # noqa: S311 - repeatable
         process = delivery.process
         if delivery.hangs_up_after is not None:
             await self._hang_up(number, delivery, random)

@@ -22,6 +22,7 @@ HASTE_S = 1.0
 # How often to look which data the connection leads to.
 GENERATION_S = 1.0
 CHUNK_AHEAD_S = 3600.0
+CHUNK_AGAIN_S = 60.0
 
 _TWIN_PATIENCE = f"SET lock_timeout = {milliseconds(TWIN_LOCK_TIMEOUT_S)}"
 
@@ -88,10 +89,13 @@ class TimescaleSink:
 
     async def _keep_chunks(self) -> None:
         while True:
+            again_s = CHUNK_AHEAD_S
             try:
                 timeout = asyncio.timeout(self._commit_timeout_s)
                 async with timeout, self._twins.connection() as connection:
+                    await connection.execute(_TWIN_PATIENCE)  # not that of twins in haste
                     await keep_chunk_ahead(connection)
             except Exception as error:  # noqa: BLE001 - else the first event of a day makes it
                 log.warning("chunk not made ahead of time", extra={"error": type(error).__name__})
-            await asyncio.sleep(CHUNK_AHEAD_S)
+                again_s = CHUNK_AGAIN_S
+            await asyncio.sleep(again_s)

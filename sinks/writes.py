@@ -9,6 +9,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 from asyncpg.exceptions import (
+    DataError,
     DeadlockDetectedError,
     LockNotAvailableError,
     PostgresError,
@@ -209,9 +210,12 @@ async def _insert_halving(
 
 
 async def _insert(connection: asyncpg.Connection, events: Sequence[Event]) -> dict[bytes, Outcome]:
-    records = await connection.fetch(
-        _INSERT, *as_arrays(events), [event.has_stable_id for event in events]
-    )
+    try:
+        arrays = as_arrays(events)
+    except UnicodeEncodeError as error:  # an adapter's mistake; the server would say the same
+        raise DataError(str(error)) from None
+    stable = [event.has_stable_id for event in events]
+    records = await connection.fetch(_INSERT, *arrays, stable)
     written = {record[0].bytes for record in records}
     return {
         event.event_id: Outcome.WRITTEN if event.event_id in written else Outcome.DUPLICATE

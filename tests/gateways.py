@@ -1,6 +1,5 @@
 """Gateways for tests: in this process, and as processes of their own."""
 
-import asyncio
 import json
 import os
 import signal
@@ -23,6 +22,8 @@ import msgspec
 
 from app.claims import Claims, RedisClaims
 from app.edge import GatewayProtocol
+from app.embedded_process import free_port
+from app.serve import finish
 from app.server import App, Gateway, create_app
 from app.settings import read_settings
 from sinks import Sink
@@ -138,21 +139,17 @@ class Target:
 class Running(Target):
     """A gateway in this process."""
 
-    def __init__(self, app: App, server: Any, port: int) -> None:
+    def __init__(self, app: App, server: Any, listener: socket.socket) -> None:
         self.app = app
         self.gateway: Gateway = app.ctx.gateway
-        self.port = port
+        self.port = listener.getsockname()[1]
         self._server = server
+        self._listener = listener
 
     async def stop(self) -> None:
         """Stop as the product does: drain, close the listener, answer, close the parts."""
         await self._server.before_stop()
-        await self._server.close()
-        for connection in self._server.connections:
-            connection.close_if_idle()
-        async with asyncio.timeout(PATIENCE_S):
-            while self._server.connections:
-                await asyncio.sleep(POLL_S)
+        await finish(self._server, self._listener, PATIENCE_S)
         await self._server.after_stop()
 
 
@@ -177,7 +174,7 @@ class Gateways:
         )
         for step in (server.startup, server.before_start, server.after_start, server.start_serving):
             await step()
-        running = Running(app, server, listener.getsockname()[1])
+        running = Running(app, server, listener)
         self._running.append(running)
         return running
 
@@ -212,8 +209,7 @@ class Process(Target):
     def __init__(self, database_url: str, redis_url: str, folder: Path, **settings: str) -> None:
         self.folder = folder
         self.database_url = database_url
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.environ = environment(database_url, redis_url, folder, PORT=str(self.port), **settings)
         self.log = folder / "gateway.log"
         self._popen: subprocess.Popen[bytes] | None = None
@@ -263,17 +259,6 @@ class Process(Target):
         """Wait for the end, and return the exit code."""
         assert self._popen is not None
         return self._popen.wait(timeout_s)
-
-    def end(self) -> int:
-        """Send SIGTERM, and return the exit code.
-
-        Twice, if need be: a loop that is just being set up hears nothing for a moment.
-        """
-        self.signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            return self.wait(PATIENCE_S / 6)
-        self.signal(signal.SIGTERM)
-        return self.wait()
 
     def wait_until_ready(self) -> None:
         """Return when `/readyz` is green."""

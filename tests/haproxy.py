@@ -11,36 +11,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.embedded import EmbeddedError, unpack
-from tests.gateways import PATIENCE_S, POLL_S
+from tests.gateways import PATIENCE_S, POLL_S, ROOT
 
-# As in the README, but for the addresses, and with checks in quick succession. A machine that is
-# busy may take its time to answer a check; a refused connection and a 503 count at once.
-CONFIG = """\
-global
-    stats socket fd@{stats} level user
-    tune.bufsize 98304
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 60s
-    timeout server 60s
-    timeout http-request 30s
-    timeout check 20s
-    retries 5
-    retry-on conn-failure empty-response
-    option redispatch 1
-    option accept-invalid-http-request
-    errorfile 400 /dev/null
-    errorfile 408 /dev/null
-frontend callbacks
-    bind fd@{door}
-    default_backend gateways
-backend gateways
-    balance roundrobin
-    option httpchk GET /readyz
-    http-check expect status 200
-    default-server check inter 50ms fall 1 rise 1
-"""
+# The README's own, on sockets of ours and with checks in quick succession. A machine that is busy
+# may take its time to answer a check; a refused connection and a 503 count at once.
+README = (ROOT / "README.md").read_text()
+CONFIG = README[README.index("global\n    tune.bufsize") :].partition("```")[0]
+HERE = {
+    "global\n": "global\n    stats socket fd@{stats} level user\n",
+    "defaults\n": "defaults\n    timeout check 20s\n",
+    "bind :8080": "bind fd@{door}",
+    "inter 1s": "inter 50ms",
+    "    server one 127.0.0.1:8001\n    server two 127.0.0.1:8002\n": "",
+}
 END_WITH_TESTS = ("setpriv", "--pdeathsig=SIGKILL")  # also when these are killed
 
 
@@ -90,8 +73,12 @@ def haproxy(folder: Path, servers: dict[str, int], program: Path) -> Iterator[HA
         socket.create_server(("127.0.0.1", 0)) as stats,
         log.open("ab") as output,
     ):
+        text = CONFIG
+        for written, used in HERE.items():
+            assert text.count(written) == 1, f"not in the README's configuration: {written}"
+            text = text.replace(written, used.format(door=door.fileno(), stats=stats.fileno()))
         lines = (f"    server {name} 127.0.0.1:{port}\n" for name, port in servers.items())
-        config.write_text(CONFIG.format(door=door.fileno(), stats=stats.fileno()) + "".join(lines))
+        config.write_text(text + "".join(lines))
         process = subprocess.Popen(
             [*END_WITH_TESTS, str(program), "-db", "-f", str(config)],
             pass_fds=[door.fileno(), stats.fileno()],

@@ -55,8 +55,18 @@ class AnswersBeforeCommit(TimescaleSink):
         await super().write(events, contested=False)
 
 
+class NeverRefuses(TimescaleSink):
+    """Has no final answer for what the database refuses."""
+
+    async def write(self, events: Sequence[Event], *, contested: bool) -> Sequence[Outcome]:
+        outcomes = await super().write(events, contested=contested)
+        if Outcome.REFUSED in outcomes:
+            raise LookupError("what now?")
+        return outcomes
+
+
 CLAIMS = {"seen-when-claimed": SeenWhenClaimed, "busy-is-duplicate": BusyIsDuplicate}
-SINKS = {"answers-before-commit": AnswersBeforeCommit}
+SINKS = {"answers-before-commit": AnswersBeforeCommit, "never-refuses": NeverRefuses}
 
 
 def serve(name: str, settings: Settings) -> None:

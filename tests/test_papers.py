@@ -14,6 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from app import metrics
 from app.event import DropReason
 from app.settings import ALLOWLIST_SUFFIX, SECRET_SUFFIX, Settings
+from bench.faults import FAULTS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -63,6 +64,22 @@ def test_a_metric_is_undocumented() -> None:
     assert {name: labels for name, (labels, _) in rows.items()} == declared
     meaning = rows["flokit_callbacks_dropped_total"][1]
     assert set(re.findall(r"`(\w+)`", meaning)) - {"dropped"} == {r.value for r in DropReason}
+
+
+def test_a_promise_is_held_by_nothing() -> None:
+    """Each row of "What happens when" names what holds it, and every fault has its row."""
+    section = README.split("## What happens when")[1].split("\n## ")[0]
+    rows = re.findall(r"^\|.*\| ([^|]*) \|$", section, re.MULTILINE)[1:]
+    named = [set(re.findall(r"`(\w+)`", row)) for row in rows]
+    tests = {
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 20
+    assert all(named)
+    assert set().union(*named) <= tests | FAULTS.keys()
+    assert FAULTS.keys() <= set().union(*named)
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])

@@ -19,6 +19,7 @@ POISON = {
     "nul in jsonb": event("poison", properties={"a": "nul \x00"}),
     "nul in text": event("poison", user_id="nul \x00"),
     "no encoding": event("poison", user_id="surrogate \ud800"),
+    "no encoding in jsonb": event("poison", properties={"a": "surrogate \ud800"}),
     "check": event("poison", country="XX"),
     "check on stable": event("poison", has_stable_id=True, country="XX"),
 }

@@ -16,7 +16,6 @@ import msgspec
 import pytest
 
 from app.embedded import EmbeddedError
-from app.embedded_process import free_port
 from bench.callbacks import APPS, EVENTS, SECRET, WORKSPACES
 from bench.ledger import Told
 from bench.oracle import judge
@@ -58,11 +57,7 @@ def run(services: Services, database_url: str, tmp_path: Path) -> RUN:
         folder.mkdir()
         (folder / "workspaces.toml").write_text(WORKSPACES)
         secret = {"ADJUST_CALLBACK_SECRET": SECRET}
-        process = Process(database_url, services.redis_url, folder, **secret, **settings)
-        # Not a port from which others call: who keeps calling while it is away gets himself.
-        process.port = free_port()
-        process.environ["PORT"] = str(process.port)
-        return process
+        return Process(database_url, services.redis_url, folder, **secret, **settings)
 
     return make
 

@@ -226,6 +226,42 @@ async def test_replaced_worker_with_a_wrong_file(run: RUNS) -> None:
     assert all(json.loads(line) for line in process.log.read_text().splitlines())
 
 
+NO_ROOM_FOR_WORKERS = """
+import functools, os, signal, socket, time
+from multiprocessing.context import SpawnProcess
+from app import workers
+
+workers.REPLACE_AFTER_S = workers.LOOK_S = 0
+start, failures = SpawnProcess.start, iter(range(2_000))
+
+def start_at_last(process):
+    if next(failures, None) is not None:
+        raise OSError("out of memory")
+    start(process)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+SpawnProcess.start = start_at_last
+if __name__ == "__main__":
+    workers.run(functools.partial(time.sleep, 60), 1, socket.create_server(("127.0.0.1", 0)))
+"""
+
+
+def test_workers_that_do_not_start(tmp_path: Path) -> None:
+    """A machine that has no room for another process is tried again, however long that takes."""
+    script = tmp_path / "script.py"
+    script.write_text(NO_ROOM_FOR_WORKERS)
+    command = [sys.executable, str(script)]
+    ended = subprocess.run(
+        command,
+        env=inherited() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert ended.returncode == 0, ended.stderr[-2_000:]
+
+
 async def test_workers_end_with_their_parent(run: RUNS) -> None:
     """No worker lives on when the parent is killed."""
     with run(WORKERS="2") as process:

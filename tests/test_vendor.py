@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -122,44 +122,144 @@ async def test_connections_are_not_kept() -> None:
     assert (endpoint.connections, len(endpoint.requests)) == (1, 19)
 
 
-COPY = b"d\x00\x00\x01\x00PGCOPY\n\xff\r\n\x00" + b"rows" * 20
+def message(kind: bytes, body: bytes) -> bytes:
+    """A message of PostgreSQL's protocol."""
+    return kind + (4 + len(body)).to_bytes(4, "big") + body
 
 
-@pytest.mark.parametrize(
-    ("moment", "share"), [(Moment.BEFORE_COPY, 0), (Moment.IN_COPY, 0.5), (Moment.AFTER_COPY, 1)]
-)
-async def test_a_wire_is_caught_at_another_moment(moment: Moment, share: float) -> None:
-    """The bench strikes where it says: before, within or after what a COPY sends."""
-    arrived = bytearray()
+ROWS = b"PGCOPY\n\xff\r\n\x00" + b"rows" * 20
+COPY = message(b"d", ROWS) + message(b"c", b"")
+HALF = message(b"d", ROWS[: len(ROWS) // 2])
+BEGIN, COMMIT = message(b"Q", b"BEGIN\x00"), message(b"Q", b"COMMIT\x00")
+DONE = message(b"C", b"COPY 20\x00") + message(b"Z", b"I")
+COPIED = message(b"C", b"COPY 20\x00") + message(b"Z", b"T")
+COMMITTED = message(b"C", b"COMMIT\x00") + message(b"Z", b"I")
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(1_000):
-            arrived.extend(data)
-            writer.write(b"answer")
+
+class Talk:
+    """A client and a server that talk over a proxy, as they are told."""
+
+    def __init__(self) -> None:
+        self.arrived = bytearray()  # at the server
+        self.answered = bytearray()  # at the client
+        self._answers: list[bytes] = []
+
+    @asynccontextmanager
+    async def over(self) -> AsyncIterator[Proxy]:
+        """Connect; yields the proxy."""
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        proxy = Proxy(server.sockets[0].getsockname()[1])
+        await proxy.open()
+        reader, self._writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        listening = asyncio.create_task(self._listen(reader))
+        try:
+            yield proxy
+        finally:
+            listening.cancel()
+            self._writer.close()
+            proxy.close()
+            server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(10_000):
+                self.arrived += data
+                if self._answers:
+                    writer.write(self._answers.pop(0))
         writer.close()
 
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(10_000):
+                self.answered += data
+
+    def say(self, data: bytes, answer: bytes = b"") -> None:
+        """Let the client say something, and the server answer it."""
+        if answer:
+            self._answers.append(answer)
+        self._writer.write(data)
+
+    async def until(self, where: bytearray, what: bytes) -> None:
+        """Return when this is what has arrived there."""
+        async with asyncio.timeout(10):
+            while len(where) < len(what):
+                await asyncio.sleep(0.001)
+        assert where == what
+
+
+@pytest.mark.parametrize(("moment", "arrives"), [(Moment.BEFORE_COPY, b""), (Moment.IN_COPY, HALF)])
+async def test_a_copy_is_caught_at_another_moment(moment: Moment, arrives: bytes) -> None:
+    """Before a COPY the server has nothing of it, and within it whole rows: the first half."""
+    talk = Talk()
+    async with talk.over() as proxy:
+        catching = asyncio.create_task(proxy.catch(moment))
+        await asyncio.sleep(0)
+        talk.say(COPY)
+        wire = await catching
+        await talk.until(talk.arrived, arrives)
+        wire.release()
+        rest = COPY if not arrives else message(b"d", ROWS[len(ROWS) // 2 :]) + message(b"c", b"")
+        await talk.until(talk.arrived, arrives + rest)
+
+
+async def test_a_commit_is_caught_at_another_moment() -> None:
+    """The rows are there, and their COMMIT is not; or it is, and its answer is not."""
+    talk = Talk()
+    async with talk.over() as proxy:
+        catching = asyncio.create_task(proxy.catch(Moment.BEFORE_COMMIT))
+        await asyncio.sleep(0)
+        talk.say(BEGIN)
+        await talk.until(talk.arrived, BEGIN)
+        talk.say(COPY, COPIED)
+        await talk.until(talk.answered, COPIED)
+        talk.say(COMMIT)
+        wire = await catching
+        assert talk.arrived == BEGIN + COPY
+        catching = asyncio.create_task(proxy.catch(Moment.AFTER_COMMIT))
+        await asyncio.sleep(0)
+        wire.has_copied = True
+        talk._answers.append(COMMITTED)
+        wire.release()
+        assert await catching is wire
+        assert talk.arrived == BEGIN + COPY + COMMIT
+        assert talk.answered == COPIED
+
+
+async def test_a_copy_of_its_own_is_committed_with_its_answer() -> None:
+    """A COPY outside of a transaction is committed when the server says how many rows it has."""
+    talk = Talk()
+    async with talk.over() as proxy:
+        catching = asyncio.create_task(proxy.catch(Moment.AFTER_COMMIT))
+        await asyncio.sleep(0)
+        talk.say(COPY, DONE)
+        wire = await catching
+        assert talk.arrived == COPY
+        assert not talk.answered
+        wire.release()
+        await talk.until(talk.answered, DONE)
+
+
+async def test_a_cut_is_an_end() -> None:
+    """A wire that is cut is reset: neither end takes it for a good end."""
+
+    async def serve(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        resets.append(1)
+
+    resets: list[int] = []
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     proxy = Proxy(server.sockets[0].getsockname()[1])
     await proxy.open()
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
-    writer.write(b"hello")
-    assert await reader.readexactly(6) == b"answer"
-    catching = asyncio.create_task(proxy.catch(moment))
-    await asyncio.sleep(0)
-    writer.write(COPY)
-    wire = await catching
-    expected = b"hello" + COPY[: int(len(COPY) * share)]
     async with asyncio.timeout(10):
-        while len(arrived) < len(expected):
+        while not proxy.wires or not all(wire.server.is_open for wire in proxy.wires):
             await asyncio.sleep(0.001)
-    assert arrived == expected
-    wire.release()
-    assert await reader.readexactly(6) == b"answer"
-    async with asyncio.timeout(10):
-        while len(arrived) < len(b"hello" + COPY):
+        proxy.cut()
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        while not resets:
             await asyncio.sleep(0.001)
-    wire.cut()
-    assert not proxy.wires
     writer.close()
     proxy.close()
     server.close()
