@@ -19,6 +19,7 @@ OS_NAMES = {"ios": "ios", "ipados": "ios", "android": "android"}
 
 # Adjust leaves a placeholder that it does not know as it is; a JSON object looks different.
 _PLACEHOLDER = re.compile(r"\{[A-Za-z0-9_|. -]{1,80}\}")
+_SECOND_DIGITS = 10
 _MILLISECOND_DIGITS = 13  # of a moment of this era
 _LEAP_SECOND = 60
 _MINUTES = 60
@@ -34,55 +35,53 @@ _ISO = re.compile(
 
 def app_token(callback: Callback) -> str | None:
     """Return the app token of the URL; a body may not choose the app."""
-    return _present(callback.query, "app_token")
+    token = callback.query.get("app_token")
+    return token if token and not _PLACEHOLDER.fullmatch(token) else None
 
 
 def parse(callback: Callback, workspace: Workspace) -> Event | Drop:
     """Return the event of an Adjust callback, or the reason to drop it."""
-    sent = callback.parameters
-    token = _first_present(sent, TOKEN_NAMES)
-    activity = _present(sent, "activity_kind")
+    sent, present = callback.parameters, _present(callback.parameters)
+    token = _first(present, TOKEN_NAMES)
+    activity = present.get("activity_kind")
     event_type = workspace.events.get(token) if token else workspace.activities.get(activity or "")
     if event_type is None:
-        return Drop(_why_unmapped(sent, token))
-    created_at = sent.get("created_at", "")
-    if _PLACEHOLDER.fullmatch(created_at):
+        # A literal placeholder is a callback URL that is set up wrongly.
+        unfilled = token is None and any(sent.get(name) for name in TOKEN_NAMES)
+        return Drop(DropReason.UNFILLED_PLACEHOLDER if unfilled else DropReason.UNMAPPED_EVENT)
+    created_at = present.get("created_at", "")
+    if not created_at and sent.get("created_at"):
         return Drop(DropReason.UNFILLED_PLACEHOLDER)
     occurred_at = parse_time(created_at)
     if occurred_at is None or not callback.accepts(occurred_at):
         return Drop(DropReason.INVALID_TIMESTAMP)
 
-    identifiers = _identifiers(sent)
-    country = _present(sent, "country")
-    os_name = _present(sent, "os_name")
-    stable_id = _first_present(sent, workspace.stable_id)
+    user_id, adid = present.get("user_id"), present.get("adid")
+    idfa, gps_adid = _not_zero(present, "idfa"), _not_zero(present, "gps_adid")
+    idfa, gps_adid = idfa and idfa.upper(), gps_adid and gps_adid.lower()
+    country = present.get("country", "")
+    stable_id = _first(present, workspace.stable_id)
+    # Each field by its name: by way of a dictionary, msgspec takes 0.6 µs more.
     return Event(
         event_id=event_id(
-            vendor=workspace.vendor,
-            app_token=workspace.app_token,
-            user=_user(sent, identifiers),
-            event_type=event_type,
-            occurred_at=occurred_at,
-            raw_event_id=token or activity or "",
-            stable_id=stable_id,
+            vendor=workspace.vendor, app_token=workspace.app_token, event_type=event_type,
+            user=_user(present, user_id, adid, gps_adid, idfa), occurred_at=occurred_at,
+            raw_event_id=token or activity or "", stable_id=stable_id,
         ),
-        occurred_at=occurred_at,
-        received_at=callback.received_at,
-        workspace_id=workspace.id,
-        vendor=workspace.vendor,
-        app_token=workspace.app_token,
-        event_type=event_type,
-        **identifiers,
-        os_name=OS_NAMES.get(os_name.lower()) if os_name else None,
-        country=country.upper() if country and _COUNTRY.fullmatch(country) else None,
-        properties=_properties(sent, token, workspace),
-        has_stable_id=stable_id is not None,
-    )
+        occurred_at=occurred_at, received_at=callback.received_at, workspace_id=workspace.id,
+        vendor=workspace.vendor, app_token=workspace.app_token, event_type=event_type,
+        user_id=user_id, adid=adid, idfa=idfa, gps_adid=gps_adid,
+        os_name=OS_NAMES.get(present.get("os_name", "").lower()),
+        country=country.upper() if _COUNTRY.fullmatch(country) else None,
+        properties=_properties(present, token, workspace), has_stable_id=stable_id is not None,
+    )  # fmt: skip
 
 
 def parse_time(text: str) -> datetime | None:
     """Read Unix seconds, Unix milliseconds or ISO 8601; None for anything else."""
     try:
+        if len(text) == _SECOND_DIGITS and text.isascii() and text.isdecimal():
+            return datetime.fromtimestamp(int(text), UTC)  # nearly always, and takes half the time
         if unix := _UNIX.fullmatch(text):
             digits, fraction = unix[1], unix[2] or ""
             decimals = 3 if len(digits) == _MILLISECOND_DIGITS else 6
@@ -113,53 +112,44 @@ def _below_60(minutes: int) -> int:
     return minutes
 
 
-def _present(sent: Mapping[str, str], name: str) -> str | None:
-    value = sent.get(name)
-    return None if not value or (value[0] == "{" and _PLACEHOLDER.fullmatch(value)) else value
-
-
-def _first_present(sent: Mapping[str, str], names: Iterable[str]) -> str | None:
-    for name in names:
-        if value := _present(sent, name):
-            return value
-    return None
-
-
-def _why_unmapped(sent: Mapping[str, str], token: str | None) -> DropReason:
-    """Tell a callback URL that is set up wrongly (a literal `{…}`) from an unmapped token."""
-    if token is None and any(_PLACEHOLDER.fullmatch(sent.get(name, "")) for name in TOKEN_NAMES):
-        return DropReason.UNFILLED_PLACEHOLDER
-    return DropReason.UNMAPPED_EVENT
-
-
-def _identifiers(sent: Mapping[str, str]) -> dict[str, str | None]:
-    idfa = _present(sent, "idfa")
-    gps_adid = _present(sent, "gps_adid")
+def _present(sent: Mapping[str, str]) -> dict[str, str]:
+    # Of all at once: 1 µs less than to ask of each one that is looked at.
     return {
-        "user_id": _present(sent, "user_id"),
-        "adid": _present(sent, "adid"),
-        # All zeros: the user has denied tracking, and shares the value with all who did.
-        "idfa": idfa.upper() if idfa and not _ALL_ZERO.fullmatch(idfa) else None,
-        "gps_adid": gps_adid.lower() if gps_adid and not _ALL_ZERO.fullmatch(gps_adid) else None,
+        name: value
+        for name, value in sent.items()
+        if value and (value[0] != "{" or not _PLACEHOLDER.fullmatch(value))
     }
 
 
-def _user(sent: Mapping[str, str], identifiers: Mapping[str, str | None]) -> tuple[str, str]:
-    for name in USER_NAMES:
-        if value := identifiers[name]:
+def _first(present: Mapping[str, str], names: Iterable[str]) -> str | None:
+    for name in names:
+        if name in present:
+            return present[name]
+    return None
+
+
+def _not_zero(present: Mapping[str, str], name: str) -> str | None:
+    """Return an identifier, unless the user has denied tracking: then all have the same zeros."""
+    value = present.get(name)
+    return None if value is None or _ALL_ZERO.fullmatch(value) else value
+
+
+def _user(present: Mapping[str, str], *identifiers: str | None) -> tuple[str, str]:
+    for name, value in zip(USER_NAMES, identifiers, strict=True):
+        if value:
             return name, value
     # Nobody is named: whatever else was sent tells devices apart. The time is left out, since it
     # is part of the ID already, and may be written in another way when it is sent again.
-    others = sorted(name for name in sent if name != "created_at" and _present(sent, name))
-    return "parameters", digest([(name, sent[name]) for name in others]).hex()
+    others = sorted(name for name in present if name != "created_at")
+    return "parameters", digest([(name, present[name]) for name in others]).hex()
 
 
-def _properties(sent: Mapping[str, str], token: str | None, workspace: Workspace) -> dict[str, str]:
-    names = (*KEPT, *workspace.stable_id, *workspace.keep)
-    properties = {name: value for name in names if (value := _present(sent, name))}
+def _properties(present: Mapping[str, str], token: str | None, app: Workspace) -> dict[str, str]:
+    names = (*KEPT, *app.stable_id, *app.keep)
+    properties = {name: present[name] for name in names if name in present}
     if token:
         properties["event_token"] = token
-    os_name = _present(sent, "os_name")
+    os_name = present.get("os_name", "")
     if os_name and os_name.lower() not in ("ios", "android"):
         properties["os_name"] = os_name
     return properties

@@ -79,6 +79,7 @@ class WriteBuffer(Generic[Item, Result]):
         self._bytes = 0
         self._flusher: asyncio.Task[None] | None = None
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __len__(self) -> int:
         """Return the number of items that were accepted and have no result yet."""
@@ -95,12 +96,14 @@ class WriteBuffer(Generic[Item, Result]):
         line = self._lines.get(owner) or _Line(owner)
         if not self._has_room(line, size_bytes):
             raise Unavailable("buffer_full")
+        if self._loop is None:  # kept: to ask for it costs a system call, 1 µs, each time
+            self._loop = asyncio.get_running_loop()
         # A caller that is cancelled cancels only this mailbox.
-        mailbox: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        mailbox: asyncio.Future[Result] = self._loop.create_future()
         self._enter(_Place(item, size_bytes, line, mailbox))
         if self._flusher is None:
             # Starts after whatever else arrives in this turn of the loop, so it finds that too.
-            self._flusher = asyncio.create_task(self._flush())
+            self._flusher = self._loop.create_task(self._flush())
         return await mailbox
 
     async def close(self) -> None:

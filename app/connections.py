@@ -3,6 +3,7 @@
 import asyncio
 import resource
 from operator import attrgetter
+from time import monotonic
 
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
@@ -18,12 +19,14 @@ RESERVED_FILES = 64
 class Connection(HttpProtocol):
     """Sanic's own class, but for callers that do not read their answers, or are too many."""
 
-    __slots__ = ("_unread",)
+    __slots__ = ("_buffer_max", "_more", "_unread")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a new connection, and have it in place of an old one where there are too many."""
         super().connection_made(transport)  # type: ignore[no-untyped-call]
         self._unread: asyncio.TimerHandle | None = None
+        self._more: asyncio.Future[None] | None = None
+        self._buffer_max: int = self.app.config.REQUEST_BUFFER_SIZE
         if len(self.connections) > _connections_max():
             self._make_room()
 
@@ -42,6 +45,25 @@ class Connection(HttpProtocol):
         if self.http is None or self.transport is None or self.transport.is_closing():
             return False
         return self.http.stage is (Stage.REQUEST if self.recv_buffer else Stage.IDLE)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come in, and wake who waits for it."""
+        self._time = monotonic()
+        self.recv_buffer += data
+        if len(self.recv_buffer) >= self._buffer_max and self.transport is not None:
+            self.transport.pause_reading()
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
+
+    async def receive_more(self) -> None:
+        """Wait until more has come in.
+
+        Sanic waits for an `asyncio.Event`, which each time (1 µs) asks for the ID of the process.
+        """
+        if self.transport is not None:
+            self.transport.resume_reading()
+        self._more = self.loop.create_future()
+        await self._more
 
     def close_if_idle(self) -> bool:
         """Close the connection, unless a request has arrived that nobody has looked at yet."""

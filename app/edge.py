@@ -21,6 +21,7 @@ from app.callback import escape
 from app.connections import Connection
 from app.errors import GatewayError, Rejected, Unreadable, render
 from app.metrics import REJECTED, UNANSWERED
+from app.usual import HEADER, USUAL, UsualCallback, answer_of
 
 # A URL of more than 65,535 bytes cannot be parsed (httptools counts in 16 bits).
 HEAD_MAX_BYTES = 65_535
@@ -35,9 +36,7 @@ UNEXPECTED_LOG_S = 1.0
 log = logging.getLogger(__name__)
 
 
-# Names are tokens, values hold no control characters (RFC 9110, 5.1 and 5.5). What else Sanic
-# lets through, a proxy in front may read in another way, and see one request where there are two.
-_HEADERS = re.compile(rb"(?:\r\n[\w!#$%&'*+.^`|~-]++:[^\x00-\x08\x0a-\x1f\x7f]*+)*+")
+_HEADERS = re.compile(rb"(?:\r\n%b)*+" % HEADER)
 _NUMBERS = {10: re.compile("[0-9]+"), 16: re.compile("[0-9A-Fa-f]+")}
 
 
@@ -52,18 +51,33 @@ class GatewayHttp(Http):
 
     async def http1_request_header(self) -> None:
         """Receive the head of a request; raises Unreadable where there is none to be had."""
-        # The usual case: it came in one piece. (An empty line ahead is no end.)
-        if b"\r\n\r\n" in self.recv_buffer and self.recv_buffer[0] not in b"\r\n":
-            return await self._receive_head()
-        try:
-            async with asyncio.timeout(HEAD_TIMEOUT_S):
-                await self._receive_head()
-        except TimeoutError:
-            raise Unreadable("head_too_slow") from None
-        except asyncio.CancelledError:
-            # Closed by ourselves: Sanic looks at the request then, and logs that there is none.
-            self.create_empty_request()
-            raise
+        usual = USUAL.match(self.recv_buffer)
+        if usual and usual.end() <= HEAD_MAX_BYTES:
+            self.keep_alive, self.request = True, UsualCallback(usual, self)
+            del self.recv_buffer[: usual.end()]
+        # It came in one piece. (An empty line ahead is no end.)
+        elif b"\r\n\r\n" in self.recv_buffer and self.recv_buffer[0] not in b"\r\n":
+            await self._receive_head()
+        else:
+            try:
+                async with asyncio.timeout(HEAD_TIMEOUT_S):
+                    await self._receive_head()
+            except TimeoutError:
+                raise Unreadable("head_too_slow") from None
+            except asyncio.CancelledError:
+                # Closed by ourselves: Sanic looks at the request then, and logs that there is none.
+                self.create_empty_request()
+                raise
+
+    async def send_receipt(self, receipt: bytes) -> None:
+        """Answer a usual callback."""
+        if self.protocol.app.ctx.draining:
+            self.keep_alive = False
+        await self._send(answer_of(receipt, self.keep_alive))
+        self.response_func = None  # type: ignore[assignment] # Sanic's own "sent"
+        self.stage = Stage.IDLE
+        if self.recv_buffer:  # more requests that came along: it is the others' turn
+            await asyncio.sleep(0)
 
     async def _receive_head(self) -> None:
         while True:
@@ -168,6 +182,19 @@ class GatewayProtocol(Connection):
 
     HTTP_CLASS = GatewayHttp
 
+    def _setup(self) -> None:
+        super()._setup()  # type: ignore[no-untyped-call]
+        self.request_handler = self._handle
+
+    async def _handle(self, request: Request) -> None:
+        """Handle a request as Sanic does, but a usual callback without looking for its route."""
+        if not isinstance(request, UsualCallback):
+            return await self.app.handle_request(request)
+        try:
+            await request.stream.send_receipt(await self.app.ctx.receipt(request, request.vendor))
+        except Exception as error:  # noqa: BLE001 - turned into an answer, like every other
+            await self.app.handle_exception(request, error)
+
 
 class GatewayErrors(ErrorHandler):
     """Turns every exception into what `errors.render` says, and counts what is no callback."""
@@ -210,10 +237,11 @@ def _reason(exception: BaseException) -> str:
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the body of a request; raises Unreadable where it does not come."""
+    """Return the body of a POST; raises Unreadable where it does not come."""
     if request.stream is None or not request.stream.request_body:
         return b""
     await request.receive_body()  # type: ignore[no-untyped-call]
     # Up to megabytes, of which nobody needs a second copy while the callback waits.
     body, request.body = request.body, b""
-    return body
+    # That of a GET means nothing, but it is there, before the next request.
+    return body if request.method == "POST" else b""

@@ -120,11 +120,8 @@ def event_id(
     `user` is a pair of the kind of identifier and its value, so that a `user_id` never equals an
     `adid` of the same text. With a `stable_id`, the time and the raw event ID do not count.
     """
-    identity: tuple[str, ...] | tuple[int, str]
-    if stable_id is not None:
-        identity = ("stable", stable_id)
-    else:
-        identity = ((occurred_at - EPOCH) // MICROSECOND, raw_event_id)
+    moment = (occurred_at - EPOCH) // MICROSECOND
+    identity = (moment, raw_event_id) if stable_id is None else ("stable", stable_id)
     return digest((vendor, app_token, user, event_type, identity))
 
 

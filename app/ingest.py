@@ -16,15 +16,7 @@ from app.buffer import WriteBuffer
 from app.callback import clean_form, decode, parse_body, split_form
 from app.claims import Claims
 from app.errors import MalformedBody, Unavailable, UnknownVendor, WriteFailed
-from app.event import (
-    OLDEST_OCCURRED_AT,
-    Callback,
-    Claim,
-    Drop,
-    DropReason,
-    Event,
-    Outcome,
-)
+from app.event import OLDEST_OCCURRED_AT, Callback, Claim, Drop, DropReason, Event, Outcome
 from app.settings import ROW_LIFE_MIN_D
 from app.workspaces import Workspaces
 from sinks import Sink
@@ -49,20 +41,25 @@ RECEIPTS = {
     Outcome.DUPLICATE: msgspec.json.encode(Receipt(duplicate=1)),
     Outcome.REFUSED: DROPPED,
 }
+_COUNTED = {
+    Outcome.WRITTEN: (metrics.WRITTEN, None),
+    Outcome.DUPLICATE: (metrics.DUPLICATE, None),
+    Outcome.REFUSED: (metrics.DROPPED, DropReason.REFUSED.value),
+}
 _COMMITTED = (Outcome.WRITTEN, Outcome.DUPLICATE)
 
 
 class Request(msgspec.Struct, frozen=True):
     """What the HTTP server hands over: bytes as they came, and the address of the caller.
 
-    `read_body` is asked only when the caller is verified.
+    `read_body` is asked only when the caller is verified; without it there is no body.
     """
 
     vendor: str
     query: bytes
     address: str
     headers: Mapping[str, str]
-    read_body: Callable[[], Awaitable[bytes]]
+    read_body: Callable[[], Awaitable[bytes]] | None
 
 
 class Ingest:
@@ -89,7 +86,7 @@ class Ingest:
         if adapter is None:
             raise UnknownVendor(request.vendor)
         query = self._verified_query(request)
-        body = await request.read_body()
+        body = await request.read_body() if request.read_body else b""
         callback = await self._callback(query, request.headers, body)
         workspace, event = self._parsed(request.vendor, adapter, callback)
         if isinstance(event, Drop):
@@ -230,36 +227,22 @@ async def _write(
 
 
 def _tell(
-    events: Sequence[Event], outcomes: Mapping[bytes, Outcome | WriteFailed]
+    events: Sequence[Event], outcomes: dict[bytes, Outcome | WriteFailed]
 ) -> list[Outcome | WriteFailed]:
     """Return each event's own outcome, and count it: of repeats, only the first was written."""
-    told: set[bytes] = set()
     answers = []
     for event in events:
-        outcome = outcomes[event.event_id]
-        if outcome is Outcome.WRITTEN and event.event_id in told:
-            outcome = Outcome.DUPLICATE
-        told.add(event.event_id)
-        answers.append(outcome)
+        answers.append(outcome := outcomes[event.event_id])
+        if outcome is Outcome.WRITTEN:
+            outcomes[event.event_id] = Outcome.DUPLICATE  # for those that repeat it
     tally = Counter(
-        (event.vendor, event.workspace_id, outcome)
-        for event, outcome in zip(events, answers, strict=True)
+        (event.vendor, event.workspace_id, answer)
+        for event, answer in zip(events, answers, strict=True)
     )
-    for (vendor, workspace_id, outcome), number in tally.items():
-        _count(vendor, workspace_id, outcome, number)
+    for (vendor, workspace_id, answer), number in tally.items():
+        if isinstance(answer, WriteFailed):
+            metrics.count(metrics.FAILED, vendor, workspace_id, answer.reason, number=number)
+        elif answer is not Outcome.CONTESTED:  # not decided yet: counted when it is
+            metric, reason = _COUNTED[answer]
+            metrics.count(metric, vendor, workspace_id, reason, number=number)
     return answers
-
-
-def _count(vendor: str, workspace_id: str, outcome: Outcome | WriteFailed, number: int) -> None:
-    match outcome:
-        case Outcome.WRITTEN:
-            metrics.count(metrics.WRITTEN, vendor, workspace_id, number=number)
-        case Outcome.DUPLICATE:
-            metrics.count(metrics.DUPLICATE, vendor, workspace_id, number=number)
-        case Outcome.REFUSED:
-            reason = DropReason.REFUSED.value
-            metrics.count(metrics.DROPPED, vendor, workspace_id, reason, number=number)
-        case WriteFailed():
-            metrics.count(metrics.FAILED, vendor, workspace_id, outcome.reason, number=number)
-        case Outcome.CONTESTED:
-            pass  # not decided yet: counted when it is

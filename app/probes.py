@@ -1,5 +1,7 @@
 """What operators and their machines ask: is it alive, is it ready, how is it doing."""
 
+import asyncio
+import logging
 from types import SimpleNamespace
 
 import msgspec
@@ -8,14 +10,39 @@ from sanic import Request, Sanic
 from sanic.config import Config
 from sanic.response import HTTPResponse
 
-from app.metrics import exposition
+from app.metrics import BUFFER_EVENTS, exposition
+
+PROBE_S = 1.0
+
+log = logging.getLogger(__name__)
+
+App = Sanic[Config, SimpleNamespace]
 
 
-def add(app: Sanic[Config, SimpleNamespace]) -> None:
+def add(app: App) -> None:
     """Serve `/healthz`, `/readyz` and `/metrics` of the gateway in the application's context."""
     for path, handler in (("/healthz", _healthz), ("/readyz", _readyz), ("/metrics", _metrics)):
         # Else Sanic reads a body, of whomever, before it answers.
         app.route(path, ignore_body=True)(handler)
+
+
+async def ask_sink(app: App) -> None:
+    """Ask the sink until it has answered once: from then on the gateway is ready."""
+    gateway = app.ctx.gateway
+    while not gateway.sink_answered:
+        try:
+            await gateway.sink.write([], contested=False)
+            gateway.sink_answered = True
+        except Exception as error:  # noqa: BLE001 - asked again, whatever it was
+            log.warning("not ready: the sink does not answer", extra={"error": str(error)})
+            await asyncio.sleep(PROBE_S)
+
+
+async def measure(app: App) -> None:
+    """Keep the gauge of the buffers; never returns."""
+    while True:
+        BUFFER_EVENTS.set(len(app.ctx.gateway.buffer))
+        await asyncio.sleep(PROBE_S)
 
 
 async def _healthz(_: Request) -> HTTPResponse:

@@ -4,8 +4,9 @@ import asyncio
 import logging
 import multiprocessing
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from sanic.config import Config
 from sanic.response import HTTPResponse
 
 import adapters
-from app import metrics, probes
+from app import probes
 from app.access import Access, counted_address
 from app.buffer import WriteBuffer
 from app.claims import Claims, RedisClaims
@@ -24,22 +25,20 @@ from app.event import Event, Outcome
 from app.ingest import Ingest, commit, commit_contested, hand_over
 from app.ingest import Request as IngestRequest
 from app.settings import Settings, VendorAccess
+from app.usual import LazyHeaders, UsualCallback
 from app.workspaces import Workspaces
 from sinks import Sink
 from sinks.timescale import TimescaleSink
 
-BATCH_MAX_BYTES = 64 * 1024
-BUFFER_MAX_BYTES = 64 * 1024 * 1024
+LIMITS = {"batch_max_bytes": 64 * 1024, "buffer_max_bytes": 64 * 1024 * 1024}
 RESPONSE_TIMEOUT_S = 60.0
 KEEP_ALIVE_TIMEOUT_S = 75.0
-PROBE_S = 1.0
 CLOSE_PER_COMMIT = 2
 
 log = logging.getLogger(__name__)
 
 App = Sanic[Config, SimpleNamespace]
 Result = Outcome | WriteFailed | asyncio.Task[Outcome]
-Commit = Callable[[Sequence[Event]], Awaitable[Sequence[Result]]]
 
 
 def create_app(
@@ -54,6 +53,7 @@ def create_app(
     app.error_handler = GatewayErrors()
     app.ctx.draining = False
     app.ctx.gateway = gateway
+    app.ctx.receipt = _receipt
     probes.add(app)
     app.route("/ingest/<vendor>", ["GET", "POST"], ignore_body=True, unquote=True)(_ingest)
     app.after_server_start(_start)
@@ -84,10 +84,14 @@ class Gateway:
             lease_s=settings.claim_lease_s,
             seen_window_d=settings.seen_window_d,
         )
-        buffer_max = settings.buffer_max_events
-        self.buffer = self._write_buffer(self._commit, settings.batch_max_events, buffer_max)
+        batch_max, buffer_max = settings.batch_max_events, settings.buffer_max_events
+        self.buffer = WriteBuffer(
+            self._commit, batch_max=batch_max, buffer_max=buffer_max, **LIMITS
+        )
         # A twin keeps its place in `buffer`, and that is its limit: here none is turned away.
-        self.twins = self._write_buffer(self._commit_alone, 1, 2 * buffer_max)
+        self.twins = WriteBuffer(
+            self._commit_alone, batch_max=1, buffer_max=2 * buffer_max, **LIMITS
+        )
         self.ingest = Ingest(
             adapters=vendors,
             access=Access(settings.vendors),
@@ -97,17 +101,6 @@ class Gateway:
         )
         self.sink_answered = False
         self.tasks: list[asyncio.Task[None]] = []
-
-    def _write_buffer(
-        self, commit: Commit, batch_max: int, buffer_max: int
-    ) -> WriteBuffer[Event, Outcome]:
-        return WriteBuffer(
-            commit,
-            batch_max=batch_max,
-            buffer_max=buffer_max,
-            batch_max_bytes=BATCH_MAX_BYTES,
-            buffer_max_bytes=BUFFER_MAX_BYTES,
-        )
 
     async def _commit(self, events: Sequence[Event]) -> Sequence[Result]:
         outcomes = await commit(events, self.claims, self.sink)
@@ -120,22 +113,6 @@ class Gateway:
 
     async def _commit_alone(self, events: Sequence[Event]) -> Sequence[Result]:
         return await commit_contested(events, self.claims, self.sink)
-
-    async def probe(self) -> None:
-        """Ask the sink until it has answered once: from then on the gateway is ready."""
-        while not self.sink_answered:
-            try:
-                await self.sink.write([], contested=False)
-                self.sink_answered = True
-            except Exception as error:  # noqa: BLE001 - asked again, whatever it was
-                log.warning("not ready: the sink does not answer", extra={"error": str(error)})
-                await asyncio.sleep(PROBE_S)
-
-    async def measure(self) -> None:
-        """Keep the gauge of the buffers; never returns."""
-        while True:
-            metrics.BUFFER_EVENTS.set(len(self.buffer))
-            await asyncio.sleep(PROBE_S)
 
     async def close(self) -> None:
         """Commit what was accepted, then close the parts."""
@@ -172,24 +149,22 @@ def _config(settings: Settings) -> Config:
 
 
 async def _ingest(request: Request, vendor: str) -> HTTPResponse:
+    return HTTPResponse(await _receipt(request, vendor), content_type="application/json")
+
+
+async def _receipt(request: Request, vendor: str) -> bytes:
     gateway: Gateway = request.app.ctx.gateway
-
-    async def body() -> bytes:
-        # That of a GET means nothing, but it is there, before the next request.
-        sent = await read_body(request)
-        return sent if request.method == "POST" else b""
-
-    receipt = await gateway.ingest.handle(
+    usual = isinstance(request, UsualCallback)
+    return await gateway.ingest.handle(
         IngestRequest(
-            vendor=vendor,
+            vendor,
             # Not `query_string`: that ends at a `#`, which some senders do not encode.
-            query=request.raw_url.partition(b"?")[2],
-            address=_address(request, gateway.settings.proxies_count),
-            headers=request.headers,
-            read_body=body,
+            request.raw_url.partition(b"?")[2],
+            _address(request, gateway.settings.proxies_count),
+            LazyHeaders(request) if usual else request.headers,
+            None if usual else partial(read_body, request),
         )
     )
-    return HTTPResponse(receipt, content_type="application/json")
 
 
 def _address(request: Request, proxies: int) -> str:
@@ -205,7 +180,7 @@ async def _start(app: App) -> None:
     for vendor in adapters.load():
         if not gateway.settings.vendors.get(vendor, VendorAccess()).secrets:
             log.warning("no secret: every callback is answered 503", extra={"vendor": vendor})
-    for work in (gateway.probe(), gateway.measure(), gateway.workspaces.watch()):
+    for work in (probes.ask_sink(app), probes.measure(app), gateway.workspaces.watch()):
         gateway.tasks.append(asyncio.create_task(work))
 
     log.info("serving", extra={"pid": os.getpid()})

@@ -23,8 +23,8 @@ _HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _TRAILER = struct.pack("!h", -1)
 # The number of fields, then the three of fixed length, each behind its length.
 _FIXED = struct.Struct("!hi16siqiq")
-_LENGTH = struct.Struct("!i")
-_NULL = _LENGTH.pack(-1)
+_pack_length = struct.Struct("!i").pack
+_NULL = _pack_length(-1)
 _JSONB_VERSION = b"\x01"
 
 
@@ -43,9 +43,10 @@ def encode_rows(events: Sequence[Event]) -> bytes:
                 parts.append(_NULL)
             else:
                 data = text.encode()
-                parts += (_LENGTH.pack(len(data)), data)
+                parts.append(_pack_length(len(data)))
+                parts.append(data)
         data = msgspec.json.encode(event.properties)
-        parts += (_LENGTH.pack(len(data) + 1), _JSONB_VERSION, data)
+        parts += (_pack_length(len(data) + 1), _JSONB_VERSION, data)
     parts.append(_TRAILER)
     return b"".join(parts)
 

@@ -50,10 +50,7 @@ def callback_of(
         query = b"secret=" + SECRETS[0].encode() + b"&" + query
     headers = {"content-type": content_type}
 
-    async def read_body() -> bytes:
-        return body
-
-    request = Request(vendor, query, "127.0.0.1", headers, read_body)
+    request = Request(vendor, query, "127.0.0.1", headers, None)
     in_query = ingest._verified_query(request)
     callback = asyncio.run(ingest._callback(in_query, headers, body))
     return msgspec.structs.replace(

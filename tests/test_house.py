@@ -30,7 +30,8 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (4, "app.dev", ("app.*", "sinks.schema"), ()),
     (3, "app.serve", ("app.*", "sinks.schema"), ("asyncpg", "sanic")),
     (3, "app.server", ("app.*", "adapters", "sinks", "sinks.timescale"), ("*",)),
-    (3, "app.edge", (*GROUND, "app.connections"), ("sanic",)),
+    (3, "app.edge", (*GROUND, "app.connections", "app.usual"), ("sanic",)),
+    (3, "app.usual", (), ("sanic",)),
     (3, "app.connections", GROUND, ("sanic",)),
     (3, "app.probes", GROUND, ("sanic", "msgspec", "prometheus_client")),
     (3, "app.workers", (), ("prometheus_client",)),
@@ -44,7 +45,7 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     ),
     (1, "adapters*", ("app.event",), ()),
     (1, "sinks*", ("app.event", "app.metrics", "sinks.*"), ("asyncpg", "msgspec")),
-    (1, "app.claims", GROUND, ("redis",)),
+    (1, "app.claims", GROUND, ("hiredis", "redis")),
     (1, "app.access", GROUND, ()),
     (1, "app.buffer", GROUND, ()),
     (1, "app.workspaces", GROUND, ("msgspec",)),
@@ -58,9 +59,9 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
 # Only here are parts made of other parts.
 PARTS = {"Access", "Ingest", "RedisClaims", "TimescaleSink", "Workspaces", "WriteBuffer"}
 REQUEST_PATH = (
-    "app/edge.py", "app/server.py", "app/ingest.py", "app/callback.py", "app/access.py",
-    "adapters/adjust.py", "app/event.py", "app/errors.py", "app/buffer.py", "app/claims.py",
-    "sinks/timescale.py", "sinks/writes.py", "sinks/encoding.py",
+    "app/usual.py", "app/edge.py", "app/server.py", "app/ingest.py", "app/callback.py",
+    "app/access.py", "adapters/adjust.py", "app/event.py", "app/errors.py", "app/buffer.py",
+    "app/claims.py", "sinks/timescale.py", "sinks/writes.py", "sinks/encoding.py",
 )  # fmt: skip
 
 
