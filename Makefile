@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CODE := app adapters sinks bench tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-quick check-code faults format lock clean
+.PHONY: help run test test-quick check-code bench bench-quick faults format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ check-code: $(VENV)/ready ## format, lint, types
 	@$(BIN)/ruff format --check $(CODE)
 	@$(BIN)/ruff check $(CODE)
 	@$(BIN)/mypy $(CODE)
+
+bench: $(VENV)/ready ## the gateway beside floors and peers, against its targets; under ten minutes
+	@$(BIN)/python -m bench compare
+
+bench-quick: $(VENV)/ready ## the same, too short to judge; under a minute
+	@$(BIN)/python -m bench compare --quick
 
 faults: $(VENV)/ready ## a million callbacks and 200 faults of all kinds; some 40 minutes
 	@$(BIN)/python -m bench faults

@@ -49,7 +49,7 @@ def create_app(
     Tests hand in another claim store or sink. Raises WorkspacesError.
     """
     gateway = Gateway(settings, adapters.load(), claims, sink)
-    app = Sanic("flokit-gateway", config=_config(settings), configure_logging=False)
+    app = Sanic("flokit-gateway", config=sanic_config(settings), configure_logging=False)
     app.error_handler = GatewayErrors()
     app.ctx.draining = False
     app.ctx.gateway = gateway
@@ -131,7 +131,8 @@ class Gateway:
                     await part.close()
 
 
-def _config(settings: Settings) -> Config:
+def sanic_config(settings: Settings) -> Config:
+    """Return the settings of the HTTP server."""
     # No prefix: nothing but `Settings` is read from the environment.
     config = Config(env_prefix="")
     config.update(

@@ -2,13 +2,14 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 
 import uvloop
 
 from app.embedded import EmbeddedError
-from bench import overload, trial
-from bench.gateway import GatewayError
+from bench import compare, overload, trial
+from bench.gateway import BenchError
 
 
 def main() -> int:
@@ -17,15 +18,19 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     trial.add_command(commands)
     overload.add_command(commands)
+    compare.add_command(commands)
     arguments = parser.parse_args()
+    # Whoever tells us to end in this way wants nothing left behind either.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             exit_code: int = runner.run(arguments.run(arguments))
             return exit_code
-    except (EmbeddedError, GatewayError) as error:
+    except (EmbeddedError, BenchError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("interrupted: everything is stopped, nothing is reported", file=sys.stderr)
         return 130
 
 

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from random import Random
 
-from bench.gateway import Gateway, GatewayError
+from bench.gateway import BenchError, Gateway
 from bench.proxy import Moment
 from bench.stage import CLAIM_LEASE_S, COMMIT_TIMEOUT_S, Stage
 
@@ -84,7 +84,7 @@ async def gateway_terminated(_: Stage, gateway: Gateway, __: Random) -> None:
     gateway.signal(signal.SIGTERM)
     exit_code = await gateway.wait()
     if exit_code:
-        raise GatewayError(f"exit code {exit_code} after SIGTERM, see {gateway.log}")
+        raise BenchError(f"exit code {exit_code} after SIGTERM, see {gateway.log}")
     await gateway.start()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ PATIENCE_S = 30.0
 POLL_S = 0.02
 
 
-class GatewayError(Exception):
+class BenchError(Exception):
     """A gateway did what no fault asked for; the message is one line."""
 
 
@@ -60,10 +61,10 @@ class Process:
         return self._process.poll()
 
     async def start(self) -> None:
-        """Start it, and return when it is ready; raises GatewayError."""
+        """Start it, and return when it is ready; raises BenchError."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - starts in a millisecond
-                [sys.executable, *self._arguments],
+                bound([sys.executable, *self._arguments]),
                 cwd=ROOT,
                 env={"PATH": os.environ.get("PATH", os.defpath)} | self._environ,
                 stdout=log,
@@ -72,7 +73,7 @@ class Process:
         deadline = time.monotonic() + PATIENCE_S
         while not await self._is_ready():
             if self.exit_code is not None or time.monotonic() > deadline:
-                raise GatewayError(f"a gateway does not become ready, see {self.log}")
+                raise BenchError(f"a gateway does not become ready, see {self.log}")
             await asyncio.sleep(POLL_S)
 
     def signal(self, number: signal.Signals) -> None:
@@ -86,11 +87,11 @@ class Process:
         await self.wait()
 
     async def wait(self) -> int:
-        """Return the exit code when it has ended; raises GatewayError if it does not."""
+        """Return the exit code when it has ended; raises BenchError if it does not."""
         deadline = time.monotonic() + PATIENCE_S
         while self.exit_code is None:
             if time.monotonic() > deadline:
-                raise GatewayError(f"process {self.pid} does not end, see {self.log}")
+                raise BenchError(f"process {self.pid} does not end, see {self.log}")
             await asyncio.sleep(POLL_S)
         return self.exit_code
 
@@ -140,6 +141,12 @@ class Gateway(Process):
             "REDIS_URL": through(redis, environ["REDIS_URL"]),
         }
         super().__init__(port, dict(environ) | wires, log, arguments=arguments)
+
+
+def bound(command: list[str]) -> list[str]:
+    """Return the command, to be ended with the thread that starts it, however that ends."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig=SIGKILL", *command] if setpriv else command
 
 
 def through(proxy: Proxy, url: str) -> str:

@@ -16,7 +16,7 @@ import msgspec
 from bench.callbacks import SECRET, parameters
 from bench.caller import Answer, Caller
 from bench.crowd import Crowd
-from bench.overload_verdict import BIG, SMALL, Claim, Limits, Measured, Sample, judge
+from bench.overload_verdict import BIG, SMALL, Limits, Measured, Promise, Sample, judge
 from bench.report import Progress, print_table
 from bench.stage import Stage, open_stage
 
@@ -45,7 +45,7 @@ async def run(
     batch_max: int = 500,
     folder: Path | None = None,
 ) -> Measured:
-    """Overload a gateway of its own; raises EmbeddedError and GatewayError.
+    """Overload a gateway of its own; raises EmbeddedError and BenchError.
 
     `capacity` is what the sink is slowed down to. Needs an open file for each place in the
     buffer, here and in the gateway.
@@ -197,7 +197,7 @@ async def _command(arguments: argparse.Namespace) -> int:
     return 0 if all(claim.holds for claim in claims) else 1
 
 
-def print_verdict(measured: Measured, claims: Sequence[Claim]) -> None:
+def print_verdict(measured: Measured, claims: Sequence[Promise]) -> None:
     """Print every promise, with what was measured."""
     print(f"The answers of the database were delayed by {1000 * measured.delay_s:.0f} ms each.")
     print_table(

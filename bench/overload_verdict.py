@@ -53,7 +53,7 @@ class Measured:
     rows: int = 0
 
 
-class Claim(NamedTuple):
+class Promise(NamedTuple):
     """One promise, and whether it was kept."""
 
     name: str
@@ -62,18 +62,18 @@ class Claim(NamedTuple):
     holds: bool
 
 
-def judge(measured: Measured, limits: Limits) -> list[Claim]:
+def judge(measured: Measured, limits: Limits) -> list[Promise]:
     """Return every promise with what was measured."""
-    parts: Sequence[Callable[[Measured, Limits], Iterator[Claim]]] = (
+    parts: Sequence[Callable[[Measured, Limits], Iterator[Promise]]] = (
         _refusals, _accepted, _memory, _small, _afterwards, _books,
     )  # fmt: skip
     return [claim for part in parts for claim in part(measured, limits)]
 
 
-def _refusals(measured: Measured, limits: Limits) -> Iterator[Claim]:
+def _refusals(measured: Measured, limits: Limits) -> Iterator[Promise]:
     overload, saturated = measured.phases["overload"], measured.phases["saturated"]
     rate = overload.sent / overload.duration_s
-    yield Claim(
+    yield Promise(
         "offered",
         f"{measured.offered:,.0f}/s, at least 4 times the capacity",
         f"{rate:,.0f}/s for {overload.duration_s:.0f} s",
@@ -81,20 +81,20 @@ def _refusals(measured: Measured, limits: Limits) -> Iterator[Claim]:
     )
     refused = overload.of(Told.UNAVAILABLE)
     others = overload.number() - len(refused) - overload.number(Told.WRITTEN)
-    yield Claim(
+    yield Promise(
         "refusals are 503 with Retry-After",
         "all of them, and nothing else but 200",
         f"{len(refused):,} of {overload.number():,}; others: {others}",
         bool(refused) and not others,
     )
-    yield Claim(
+    yield Promise(
         "refusals come fast",
         f"p99 below {_ms(limits.refused_p99_s)}",
         _percentiles(refused),
         percentile(refused, 0.99) < limits.refused_p99_s,
     )
     probes = sorted(sample.probe_s for sample in measured.samples["overload"])
-    yield Claim(
+    yield Promise(
         "/healthz is answered meanwhile",
         f"each time below {_ms(limits.probe_max_s)}",
         _percentiles(probes),
@@ -102,10 +102,10 @@ def _refusals(measured: Measured, limits: Limits) -> Iterator[Claim]:
     )
 
 
-def _accepted(measured: Measured, limits: Limits) -> Iterator[Claim]:
+def _accepted(measured: Measured, limits: Limits) -> Iterator[Promise]:
     overload, saturated = measured.phases["overload"], measured.phases["saturated"]
     ratio = overload.goodput / saturated.goodput
-    yield Claim(
+    yield Promise(
         "goodput, against the same sink just saturated",
         f"at least {limits.goodput_ratio:.0%} of {saturated.goodput:.0f}/s",
         f"{ratio:.0%}: {overload.goodput:.0f}/s",
@@ -113,7 +113,7 @@ def _accepted(measured: Measured, limits: Limits) -> Iterator[Claim]:
     )
     waited = overload.of(Told.WRITTEN)
     bound = limits.wait_ratio * measured.buffer_max / overload.goodput
-    yield Claim(
+    yield Promise(
         "an accepted callback waits for a bounded time",
         f"{limits.wait_ratio:g} * {measured.buffer_max:,} places / goodput = {bound:.1f} s",
         _percentiles(waited),
@@ -121,11 +121,11 @@ def _accepted(measured: Measured, limits: Limits) -> Iterator[Claim]:
     )
 
 
-def _memory(measured: Measured, limits: Limits) -> Iterator[Claim]:
+def _memory(measured: Measured, limits: Limits) -> Iterator[Promise]:
     memory = [sample.memory_bytes for sample in measured.samples["overload"]]
     quarter = max(1, len(memory) // 4)
     growth = mean(memory[-quarter:]) - mean(memory[quarter : 2 * quarter])
-    yield Claim(
+    yield Promise(
         "memory reaches a plateau",
         f"from the 2nd to the 4th quarter less than {limits.plateau_bytes / _MB:.0f} MB",
         f"{growth / _MB:+.1f} MB",
@@ -134,14 +134,14 @@ def _memory(measured: Measured, limits: Limits) -> Iterator[Claim]:
     before = measured.samples["before"][-1].memory_bytes
     grown = max(memory) - before
     most = measured.buffer_max * limits.place_bytes
-    yield Claim(
+    yield Promise(
         "the plateau is explained by the buffer",
         f"{measured.buffer_max:,} places of {limits.place_bytes // 1024} KB = {most / _MB:.0f} MB",
         f"{before / _MB:.0f} MB + {grown / _MB:.0f} MB",
         grown < most,
     )
     after = measured.samples["afterwards"][-1].memory_bytes
-    yield Claim(
+    yield Promise(
         "afterwards no more memory than at the plateau",
         f"at most {max(memory) / _MB:.0f} MB + {limits.plateau_bytes / _MB:.0f} MB",
         f"{after / _MB:.0f} MB",
@@ -149,10 +149,10 @@ def _memory(measured: Measured, limits: Limits) -> Iterator[Claim]:
     )
 
 
-def _small(measured: Measured, limits: Limits) -> Iterator[Claim]:
+def _small(measured: Measured, limits: Limits) -> Iterator[Promise]:
     overload = measured.phases["overload"]
     written, sent = overload.number(Told.WRITTEN, SMALL), overload.number(None, SMALL)
-    yield Claim(
+    yield Promise(
         "the small workspace is accepted",
         "all of it",
         f"{written:,} of {sent:,}; of the big one {overload.number(Told.WRITTEN, BIG):,} "
@@ -161,7 +161,7 @@ def _small(measured: Measured, limits: Limits) -> Iterator[Claim]:
     )
     of_small, of_big = overload.of(Told.WRITTEN, SMALL), overload.of(Told.WRITTEN, BIG)
     bound = limits.small_wait_ratio * percentile(of_big, 0.5)
-    yield Claim(
+    yield Promise(
         "and does not wait behind the big one",
         f"p50 below {limits.small_wait_ratio:.0%} of the big one's {percentile(of_big, 0.5):.1f} s",
         _percentiles(of_small),
@@ -169,21 +169,21 @@ def _small(measured: Measured, limits: Limits) -> Iterator[Claim]:
     )
 
 
-def _afterwards(measured: Measured, limits: Limits) -> Iterator[Claim]:
+def _afterwards(measured: Measured, limits: Limits) -> Iterator[Promise]:
     before, after = (measured.phases[name] for name in ("before", "afterwards"))
     usual = percentile(before.of(Told.WRITTEN), 0.5)
     waited = after.of(Told.WRITTEN)
-    yield Claim(
+    yield Promise(
         "afterwards everything is accepted, as fast as before",
         f"p50 below {limits.light_ratio:g} * {_ms(usual)}",
         f"{len(waited):,} of {after.sent:,}; {_percentiles(waited)}",
         len(waited) == after.sent and percentile(waited, 0.5) < limits.light_ratio * usual,
     )
     left = measured.left_in_buffer
-    yield Claim("afterwards nothing is left in the buffer", "0", f"{left}", left == 0)
+    yield Promise("afterwards nothing is left in the buffer", "0", f"{left}", left == 0)
 
 
-def _books(measured: Measured, _: Limits) -> Iterator[Claim]:
+def _books(measured: Measured, _: Limits) -> Iterator[Promise]:
     counted = {
         name: round(
             sum(
@@ -195,7 +195,7 @@ def _books(measured: Measured, _: Limits) -> Iterator[Claim]:
         for name in ("received", *_OUTCOMES)
     }
     told = measured.told
-    yield Claim(
+    yield Promise(
         "received = written + duplicate + dropped + failed",
         "as the callers counted: "
         f"{sum(told.values()):,} = {told[Told.WRITTEN]:,} + 0 + 0 + {told[Told.UNAVAILABLE]:,}",
@@ -203,7 +203,7 @@ def _books(measured: Measured, _: Limits) -> Iterator[Claim]:
         counted["received"] == sum(counted[name] for name in _OUTCOMES) == sum(told.values())
         and (counted["written"], counted["failed"]) == (told[Told.WRITTEN], told[Told.UNAVAILABLE]),
     )
-    yield Claim(
+    yield Promise(
         "one row for each that was told written",
         f"{told[Told.WRITTEN]:,}",
         f"{measured.rows:,}",

@@ -54,7 +54,7 @@ class Stage:
     ) -> AsyncIterator[Process]:
         """Run a server beside the gateways, without wires, which would cost it and us CPU.
 
-        `settings` add to `environ`; see `Process` for the others. Raises GatewayError.
+        `settings` add to `environ`; see `Process` for the others. Raises BenchError.
         """
         log = self.folder / f"{name}.log"
         environ = dict(self.environ) | dict(settings)
@@ -125,7 +125,7 @@ async def open_stage(
 
     Data and logs are in `folder`, and stay there; without one they are forgotten. `statements` are
     run in the migrated database. `arguments` and `settings` are those of each gateway. Raises
-    EmbeddedError and GatewayError.
+    EmbeddedError and BenchError.
     """
     async with AsyncExitStack() as stack:
         if folder is None:

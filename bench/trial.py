@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from bench.faults import FAULTS, NEW_DAY
-from bench.gateway import SERVE, GatewayError
+from bench.gateway import SERVE, BenchError
 from bench.ledger import Ledger, Told
 from bench.oracle import Verdict, judge
 from bench.plan import Plan, Strike, make_plan
@@ -57,7 +57,7 @@ async def run(
     arguments: Sequence[str] = SERVE,
     statements: Sequence[str] = (),
 ) -> Result:
-    """Carry a plan out against real processes; raises EmbeddedError and GatewayError."""
+    """Carry a plan out against real processes; raises EmbeddedError and BenchError."""
     started = time.monotonic()
     async with open_stage(
         folder=folder,
@@ -127,7 +127,7 @@ class _Trial:
         try:
             await FAULTS[strike.fault](self._stage, gateway, random)
         except TimeoutError:
-            raise GatewayError(f"{strike.fault}: no COPY came to strike at") from None
+            raise BenchError(f"{strike.fault}: no COPY came to strike at") from None
         over = time.monotonic()
         numbers = range(len(self._stage.gateways))
         recovered = await asyncio.gather(*(self._recovers(number, over) for number in numbers))
@@ -137,7 +137,7 @@ class _Trial:
         self.recovery_s.setdefault(strike.fault, []).append(time.monotonic() - over)
         for number, gateway in enumerate(self._stage.gateways):
             if gateway.exit_code is not None:
-                raise GatewayError(f"gateway {number} has ended by itself, see {gateway.log}")
+                raise BenchError(f"gateway {number} has ended by itself, see {gateway.log}")
 
     async def _recovers(self, gateway: int, over: float) -> bool:
         """Whether a fresh callback succeeds in time."""
@@ -151,10 +151,10 @@ class _Trial:
         return False
 
     async def _expect_no_chunk(self, strike: Strike) -> None:
-        """Raise GatewayError where a fault would find the chunk that it wants to be missing."""
+        """Raise BenchError where a fault would find the chunk that it wants to be missing."""
         day = self._author.day(strike.at)
         if self._stage.servers.has_timescaledb and await self._stage.has_chunk(day):
-            raise GatewayError(f"{strike.fault}: there is a chunk for {day:%Y-%m-%d} already")
+            raise BenchError(f"{strike.fault}: there is a chunk for {day:%Y-%m-%d} already")
 
 
 def add_command(commands: Any) -> None:

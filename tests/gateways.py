@@ -26,6 +26,7 @@ from app.embedded_process import free_port
 from app.serve import finish
 from app.server import App, Gateway, create_app
 from app.settings import read_settings
+from bench.gateway import bound
 from sinks import Sink
 from sinks.timescale import TimescaleSink
 from tests.client import Answer, get, post
@@ -217,7 +218,7 @@ class Process(Target):
     def __enter__(self) -> Self:
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "app", "serve"],
+                bound([sys.executable, "-m", "app", "serve"]),
                 cwd=ROOT,
                 env=inherited() | self.environ,
                 stdout=log,

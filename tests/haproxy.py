@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.embedded import EmbeddedError, unpack
+from bench.gateway import bound
 from tests.gateways import PATIENCE_S, POLL_S, ROOT
 
 # The README's own, on sockets of ours and with checks in quick succession. A machine that is busy
@@ -24,7 +25,6 @@ HERE = {
     "inter 1s": "inter 50ms",
     "    server one 127.0.0.1:8001\n    server two 127.0.0.1:8002\n": "",
 }
-END_WITH_TESTS = ("setpriv", "--pdeathsig=SIGKILL")  # also when these are killed
 
 
 def find_haproxy() -> Path:
@@ -80,7 +80,7 @@ def haproxy(folder: Path, servers: dict[str, int], program: Path) -> Iterator[HA
         lines = (f"    server {name} 127.0.0.1:{port}\n" for name, port in servers.items())
         config.write_text(text + "".join(lines))
         process = subprocess.Popen(
-            [*END_WITH_TESTS, str(program), "-db", "-f", str(config)],
+            bound([str(program), "-db", "-f", str(config)]),
             pass_fds=[door.fileno(), stats.fileno()],
             stdout=output,
             stderr=output,

@@ -1,5 +1,8 @@
 """The promise under faults, by a vendor that keeps a ledger; and an oracle that can be trusted."""
 
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import pytest
 
 from bench import vendor
 from bench.faults import FAULTS
+from bench.gateway import PATIENCE_S, ROOT
 from bench.plan import Plan, make_plan, short_plan
 from bench.report import Progress
 from bench.stories import Plot
@@ -63,3 +67,36 @@ def test_the_same_seed_is_another_run() -> None:
     assert stories == [again.author.write(number) for number in reversed(range(500))][::-1]
     assert {story.plot for story in stories} == set(Plot)
     assert stories != [other.author.write(number) for number in range(500)]
+
+
+STARTS_ONE = """
+import asyncio, os, sys
+from pathlib import Path
+from bench.gateway import Process
+
+async def main():
+    process = Process(1, {}, Path(sys.argv[1]), arguments=["-c", "import time; time.sleep(60)"])
+    asyncio.create_task(process.start())
+    await asyncio.sleep(0)
+    print(process.pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+def test_gateways_outlive_the_bench(tmp_path: Path) -> None:
+    """Whoever kills the bench is not left with gateways that nobody ends."""
+    command = [sys.executable, "-c", STARTS_ONE, str(tmp_path / "log")]
+    bench = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert bench.stdout is not None
+    started = Path(f"/proc/{bench.stdout.readline().strip()}/cmdline")
+    deadline = time.monotonic() + PATIENCE_S
+    while b"time.sleep" not in started.read_bytes():  # by then it is bound to its parent
+        assert time.monotonic() < deadline
+    bench.kill()
+    bench.wait()
+    bench.stdout.close()
+    while started.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,119 @@
+"""What `compare` leaves behind: JSON with every figure, and a report in Markdown with plots."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench import plots
+from bench.machine import Machine
+from bench.report import markdown_table
+from bench.targets import Rounds, Verdict, median_of
+
+HEADINGS = ("figure", "target", "measured", "verdict")
+
+
+class Report(msgspec.Struct, frozen=True):
+    """One run. `plan` says how long and how often everything was measured."""
+
+    began: datetime
+    ended: datetime
+    machine: Machine
+    plan: Any
+    rounds: Rounds
+    verdicts: list[Verdict]
+
+
+def rows(report: Report) -> Iterable[tuple[str, str, str, str]]:
+    """Return the one table; in a short run the figures mean too little to be judged."""
+    for verdict in report.verdicts:
+        is_judged = report.plan.is_judged or verdict is report.verdicts[-1]
+        judged = verdict.verdict if is_judged else "not judged"
+        yield verdict.figure, verdict.target, verdict.measured, judged
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Write everything into a folder of the run's own, and return the report's path."""
+    kind = "compare" if report.plan.is_judged else "quick"
+    folder = folder / f"{kind}-{report.began:%Y-%m-%dT%H%M%S}Z"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    drawn = plots.draw(report.rounds, folder)
+    path = folder / "report.md"
+    path.write_text(_markdown(report, drawn))
+    return path
+
+
+def _markdown(report: Report, drawn: Iterable[tuple[str, str]]) -> str:
+    machine, pools = report.machine, report.rounds.pool_rates.items()
+    minutes = (report.ended - report.began).total_seconds() / 60
+    facts = [
+        f"- {report.began:%Y-%m-%d %H:%M} UTC, {minutes:.1f} minutes, commit `{machine.commit}`",
+        f"- {machine.processor}, {machine.cores} cores, {machine.memory_mb:,} MB, {machine.kernel}",
+        f"- Python {machine.python}; {machine.servers}",
+        "- " + ", ".join(f"{name} {number}" for name, number in machine.packages.items()),
+        f"- {report.rounds.filled_rows:,} rows in the full table",
+        f"- the afternoon version with a pool of {report.rounds.pool_size}, its best; answers/s: "
+        + ", ".join(f"{median_of(rates):,.0f} with {size}" for size, rates in pools),
+    ]
+    problems = [f"- {problem}" for problem in report.rounds.problems()]
+    return "\n".join(
+        [
+            "# The gateway beside floors and peers",
+            "",
+            *facts,
+            "",
+            "Medians of rounds; every round is in `results.json`.",
+            "",
+            markdown_table(HEADINGS, rows(report)),
+            *([*problems, ""] if problems else []),
+            "## Peak: wrk, closed loop",
+            "",
+            markdown_table(("", "answers/s", *_COSTS), _peak_rows(report.rounds)),
+            "## At a fixed rate: k6, open loop",
+            "",
+            markdown_table(
+                ("", "offered/s", *_PERCENTILES, "not sent in time"), _latency_rows(report.rounds)
+            ),
+            *(f"![{text}]({name})" for name, text in drawn),
+            "",
+        ]
+    )
+
+
+_COSTS = (
+    "server, µs",
+    "of it in user mode, µs",
+    "database, µs",
+    "Redis, µs",
+    "memory of the server, MB",
+)
+_PERCENTILES = ("p50, ms", "p95, ms", "p99, ms", "p99.9, ms")
+
+
+def _peak_rows(rounds: Rounds) -> Iterable[tuple[object, ...]]:
+    for name, several in rounds.peaks.items():
+        yield (
+            name,
+            round(median_of(r.rate for r in several)),
+            f"{median_of(r.cost.server_us for r in several):.1f}",
+            f"{median_of(r.cost.server_user_us for r in several):.1f}",
+            f"{median_of(r.cost.database_us for r in several):.1f}",
+            f"{median_of(r.cost.redis_us for r in several):.1f}",
+            round(max(r.peak_memory_bytes for r in several) / 1024**2),
+        )
+
+
+def _latency_rows(rounds: Rounds) -> Iterable[tuple[object, ...]]:
+    for name, several in rounds.latencies.items():
+        yield (
+            name,
+            round(median_of(r.k6.offered for r in several)),
+            *(median_of(getattr(r.k6, field) for r in several) for field in _FIELDS),
+            sum(r.k6.late for r in several),
+        )
+
+
+_FIELDS = ("p50_ms", "p95_ms", "p99_ms", "p999_ms")

@@ -1,0 +1,56 @@
+"""The floor: Sanic with one route, whose constant answer is as long as a receipt.
+
+The same settings, loop, socket and process as the gateway, without its own connection class, so
+that what Sanic itself costs is told apart from what the gateway adds.
+"""
+
+import asyncio
+import signal
+from types import SimpleNamespace
+from typing import Any
+
+from sanic import Request, Sanic
+from sanic.config import Config
+from sanic.response import HTTPResponse
+from sanic.server.loop import try_use_uvloop
+
+from app.event import Outcome
+from app.ingest import RECEIPTS
+from app.serve import BACKLOG, listen
+from app.server import sanic_config
+from app.settings import Settings, read_settings
+from bench.contenders import PATH
+
+BODY = RECEIPTS[Outcome.WRITTEN]
+
+
+def create_app(settings: Settings) -> Sanic[Config, SimpleNamespace]:
+    """Return an application that has nothing to do."""
+    app = Sanic("flokit-floor", config=sanic_config(settings), configure_logging=False)
+
+    @app.route(PATH, ["GET", "POST"], ignore_body=True)
+    async def answer(_: Request) -> HTTPResponse:
+        return HTTPResponse(BODY, content_type="application/json")
+
+    return app
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    listener = listen(settings)
+    # Without a type, since most of Sanic's methods have none.
+    server: Any = await create_app(settings).create_server(
+        sock=listener, backlog=BACKLOG, return_asyncio_server=True
+    )
+    await server.startup()
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    await server.after_start()
+    await told.wait()
+    server.close()
+
+
+if __name__ == "__main__":
+    try_use_uvloop()
+    asyncio.run(serve(read_settings()))
