@@ -20,7 +20,9 @@ def main() -> int:
     overload.add_command(commands)
     compare.add_command(commands)
     arguments = parser.parse_args()
-    # Whoever tells us to end in this way wants nothing left behind either.
+    # Also in the background of a shell, which has the first ignored. Whoever tells us to end by
+    # the second wants nothing left behind either.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 
@@ -60,6 +61,8 @@ LEAKS = pytest.StashKey[list[str]]()
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the places where the secret stands, all through the run."""
     config.stash[LEAKS] = []
+    # In the background of a shell it is ignored, and would be in all that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
