@@ -53,9 +53,7 @@ class _Workers:
             self._start_missing()
             ended = wait([process.sentinel for process in self._started_at], LOOK_S)
             if self._is_told:
-                # Else callers would still get in when the last worker has closed the door. The
-                # signal's handler may not do it: it can interrupt the start of a worker.
-                self._listener.close()
+                self._tell_workers()
             for process in [p for p in self._started_at if p.sentinel in ended]:
                 self._bury(process)
         for number in SIGNALS:
@@ -78,8 +76,6 @@ class _Workers:
             self._missing.append(now + REPLACE_AFTER_S)
             return
         self._started_at[process] = now
-        if self._is_told:  # meanwhile, when this one was not yet known
-            process.terminate()
 
     def _bury(self, process: SpawnProcess) -> None:
         self._missing.append(self._started_at.pop(process) + REPLACE_AFTER_S)
@@ -90,10 +86,15 @@ class _Workers:
             log.error("a worker ended and is replaced", extra={"reason": reason})
 
     def _stop(self, *_: object) -> None:
+        # No more than this: a signal can interrupt the start of a worker, and the handler of the
+        # signal before it, as deep as Python lets calls go.
         self._is_told = True
-        # Those that were told before ignore it.
+
+    def _tell_workers(self) -> None:
+        # Else callers would still get in when the last worker has closed the door.
+        self._listener.close()
         for process in self._started_at:
-            process.terminate()
+            process.terminate()  # those that were told before ignore it
 
 
 def _worker(work: Callable[[], None]) -> None:
