@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CODE := app adapters sinks bench tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-quick check-code bench bench-quick faults format lock clean
+.PHONY: help run test test-quick check-code bench bench-quick bench-curves faults format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ bench: $(VENV)/ready ## the gateway beside floors and peers, against its targets
 
 bench-quick: $(VENV)/ready ## the same, too short to judge; under a minute
 	@$(BIN)/python -m bench compare --quick
+
+bench-curves: $(VENV)/ready ## over rate, connections, table size, duplicates, workers; under 45 minutes
+	@$(BIN)/python -m bench curves
 
 faults: $(VENV)/ready ## a million callbacks and 216 faults of 27 kinds; some 25 minutes
 	@$(BIN)/python -m bench faults

@@ -11,11 +11,11 @@ import msgspec
 
 from bench import compare_report, contenders
 from bench.fill import fill
-from bench.gateway import ROOT
 from bench.load import FRESH, Mix
 from bench.machine import Machine, look_at_machine
 from bench.measure import Bench, Running
 from bench.report import Progress, print_table
+from bench.results import RESULTS
 from bench.stage import open_stage
 from bench.targets import (
     AFTERNOON,
@@ -34,7 +34,6 @@ from bench.targets import (
     median_of,
 )
 
-RESULTS = ROOT / "bench" / "results"
 HALF_DUPLICATES = Mix(duplicates=0.5)
 SHARE_OF_PEAK = 0.8
 SIDE_BY_SIDE = (contenders.GATEWAY, contenders.FLOOR, contenders.AFTERNOON)
@@ -225,7 +224,14 @@ async def _command(arguments: argparse.Namespace) -> int:
     began = datetime.now(UTC)
     rounds, machine = await run(plan, arguments.folder)
     verdicts = judge_all(rounds)
-    report = compare_report.Report(began, datetime.now(UTC), machine, plan, rounds, verdicts)
+    report = compare_report.Report(
+        began=began,
+        ended=datetime.now(UTC),
+        machine=machine,
+        plan=plan,
+        rounds=rounds,
+        verdicts=verdicts,
+    )
     print_table(compare_report.HEADINGS, compare_report.rows(report))
     for problem in rounds.problems():
         print(problem)

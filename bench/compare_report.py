@@ -1,27 +1,19 @@
 """What `compare` leaves behind: JSON with every figure, and a report in Markdown with plots."""
 
 from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from bench import plots
-from bench.machine import Machine
+from bench import results
+from bench.compare_plots import plots
 from bench.report import markdown_table
 from bench.targets import Rounds, Verdict, median_of
 
 HEADINGS = ("figure", "target", "measured", "verdict")
 
 
-class Report(msgspec.Struct, frozen=True):
-    """One run. `plan` says how long and how often everything was measured."""
+class Report(results.Report, frozen=True, kw_only=True):
+    """One run."""
 
-    began: datetime
-    ended: datetime
-    machine: Machine
-    plan: Any
     rounds: Rounds
     verdicts: list[Verdict]
 
@@ -37,50 +29,33 @@ def rows(report: Report) -> Iterable[tuple[str, str, str, str]]:
 def write(report: Report, folder: Path) -> Path:
     """Write everything into a folder of the run's own, and return the report's path."""
     kind = "compare" if report.plan.is_judged else "quick"
-    folder = folder / f"{kind}-{report.began:%Y-%m-%dT%H%M%S}Z"
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
-    drawn = plots.draw(report.rounds, folder)
-    path = folder / "report.md"
-    path.write_text(_markdown(report, drawn))
-    return path
+    return results.write(report, kind, folder, _markdown(report), plots(report.rounds))
 
 
-def _markdown(report: Report, drawn: Iterable[tuple[str, str]]) -> str:
-    machine, pools = report.machine, report.rounds.pool_rates.items()
-    minutes = (report.ended - report.began).total_seconds() / 60
-    facts = [
-        f"- {report.began:%Y-%m-%d %H:%M} UTC, {minutes:.1f} minutes, commit `{machine.commit}`",
-        f"- {machine.processor}, {machine.cores} cores, {machine.memory_mb:,} MB, {machine.kernel}",
-        f"- Python {machine.python}; {machine.servers}",
-        "- " + ", ".join(f"{name} {number}" for name, number in machine.packages.items()),
+def _markdown(report: Report) -> list[str]:
+    pools = report.rounds.pool_rates.items()
+    problems = [f"- {problem}" for problem in report.rounds.problems()]
+    return [
+        "# The gateway beside floors and peers",
+        "",
+        *report.facts(),
         f"- {report.rounds.filled_rows:,} rows in the full table",
         f"- the afternoon version with a pool of {report.rounds.pool_size}, its best; answers/s: "
         + ", ".join(f"{median_of(rates):,.0f} with {size}" for size, rates in pools),
+        "",
+        "Medians of rounds; every round is in `results.json`.",
+        "",
+        markdown_table(HEADINGS, rows(report)),
+        *([*problems, ""] if problems else []),
+        "## Peak: wrk, closed loop",
+        "",
+        markdown_table(("", "answers/s", *_COSTS), _peak_rows(report.rounds)),
+        "## At a fixed rate: k6, open loop",
+        "",
+        markdown_table(
+            ("", "offered/s", *_PERCENTILES, "not sent in time"), _latency_rows(report.rounds)
+        ),
     ]
-    problems = [f"- {problem}" for problem in report.rounds.problems()]
-    return "\n".join(
-        [
-            "# The gateway beside floors and peers",
-            "",
-            *facts,
-            "",
-            "Medians of rounds; every round is in `results.json`.",
-            "",
-            markdown_table(HEADINGS, rows(report)),
-            *([*problems, ""] if problems else []),
-            "## Peak: wrk, closed loop",
-            "",
-            markdown_table(("", "answers/s", *_COSTS), _peak_rows(report.rounds)),
-            "## At a fixed rate: k6, open loop",
-            "",
-            markdown_table(
-                ("", "offered/s", *_PERCENTILES, "not sent in time"), _latency_rows(report.rounds)
-            ),
-            *(f"![{text}]({name})" for name, text in drawn),
-            "",
-        ]
-    )
 
 
 _COSTS = (

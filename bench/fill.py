@@ -1,6 +1,6 @@
 """Rows by the million, made by the server itself in a minute or two."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
@@ -25,21 +25,21 @@ FROM generate_series(1, $3::bigint) AS number
 """
 
 
-async def fill(connection: asyncpg.Connection, rows: int) -> None:
-    """Add so many events of today, evenly spread up to now, and so all in one chunk.
+async def fill(connection: asyncpg.Connection, rows: int, days: int = 1) -> None:
+    """Add so many events, evenly spread over the last days up to now: one chunk for each day.
 
     The indexes are made anew afterwards, which takes a fraction of the time of keeping them up to
     date. The table ends up as an old one that is looked after: vacuumed, and on disk.
     """
     now = datetime.now(UTC)
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    first = now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days - 1)
     for statement in _MORE_WAL:
         await connection.execute(statement)
     indexes = await connection.fetch(_INDEXES)
     for index in indexes:
         await connection.execute(f"DROP INDEX {index['indexname']}")
     await connection.execute("SET maintenance_work_mem = '1GB'")
-    await connection.execute(_ROWS, midnight, now, rows, next(iter(APPS)))
+    await connection.execute(_ROWS, first, now, rows, next(iter(APPS)))
     for index in indexes:
         await connection.execute(index["indexdef"])
     await connection.execute("RESET maintenance_work_mem")

@@ -21,6 +21,7 @@ from bench.contenders import PATH
 from bench.gateway import ROOT, BenchError
 
 CONNECTIONS = 64
+CALLERS_MAX = 2_000  # of k6, each of which takes megabytes
 _BENCH = Path(__file__).parent
 # How much longer than it was told a tool may take: k6 waits for the last answers.
 PATIENCE_S = 60.0
@@ -129,7 +130,7 @@ async def run_k6(
             # Else its garbage collector takes a core away from what it measures, again and again.
             "GOGC": "800",
             # Enough for a pause of half a second: to add one takes k6 longer than it may wait.
-            "CALLERS": str(max(CONNECTIONS, round(rate / 2))),
+            "CALLERS": str(min(max(CONNECTIONS, round(rate / 2)), CALLERS_MAX)),
         },
         warm_up_s + duration_s,
         folder,

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from bench.contenders import Contender
 from bench.gateway import Process
 from bench.load import CONNECTIONS, FRESH, Latency, Mix, Peak, run_durable_floor, run_k6, run_wrk
-from bench.processes import cpu_s, cpu_times, peak_memory_bytes
+from bench.processes import cpu_s, cpu_times, forget_peak_memory, peak_memory_bytes
 from bench.stage import Stage
 from sinks import schema
 
@@ -30,6 +30,11 @@ PAUSE_S = 0.6
 _POLL_S = 0.2
 # What k6 may send more than asked for, where a duration begins and where it ends.
 _EXTRA = 4
+_TABLE_BYTES = """
+SELECT sum(pg_table_size(oid)), sum(pg_indexes_size(oid)) FROM pg_class
+WHERE oid = 'events'::regclass
+   OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'events'::regclass)
+"""
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -47,7 +52,7 @@ class PeakRound(msgspec.Struct, frozen=True):
     rate: float
     cost: Cost
     rows: int  # written by this round
-    peak_memory_bytes: int  # of the server, since it was started
+    peak_memory_bytes: int  # of the server's largest process
     wrk: Peak
     problem: str = ""  # why the round does not count as durable
 
@@ -58,6 +63,14 @@ class LatencyRound(msgspec.Struct, frozen=True):
     rows: int
     k6: Latency
     problem: str = ""
+
+
+class Footprint(msgspec.Struct, frozen=True):
+    """What the table takes up, over all its chunks."""
+
+    rows: int
+    table_bytes: int  # with what PostgreSQL keeps beside long values
+    indexes_bytes: int
 
 
 class Running(NamedTuple):
@@ -105,6 +118,7 @@ class Bench:
     ) -> PeakRound:
         """Keep so many connections busy. What is in the table and in Redis stays there."""
         rows = await self.rows()
+        forget_peak_memory(running.process.pid)
         before = self._cpu_s(running)
         wrk = await run_wrk(
             running.process.port,
@@ -143,8 +157,12 @@ class Bench:
         *,
         mix: Mix = FRESH,
         warm_up_s: float = 0,
+        may_refuse: bool = False,
     ) -> LatencyRound:
-        """Send callbacks at a fixed rate; percentiles begin after the warm-up."""
+        """Send callbacks at a fixed rate; percentiles begin after the warm-up.
+
+        `may_refuse` is for rates that are too high: that some callbacks get a 5xx is no problem.
+        """
         rows = await self.rows()
         k6 = await run_k6(
             running.process.port,
@@ -158,7 +176,7 @@ class Bench:
         # k6 does not wait for ever at the end of the warm-up: some answers it may not have seen.
         most = round(rate) * (warm_up_s + duration_s) + _EXTRA
         problem = balance(written, k6.written, most)
-        if k6.unanswered:
+        if k6.unanswered and not may_refuse:
             problem = f"{k6.unanswered} callbacks were not answered with 200"
         return LatencyRound(rows=written, k6=k6, problem=problem)
 
@@ -172,6 +190,15 @@ class Bench:
         connection = await self.stage.connect()
         try:
             return int(await connection.fetchval("SELECT count(*) FROM events"))
+        finally:
+            await connection.close()
+
+    async def table_bytes(self) -> Footprint:
+        """Return what the events in the table take up on disk."""
+        connection = await self.stage.connect()
+        try:
+            table, indexes = await connection.fetchrow(_TABLE_BYTES) or (0, 0)
+            return Footprint(await self.rows(), int(table), int(indexes))
         finally:
             await connection.close()
 

@@ -48,6 +48,12 @@ def peak_memory_bytes(pid: int) -> int:
     return max((parse_peak(text) for text in texts if "VmHWM" in text), default=0)
 
 
+def forget_peak_memory(pid: int) -> None:
+    """Let the peak of a process and of all that it has started begin anew."""
+    for process in _family(pid):
+        (PROC / str(process) / "clear_refs").write_text("5")  # proc_pid_clear_refs(5)
+
+
 def _family(pid: int) -> Iterator[int]:
     yield pid
     for child in _read(pid, f"task/{pid}/children").split():

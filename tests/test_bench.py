@@ -180,7 +180,14 @@ def test_report(tmp_path: Path) -> None:
     run = rounds()
     began = datetime.now(UTC)
     machine = look_at_machine("these servers")
-    report = compare_report.Report(began, began, machine, compare.Plan(), run, judge_all(run))
+    report = compare_report.Report(
+        began=began,
+        ended=began,
+        machine=machine,
+        plan=compare.Plan(),
+        rounds=run,
+        verdicts=judge_all(run),
+    )
     path = compare_report.write(report, tmp_path)
     text = path.read_text()
     for word in ("these servers", machine.commit, "MISSED by 11.1%", "cpu.svg", TARGETS[0].figure):
@@ -233,13 +240,15 @@ async def test_tools_by_themselves(tmp_path: Path) -> None:
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("command", "number"), [("compare", signal.SIGINT), ("curves", signal.SIGTERM)]
+)
+def test_interrupted(tmp_path: Path, command: str, number: signal.Signals) -> None:
     """Whoever ends the bench in the midst of load finds nothing left running, and no report."""
     folder, reports = tmp_path / "stage", tmp_path / "results"
     options = [f"--folder={folder}", f"--results={reports}"]
     with subprocess.Popen(
-        [sys.executable, "-m", "bench", "compare", "--quick", *options],
+        [sys.executable, "-m", "bench", command, "--quick", *options],
         cwd=ROOT,
         stderr=subprocess.DEVNULL,
     ) as process:

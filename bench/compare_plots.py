@@ -1,12 +1,10 @@
-"""The plots of the reports, as SVG."""
+"""The plots of `compare`."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
+from bench.results import Plot
 from bench.targets import (
     AFTERNOON,
     AFTERNOON_80,
@@ -20,30 +18,19 @@ from bench.targets import (
     median_of,
 )
 
-# The same figures give the same file, which can be compared.
-_SETTINGS: dict[Any, Any] = {"svg.hashsalt": "flokit", "font.size": 9, "axes.spines.top": False}
 _PEAKS = (FLOOR, GATEWAY, DUPLICATES, EMPTY, FULL, AFTERNOON)
 _PERCENTILES = {"p50": "p50_ms", "p95": "p95_ms", "p99": "p99_ms", "p99.9": "p999_ms"}
 
 
-def draw(rounds: Rounds, folder: Path) -> Iterator[tuple[str, str]]:
-    """Write every plot, and yield its file's name and what it shows."""
-    parts = (
-        ("cpu.svg", "CPU per request at peak, µs", _cpu),
-        ("peak.svg", "Answers a second at peak", _peaks),
-        ("latency.svg", "Latency at 80 % of the afternoon version's peak, ms", _latency),
-    )
-    for name, title, paint in parts:
-        with rc_context(_SETTINGS):
-            figure = Figure(figsize=(8, 3), layout="constrained")
-            axes = figure.subplots()
-            paint(axes, rounds)
-            axes.set_title(title)
-            figure.savefig(folder / name, metadata={"Date": None})
-        yield name, title
+def plots(rounds: Rounds) -> Iterator[Plot]:
+    """Return every plot."""
+    yield Plot("cpu", "CPU per request at peak, µs", partial(_cpu, rounds))
+    yield Plot("peak", "Answers a second at peak", partial(_peaks, rounds))
+    title = "Latency at 80 % of the afternoon version's peak, ms"
+    yield Plot("latency", title, partial(_latency, rounds))
 
 
-def _cpu(axes: Any, rounds: Rounds) -> None:
+def _cpu(rounds: Rounds, axes: Any) -> None:
     names = [name for name in _PEAKS if name in rounds.peaks]
     left = [0.0] * len(names)
     for label in ("server", "database", "redis"):
@@ -56,7 +43,7 @@ def _cpu(axes: Any, rounds: Rounds) -> None:
     axes.legend()
 
 
-def _peaks(axes: Any, rounds: Rounds) -> None:
+def _peaks(rounds: Rounds, axes: Any) -> None:
     names = [name for name in _PEAKS if name in rounds.peaks]
     axes.barh(names, [median_of(r.rate for r in rounds.peaks[name]) for name in names], alpha=0.6)
     for name in names:
@@ -65,7 +52,7 @@ def _peaks(axes: Any, rounds: Rounds) -> None:
     axes.invert_yaxis()
 
 
-def _latency(axes: Any, rounds: Rounds) -> None:
+def _latency(rounds: Rounds, axes: Any) -> None:
     for name in (GATEWAY_80, AFTERNOON_80):
         several = rounds.latencies[name]
         values = [median_of(getattr(r.k6, key) for r in several) for key in _PERCENTILES.values()]
