@@ -1,0 +1,187 @@
+"""How much of everything a rate of callbacks needs: arithmetic on the measured costs."""
+
+import math
+from collections.abc import Iterator
+from itertools import count
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from bench.autoscaler import CPU
+from bench.capacity_costs import Costs
+from bench.capacity_manifests import Deployed
+from bench.gateway import BenchError
+
+IN_FLIGHT = "flokit_callbacks_in_flight"
+RATES = (1_000, 10_000, 100_000, 1_000_000)
+WINDOWS_D = {"30 days": 30.0, "1 day": 1.0, "1 hour": 1 / 24}
+# Two to the database for each batch and two to Redis's one answer: the claim; the COPY, whose
+# rows go when the server has agreed to take some.
+ROUND_TRIPS = 3
+CONNECTIONS_OF_A_POD = 2
+DAY_S = 86_400
+PODS_MAX = 100_000
+
+Positive = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+
+
+class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What was not measured; every one can be set on the command line."""
+
+    round_trip_ms: Annotated[
+        float, Meta(ge=0, description="from a pod to database or Redis and back, in one zone")
+    ] = 0.5
+    database_cores: Annotated[float, Meta(gt=0, description="of one database server")] = 32
+    database_use: Annotated[
+        float, Meta(gt=0, le=1, description="of them that writes may take; readers get the rest")
+    ] = 0.5
+    database_wal_mb_s: Annotated[
+        float, Meta(gt=0, description="log that one server and its synchronous standby keep up with")
+    ] = 200
+    database_connections: Annotated[
+        int, Meta(gt=0, description="that one server allows to gateways (max_connections, less others)")
+    ] = 400
+    redis_gb: Annotated[float, Meta(gt=0, description="memory of one Redis, as far as it is filled")] = (
+        25
+    )
+    redis_use: Annotated[float, Meta(gt=0, le=1, description="of the one core that a Redis uses")] = 0.5
+
+
+class Batch(NamedTuple):
+    """What is committed at a time, at some rate of one pod."""
+
+    events: float
+    commit_s: float
+
+
+class Need(NamedTuple):
+    """What one rate needs. Rates are per second, of all pods together."""
+
+    rate: float
+    pods: int
+    pods_surged: int
+    is_beyond_most: bool  # more pods than the autoscaler may start
+    pod_cores: float
+    pod_in_flight: float
+    batch: Batch
+    copies: float
+    connections: int
+    database_cores: float
+    wal_bytes: float
+    databases: int
+    redis_cores: float
+    redis_bytes: dict[str, float]  # by the window in which events are remembered
+    redises: dict[str, int]
+    disk_day_bytes: float
+    wal_day_bytes: float
+    sent_bytes: dict[str, float]
+
+
+class Model(NamedTuple):
+    """The costs, what is deployed, and what is assumed."""
+
+    costs: Costs
+    deployed: Deployed
+    assumed: Assumptions
+
+    def batch(self, rate: float) -> Batch:
+        """Return what a pod commits at a time.
+
+        While one batch is committed the next one gathers: it has as many events as come in that
+        time, which grows with the events. At least one, and at most what a batch may hold.
+        """
+        event_s = self.costs.commit_us.per_event / 1e6
+        fixed_s = (
+            self.costs.commit_us.per_batch / 1e6 + ROUND_TRIPS * self.assumed.round_trip_ms / 1000
+        )
+        left = 1 - rate * event_s
+        events = rate * fixed_s / left if left > 0 else math.inf
+        events = min(max(1.0, events), self.deployed.batch_max)
+        return Batch(events, fixed_s + events * event_s)
+
+    def pod_cores(self, rate: float) -> float:
+        """Return the CPU that a pod needs for so many callbacks a second."""
+        return rate * self.costs.gateway_us.at(self.batch(rate).events) / 1e6
+
+    def pod_in_flight(self, rate: float) -> float:
+        """Return how many callbacks wait in a pod: for the rest of one commit, and their own."""
+        batch = self.batch(rate)
+        share_busy = min(1.0, rate / batch.events * batch.commit_s)
+        return rate * batch.commit_s * (1 + share_busy / 2)
+
+    def pod_rate_max(self) -> float:
+        """Return how many callbacks a second keep all of a pod busy: its CPU or its one lane."""
+        full = Batch(self.deployed.batch_max, self.batch(math.inf).commit_s)
+        least, most = 0.0, full.events / full.commit_s
+        if self.pod_cores(most) <= self.deployed.cores:
+            return most
+        for _ in range(50):
+            middle = (least + most) / 2
+            fits = self.pod_cores(middle) <= self.deployed.cores
+            least, most = (middle, most) if fits else (least, middle)
+        return least
+
+    def meets_targets(self, rate: float) -> bool:
+        """Whether the autoscaler leaves a pod alone that has so many callbacks a second."""
+        has = {CPU: self.pod_cores(rate), IN_FLIGHT: self.pod_in_flight(rate)}
+        return all(
+            has.get(target.metric, 0.0) <= target.value
+            for target in self.deployed.autoscaler.targets
+        )
+
+    def pods(self, rate: float) -> int:
+        """Return how many pods the autoscaler ends up with; raises BenchError without an end."""
+        for pods in count(self.deployed.autoscaler.replicas_min):
+            if self.meets_targets(rate / pods):
+                return pods
+            if pods == PODS_MAX:
+                raise BenchError("no number of pods meets the autoscaler's targets")
+        raise AssertionError
+
+    def need(self, rate: float) -> Need:
+        """Return what so many callbacks a second need, day and night, all of them new events."""
+        costs, assumed = self.costs, self.assumed
+        pods = self.pods(rate)
+        surged = self.deployed.with_surge(pods)
+        batch = self.batch(rate / pods)
+        connections = CONNECTIONS_OF_A_POD * surged
+        database_cores = rate * costs.database_us.at(batch.events) / 1e6
+        wal_bytes = rate * costs.wal_bytes.at(batch.events)
+        redis_cores = rate * costs.redis_us.at(batch.events) / 1e6
+        redis_bytes = {
+            name: rate * days * DAY_S * costs.redis_bytes for name, days in WINDOWS_D.items()
+        }
+        return Need(
+            rate=rate,
+            pods=pods,
+            pods_surged=surged,
+            is_beyond_most=pods > self.deployed.autoscaler.replicas_max,
+            pod_cores=self.pod_cores(rate / pods),
+            pod_in_flight=self.pod_in_flight(rate / pods),
+            batch=batch,
+            copies=rate / batch.events,
+            connections=connections,
+            database_cores=database_cores,
+            wal_bytes=wal_bytes,
+            databases=max(
+                math.ceil(database_cores / (assumed.database_cores * assumed.database_use)),
+                math.ceil(wal_bytes / 1e6 / assumed.database_wal_mb_s),
+                math.ceil(connections / assumed.database_connections),
+            ),
+            redis_cores=redis_cores,
+            redis_bytes=redis_bytes,
+            redises={
+                name: max(
+                    math.ceil(bytes_ / 1e9 / assumed.redis_gb),
+                    math.ceil(redis_cores / assumed.redis_use),
+                )
+                for name, bytes_ in redis_bytes.items()
+            },
+            disk_day_bytes=rate * DAY_S * (costs.table_bytes + costs.index_bytes),
+            wal_day_bytes=wal_bytes * DAY_S,
+            sent_bytes={
+                name: rate * cost.at(batch.events) for name, cost in costs.sent_bytes.items()
+            },
+        )
