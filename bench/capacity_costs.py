@@ -19,6 +19,7 @@ from bench.gateway import BenchError, Gateway
 from bench.load import run_wrk
 from bench.machine import Machine, look_at_machine
 from bench.measure import SETTINGS, Bench, PeakRound, Running
+from bench.processes import cpu_s
 from bench.report import Progress
 from bench.stage import open_stage
 
@@ -26,8 +27,8 @@ from bench.stage import open_stage
 CALLERS = (1, 8, 64, 256)
 CALLERS_ON_WIRES = (1, 64)
 WARM_UP_S = 2.0
-# Bytes do not vary as times do.
-WIRES_S = 2.0
+# For what hardly varies: bytes, and refusals, one of which is like another.
+SHORT_S = 2.0
 # In the order in which `_Measuring.wires` has its meters; what is asked, and what is answered.
 WIRES = (
     ("vendor to gateway", "gateway to vendor"),
@@ -74,6 +75,7 @@ class Costs(msgspec.Struct, frozen=True):
     gateway_us: Cost
     database_us: Cost
     redis_us: Cost
+    refused_us: float  # CPU of the gateway, for a callback that finds the buffer full
     commit_us: Cost  # time, not CPU: of a batch it is this times its events
     wal_bytes: Cost
     sent_bytes: dict[str, Cost]  # payload: neither TLS nor the heads of TCP and IP
@@ -121,13 +123,14 @@ async def measure(seconds: float, folder: Path | None = None) -> Costs:
     """Measure everything, each level for so many seconds; raises EmbeddedError and BenchError."""
     async with AsyncExitStack() as stack:
         stage = await stack.enter_async_context(open_stage(folder=folder, gateways=0))
-        progress = stack.enter_context(Progress(len(CALLERS) + len(CALLERS_ON_WIRES), "steps"))
+        progress = stack.enter_context(Progress(len(CALLERS) + 1 + len(CALLERS_ON_WIRES), "steps"))
         measuring = _Measuring(Bench(stage), progress)
         async with measuring.bench.start(contenders.GATEWAY) as running:
             levels = await measuring.levels(running, seconds)
             kept = await measuring.kept()
-        wires = await measuring.wires()
-        return _costs(levels, wires, kept, look_at_machine(stage.servers.description))
+        refused_us = await measuring.refused_us()
+        sent = await measuring.wires()
+        return _costs(levels, refused_us, sent, kept, look_at_machine(stage.servers.description))
 
 
 class _Measuring:
@@ -167,6 +170,20 @@ class _Measuring:
         await connection.close()
         return table_bytes / rows, index_bytes / rows, (redis_bytes - self._redis_before) / keys
 
+    async def refused_us(self) -> float:
+        """Return the CPU of a refusal: the one place of a buffer is taken, by who waits for a lock."""
+        self._say("CPU of a refusal")
+        settings = {"BATCH_MAX_EVENTS": "1", "BUFFER_MAX_EVENTS": "1"}
+        gateway, locked = (
+            self.bench.start(contenders.GATEWAY, settings),
+            self._stage.locked_events(),
+        )
+        async with gateway as running, locked:
+            process = running.process
+            before_s = cpu_s(process.pid)
+            wrk = await run_wrk(process.port, SHORT_S, folder=self._stage.folder)
+            return 1e6 * (cpu_s(process.pid) - before_s) / wrk.requests
+
     async def wires(self) -> list[Sent]:
         """Put wires that count around a gateway of their own: they would cost another one CPU."""
         servers, port = self._stage.servers, free_port()
@@ -188,7 +205,7 @@ class _Measuring:
         connection = await self._stage.connect()
         before = await footprint.written(connection, gateway.port)
         bytes_before = [(meter.asked_bytes, meter.answered_bytes) for meter in meters]
-        await run_wrk(meters[0].port, WIRES_S, folder=self._stage.folder, connections=callers)
+        await run_wrk(meters[0].port, SHORT_S, folder=self._stage.folder, connections=callers)
         counted = (await footprint.written(connection, gateway.port)).since(before)
         await connection.close()
         sent: dict[str, float] = {}
@@ -218,7 +235,11 @@ def _level(callers: int, round_: PeakRound, counted: footprint.Written) -> Level
 
 
 def _costs(
-    levels: list[Level], sent: list[Sent], kept: tuple[float, float, float], machine: Machine
+    levels: list[Level],
+    refused_us: float,
+    sent: list[Sent],
+    kept: tuple[float, float, float],
+    machine: Machine,
 ) -> Costs:
     def of(cost: Callable[[Level], float]) -> Cost:
         return fit([(level.batch_events, cost(level)) for level in levels])
@@ -228,6 +249,7 @@ def _costs(
         gateway_us=of(lambda level: level.gateway_us),
         database_us=of(lambda level: level.database_us),
         redis_us=of(lambda level: level.redis_us),
+        refused_us=refused_us,
         commit_us=of(lambda level: 1000 * level.commit_ms / level.batch_events),
         wal_bytes=of(lambda level: level.wal_bytes),
         sent_bytes={

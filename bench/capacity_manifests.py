@@ -11,6 +11,10 @@ from bench.autoscaler import CPU, DOWN, TOLERANCE, UP, Kind, Policy, Rules, Sele
 from bench.gateway import ROOT, BenchError
 
 MANIFESTS = ROOT / "k8s" / "base"
+IN_FLIGHT = "flokit_callbacks_in_flight"
+# The most of the last minute, and never more than the target: it forbids to scale in while callers
+# wait, and never asks for more pods (k8s/cluster/prometheus-adapter.yaml).
+IN_FLIGHT_CAPPED = "flokit_callbacks_in_flight_capped"
 # One process has one event loop: more than a core it cannot use.
 CORES_MAX = 1.0
 BUFFER_MAX_EVENTS = 5000
@@ -42,11 +46,8 @@ def read(folder: Path) -> Deployed:
     documents = list(_documents(folder))
     autoscaler = _only(documents, "HorizontalPodAutoscaler", folder)
     name = autoscaler["spec"]["scaleTargetRef"]["name"]
-    deployment = _only(
-        [document for document in documents if document["metadata"]["name"] == name],
-        "Deployment",
-        folder,
-    )
+    named = [d for d in documents if d.get("metadata", {}).get("name") == name]
+    deployment = _only(named, "Deployment", folder)
     try:
         return _deployed(autoscaler["spec"], deployment["spec"], _settings(documents))
     except (KeyError, ValueError, TypeError) as error:
@@ -67,7 +68,7 @@ def _documents(folder: Path) -> Iterator[Any]:
     for path in sorted(folder.rglob("*.yaml")):
         with path.open() as file:
             documents = yaml.safe_load_all(file)
-            yield from (d for d in documents if isinstance(d, dict) and "metadata" in d)
+            yield from (document for document in documents if isinstance(document, dict))
 
 
 def _only(documents: list[Any], kind: str, folder: Path) -> Any:
@@ -78,11 +79,13 @@ def _only(documents: list[Any], kind: str, folder: Path) -> Any:
 
 
 def _settings(documents: list[Any]) -> dict[str, str]:
-    """Return the environment that ConfigMaps give."""
+    """Return the environment that ConfigMaps give, also those that kustomize makes."""
     settings: dict[str, str] = {}
     for document in documents:
         if document.get("kind") == "ConfigMap":
             settings |= document.get("data") or {}
+        for made in document.get("configMapGenerator", []):
+            settings |= dict(literal.split("=", 1) for literal in made.get("literals", []))
     return settings
 
 
@@ -121,8 +124,10 @@ def _target(metric: Mapping[str, Any], request_cores: float) -> Target:
                 raise ValueError(f"resource {resource['name']}")
             return Target(CPU, request_cores * resource["target"]["averageUtilization"] / 100)
         case "Pods":
-            pods = metric["pods"]
-            return Target(pods["metric"]["name"], quantity(pods["target"]["averageValue"]))
+            name, target = metric["pods"]["metric"]["name"], metric["pods"]["target"]
+            if name not in {IN_FLIGHT, IN_FLIGHT_CAPPED}:
+                raise ValueError(f"metric {name}")
+            return Target(name, quantity(target["averageValue"]))
         case kind:
             raise ValueError(f"metric of type {kind}")
 

@@ -1,8 +1,4 @@
-"""What events leave behind, and what goes over the wires for them: bytes, as the servers count them.
-
-`Footprint` reads the counters of a database and of a gateway's metrics; the difference of two is
-what was done in between. `Meter` is a wire that counts.
-"""
+"""What events leave behind, and what goes over the wires for them: bytes, as they were counted."""
 
 from typing import Any
 
@@ -59,6 +55,7 @@ async def written(connection: asyncpg.Connection, port: int) -> Written:
 async def sizes(connection: asyncpg.Connection) -> tuple[int, int]:
     """Return the bytes of the events' table, TOAST included, and of its indexes."""
     row = await connection.fetchrow(_SIZES)
+    assert row is not None
     return row["table_bytes"], row["index_bytes"]
 
 

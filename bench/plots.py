@@ -21,7 +21,7 @@ from bench.targets import (
 )
 
 # The same figures give the same file, which can be compared.
-_SETTINGS: dict[Any, Any] = {"svg.hashsalt": "flokit", "font.size": 9, "axes.spines.top": False}
+SETTINGS: dict[Any, Any] = {"svg.hashsalt": "flokit", "font.size": 9, "axes.spines.top": False}
 _PEAKS = (FLOOR, GATEWAY, DUPLICATES, EMPTY, FULL, AFTERNOON)
 _PERCENTILES = {"p50": "p50_ms", "p95": "p95_ms", "p99": "p99_ms", "p99.9": "p999_ms"}
 
@@ -34,7 +34,7 @@ def draw(rounds: Rounds, folder: Path) -> Iterator[tuple[str, str]]:
         ("latency.svg", "Latency at 80 % of the afternoon version's peak, ms", _latency),
     )
     for name, title, paint in parts:
-        with rc_context(_SETTINGS):
+        with rc_context(SETTINGS):
             figure = Figure(figsize=(8, 3), layout="constrained")
             axes = figure.subplots()
             paint(axes, rounds)

@@ -1,0 +1,95 @@
+"""What may happen, and what became of it: three stories for the simulation, and their figures."""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from bench.capacity_model import Model
+from bench.capacity_simulation import Curve, Moment, Scenario, simulate
+
+SPIKE = 10.0
+# What the tight database takes of the usual traffic, and the slow one of its own, which is half a
+# spike: enough for more than the least number of replicas.
+TIGHT = 3.0
+SLOW = 0.2
+
+
+class Story(msgspec.Struct, frozen=True):
+    """What became of a scenario; times are seconds since the trouble began."""
+
+    name: str
+    offered: float
+    retried: float
+    refused: float
+    given_up: float
+    written: float
+    left: float  # that still wait when the day is over
+    waiting_most: float  # in pods
+    returning_most: float
+    replicas_before: int
+    replicas_most: int
+    replicas_least: int
+    scaled_s: int | None  # the first new pod is ready
+    grown_s: int | None  # as many are ready as ever
+    recovered_s: int  # from then on nobody is refused, and nobody waits longer than a second
+    settled_s: int  # nothing comes back any more
+    shrunk_s: int | None  # as many replicas as before; None if not within the hour
+
+
+def usual_rate(model: Model) -> float:
+    """Return a tenth of what the most replicas take without asking for more, in round figures."""
+    rate, step = 0.0, 2.0**20
+    while step >= 1:
+        rate += step if model.meets_targets(rate + step) else 0
+        step /= 2
+    rate *= model.deployed.autoscaler.replicas_max / SPIKE
+    unit = 10.0 ** max(0, math.floor(math.log10(max(1.0, rate))) - 1)
+    return max(1.0, rate // unit * unit)
+
+
+def scenarios(model: Model, usual: float) -> list[Scenario]:
+    """Return the three: a spike, a spike that the database cannot take, a database that is slow."""
+    spike, busy = SPIKE * usual, SPIKE / 2 * usual
+    wide, tight = max(model.database_rate(), 2 * spike), TIGHT * usual
+    return [
+        Scenario("spike", Curve(usual, spike), Curve(wide, wide)),
+        Scenario("spike, tight database", Curve(usual, spike), Curve(tight, tight)),
+        Scenario("slow database", Curve(busy, busy), Curve(wide, SLOW * busy)),
+    ]
+
+
+def tell(model: Model, scenario: Scenario) -> tuple[Story, list[Moment]]:
+    """Simulate a scenario; return what became of it, and every second."""
+    moments = list(simulate(model, scenario))
+    began = scenario.offered.from_s
+    before, after = moments[began - 1], moments[began:]
+    ready_most = max(moment.ready for moment in after)
+    last = moments[-1]
+
+    def since(numbers: Sequence[int]) -> int | None:
+        return numbers[0] - began if numbers else None
+
+    troubled = [m.at_s for m in after if m.refused > 0 or m.in_pods > m.arrived]
+    unsettled = [m.at_s for m in after if m.returning >= 1 or m.in_pods >= 1]
+    grown_at_s = max(after, key=lambda m: m.replicas).at_s  # the first of them
+    shrunk = [m.at_s for m in after if m.at_s > grown_at_s and m.replicas <= before.replicas]
+    return Story(
+        name=scenario.name,
+        offered=sum(moment.offered for moment in moments),
+        retried=sum(moment.arrived - moment.offered for moment in moments),
+        refused=sum(moment.refused for moment in moments),
+        given_up=last.given_up,
+        written=sum(moment.written for moment in moments),
+        left=last.in_pods + last.returning,
+        waiting_most=max(moment.in_pods for moment in moments),
+        returning_most=max(moment.returning for moment in moments),
+        replicas_before=before.replicas,
+        replicas_most=max(moment.replicas for moment in after),
+        replicas_least=min(moment.replicas for moment in after),
+        scaled_s=since([m.at_s for m in after if m.ready > before.ready]),
+        grown_s=since([m.at_s for m in after if m.ready == ready_most > before.ready]),
+        recovered_s=troubled[-1] + 1 - began if troubled else 0,
+        settled_s=unsettled[-1] + 1 - began if unsettled else 0,
+        shrunk_s=since(shrunk),
+    ), moments
