@@ -11,6 +11,8 @@ from enum import StrEnum
 from statistics import fmean
 from typing import NamedTuple
 
+import msgspec
+
 CPU = "cpu"
 TOLERANCE = 0.1
 # No window and no period may be longer.
@@ -32,7 +34,7 @@ class Select(StrEnum):
     DISABLED = "Disabled"
 
 
-class Policy(NamedTuple):
+class Policy(msgspec.Struct, frozen=True):
     """How much may change within so many seconds."""
 
     kind: Kind
@@ -40,7 +42,7 @@ class Policy(NamedTuple):
     period_s: int
 
 
-class Rules(NamedTuple):
+class Rules(msgspec.Struct, frozen=True):
     """The behaviour in one direction."""
 
     window_s: int
@@ -54,14 +56,14 @@ UP = Rules(0, (Policy(Kind.PERCENT, 100, 15), Policy(Kind.PODS, 4, 15)))
 DOWN = Rules(300, (Policy(Kind.PERCENT, 100, 15),))
 
 
-class Target(NamedTuple):
+class Target(msgspec.Struct, frozen=True):
     """What a pod is to have of a metric, on average; CPU in cores."""
 
     metric: str
     value: float
 
 
-class Spec(NamedTuple):
+class Spec(msgspec.Struct, frozen=True):
     """What a manifest asks for."""
 
     replicas_min: int

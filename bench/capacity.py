@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from bench import capacity_costs, capacity_manifests, capacity_report
+from bench import capacity_costs, capacity_manifests, capacity_plots, capacity_report
 from bench.capacity_costs import Costs
 from bench.capacity_model import RATES, Assumptions, Model, described
-from bench.capacity_scenarios import scenarios, tell, usual_rate
+from bench.capacity_scenarios import stories, tell, usual_rate
 from bench.compare import RESULTS
 from bench.gateway import BenchError
 from bench.machine import look_at_machine
@@ -51,7 +51,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--usual",
         type=float,
-        help="callbacks/s before the spike (default: what the least pods take)",
+        help="callbacks/s before the spike (default: a tenth of what maxReplicas take)",
     )
     parser.add_argument("--picture", type=Path, help="also draw the simulation here: .svg or .png")
     parser.add_argument("--folder", type=Path, help="a new folder, to keep data and logs in")
@@ -79,13 +79,15 @@ async def _command(arguments: argparse.Namespace) -> int:
     costs = await _costs(arguments)
     model = Model(costs, deployed, assumed)
     usual = arguments.usual or usual_rate(model)
-    stories, runs = [], {}
-    with Progress(3, "stories") as progress:
-        for number, scenario in enumerate(scenarios(model, usual)):
+    to_tell = stories(model, usual)
+    told, runs = [], {}
+    with Progress(len(to_tell), "stories") as progress:
+        for number, (as_deployed, scenario) in enumerate(to_tell):
             progress.show(number)
             progress.say(scenario.name)
-            story, runs[scenario.name] = await asyncio.to_thread(tell, model, scenario)
-            stories.append(story)
+            story, moments = await asyncio.to_thread(tell, as_deployed, scenario)
+            told.append(story)
+            runs[scenario.name] = moments
     report = capacity_report.Report(
         began=began,
         machine=look_at_machine(costs.machine.servers if costs.machine else "not known"),
@@ -93,11 +95,11 @@ async def _command(arguments: argparse.Namespace) -> int:
         assumed=assumed,
         deployed=deployed,
         needs=[model.need(rate) for rate in RATES],
-        stories=stories,
+        stories=told,
     )
     capacity_report.print_report(report)
     if arguments.picture is not None:
-        capacity_report.draw(runs, deployed, arguments.picture)
+        capacity_plots.draw(runs, deployed, arguments.picture)
     print(f"report: {capacity_report.write(report, runs, arguments.results)}")
     return 0
 

@@ -171,7 +171,7 @@ class _Measuring:
         return table_bytes / rows, index_bytes / rows, (redis_bytes - self._redis_before) / keys
 
     async def refused_us(self) -> float:
-        """Return the CPU of a refusal: the one place of a buffer is taken, by who waits for a lock."""
+        """Return the CPU of a refusal: a buffer of one place is full, as long as a lock is held."""
         self._say("CPU of a refusal")
         settings = {"BATCH_MAX_EVENTS": "1", "BUFFER_MAX_EVENTS": "1"}
         gateway, locked = (

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 import yaml
 
 from bench.autoscaler import CPU, DOWN, TOLERANCE, UP, Kind, Policy, Rules, Select, Spec, Target
@@ -21,10 +22,10 @@ BUFFER_MAX_EVENTS = 5000
 BATCH_MAX_EVENTS = 500
 # Of a Deployment that says nothing.
 SURGE = "25%"
-_SUFFIXES = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+_SUFFIXES = {"m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6}
 
 
-class Deployed(NamedTuple):
+class Deployed(msgspec.Struct, frozen=True):
     """What runs, and what it may use."""
 
     autoscaler: Spec
@@ -55,13 +56,10 @@ def read(folder: Path) -> Deployed:
 
 
 def quantity(text: object) -> float:
-    """Return the number that a quantity of Kubernetes means; raises ValueError."""
+    """Return the number that a quantity of Kubernetes means; raises ValueError and KeyError."""
     word = str(text)
-    digits = word.rstrip("mkMGi")
-    suffix = word[len(digits) :]
-    if suffix not in _SUFFIXES and suffix:
-        raise ValueError(f"quantity {word}")
-    return float(digits) * _SUFFIXES.get(suffix, 1.0)
+    digits = word.rstrip("".join(_SUFFIXES))
+    return float(digits) * _SUFFIXES[word[len(digits) :]]
 
 
 def _documents(folder: Path) -> Iterator[Any]:

@@ -58,10 +58,26 @@ class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     patience_s: Annotated[
         float, Meta(gt=0, description="how long the vendor waits for an answer; not published")
     ] = 10
+    pod_connections: Annotated[
+        int, Meta(gt=0, description="callers that a pod can have waiting: its limit of open files")
+    ] = 65_536
     retries_s: Annotated[
         tuple[int, ...],
         Meta(description="waits before retries; published is only: up to six in 24 hours"),
     ] = (60, 240, 960, 3840, 15360, 61440)
+
+    def databases(self, cores: float, wal_bytes: float, connections: int) -> int:
+        """Return how many servers it takes for so much: whatever is short first."""
+        return max(
+            math.ceil(cores / (self.database_cores * self.database_use)),
+            math.ceil(wal_bytes / 1e6 / self.database_wal_mb_s),
+            math.ceil(connections / self.database_connections),
+        )
+
+    def redises(self, cores: float, size_bytes: float) -> int:
+        """Return how many of them it takes for so much."""
+        by_memory = math.ceil(size_bytes / 1e9 / self.redis_gb)
+        return max(by_memory, math.ceil(cores / self.redis_use))
 
 
 def described(assumed: Assumptions) -> Iterator[tuple[str, str, str]]:
@@ -72,14 +88,14 @@ def described(assumed: Assumptions) -> Iterator[tuple[str, str, str]]:
         yield name, text, hint.__metadata__[0].description
 
 
-class Batch(NamedTuple):
+class Batch(msgspec.Struct, frozen=True):
     """What is committed at a time, at some rate of one pod."""
 
     events: float
     commit_s: float
 
 
-class Need(NamedTuple):
+class Need(msgspec.Struct, frozen=True):
     """What one rate needs. Rates are per second, of all pods together."""
 
     rate: float
@@ -98,7 +114,6 @@ class Need(NamedTuple):
     redis_bytes: dict[str, float]  # by the window in which events are remembered
     redises: dict[str, int]
     disk_day_bytes: float
-    wal_day_bytes: float
     sent_bytes: dict[str, float]
 
 
@@ -205,23 +220,10 @@ class Model(NamedTuple):
             connections=connections,
             database_cores=database_cores,
             wal_bytes=wal_bytes,
-            databases=max(
-                math.ceil(database_cores / (assumed.database_cores * assumed.database_use)),
-                math.ceil(wal_bytes / 1e6 / assumed.database_wal_mb_s),
-                math.ceil(connections / assumed.database_connections),
-            ),
+            databases=assumed.databases(database_cores, wal_bytes, connections),
             redis_cores=redis_cores,
             redis_bytes=redis_bytes,
-            redises={
-                name: max(
-                    math.ceil(bytes_ / 1e9 / assumed.redis_gb),
-                    math.ceil(redis_cores / assumed.redis_use),
-                )
-                for name, bytes_ in redis_bytes.items()
-            },
+            redises={n: assumed.redises(redis_cores, size) for n, size in redis_bytes.items()},
             disk_day_bytes=rate * DAY_S * (costs.table_bytes + costs.index_bytes),
-            wal_day_bytes=wal_bytes * DAY_S,
-            sent_bytes={
-                name: rate * cost.at(batch.events) for name, cost in costs.sent_bytes.items()
-            },
+            sent_bytes={n: rate * cost.at(batch.events) for n, cost in costs.sent_bytes.items()},
         )

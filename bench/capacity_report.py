@@ -1,28 +1,28 @@
 """What `capacity` tells: tables of what was measured, computed and assumed, JSON, and a picture."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
-from bench import plots
+from bench import capacity_plots
+from bench.autoscaler import Spec
 from bench.capacity_costs import Cost, Costs
 from bench.capacity_manifests import Deployed
 from bench.capacity_model import (
     CONNECTIONS_OF_A_POD,
+    DAY_S,
     WINDOWS_D,
     Assumptions,
     Need,
     described,
 )
 from bench.capacity_scenarios import Story
-from bench.capacity_simulation import HORIZON_S, Moment
+from bench.capacity_simulation import Moment
 from bench.machine import Machine
 from bench.report import markdown_table, print_table
 
@@ -49,17 +49,18 @@ def print_report(report: Report) -> None:
     for title, headings, rows in _tables(report):
         print(f"\n{title}\n")
         print_table(headings, rows)
+    print(*notes(report), sep="\n")
 
 
 def write(report: Report, runs: Mapping[str, Sequence[Moment]], folder: Path) -> Path:
     """Write everything into a folder of the run's own, and return the report's path."""
     folder = folder / f"capacity-{report.began:%Y-%m-%dT%H%M%S}Z"
     folder.mkdir(parents=True)
-    for name, what in (("results", report), ("costs", report.costs), ("seconds", runs)):
-        text = msgspec.json.encode(what)
-        pretty = text if name == "seconds" else msgspec.json.format(text)
-        (folder / f"{name}.json").write_bytes(pretty)
-    draw(runs, report.deployed, folder / "autoscaler.svg")
+    for name, what in (("results", report), ("costs", report.costs)):
+        (folder / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(what)))
+    hours = {name: capacity_plots.hour(moments) for name, moments in runs.items()}
+    (folder / "moments.json").write_bytes(msgspec.json.encode(hours))
+    capacity_plots.draw(runs, report.deployed, folder / "autoscaler.svg")
     path = folder / "report.md"
     path.write_text(_markdown(report))
     return path
@@ -80,7 +81,27 @@ def _markdown(report: Report) -> str:
     lines.append("")
     for title, headings, rows in _tables(report):
         lines += [f"## {title}", "", markdown_table(headings, rows)]
-    return "\n".join([*lines, "![the autoscaler, simulated](autoscaler.svg)", ""])
+    lines += [f"- {note}" for note in notes(report)]
+    return "\n".join([*lines, "", "![the autoscaler, simulated](autoscaler.svg)", ""])
+
+
+def notes(report: Report) -> Iterator[str]:
+    """Yield in words what in the tables goes beyond a limit."""
+    most = report.deployed.autoscaler.replicas_max
+    for need in report.needs:
+        if need.is_beyond_most:
+            yield f"{need.rate:,.0f}/s: {need.pods} pods; the autoscaler may start {most}."
+        if need.databases > 1:
+            yield (
+                f"{need.rate:,.0f}/s is too much for one PostgreSQL: {need.databases} of them, each"
+                " for some of the apps, with gateways, Redis and a host name of its own."
+            )
+    longest, shortest = (list(WINDOWS_D)[place] for place in (0, -1))
+    yield (
+        f"To remember events for {longest} in Redis takes {report.needs[0].redises[longest]} to "
+        f"{report.needs[-1].redises[longest]:,} of them; {shortest} weakens no promise: the "
+        "database recognises what Redis has forgotten, at the price of a failed COPY."
+    )
 
 
 def _tables(report: Report) -> Iterator[tuple[str, Sequence[str], Iterable[Row]]]:
@@ -94,11 +115,23 @@ def _tables(report: Report) -> Iterator[tuple[str, Sequence[str], Iterable[Row]]
         yield "Costs by the size of the batch", _LEVELS, map(_level_row, costs.levels)
     rates = [f"{need.rate:,.0f}/s" for need in report.needs]
     yield "Needs", ("new events", *rates, "how"), _need_rows(report)
-    yield "Assumptions", ("assumed", "value", "meaning"), described(report.assumed)
+    yield "Assumptions", ("assumed", "value", "meaning"), [*described(report.assumed), *_GRANTED]
     names = [story.name for story in report.stories]
     yield "Autoscaler, simulated", ("figure", *names), _story_rows(report.stories)
 
 
+_GRANTED = (
+    ("callbacks", "new events", "duplicates and drops cost less; the rate lasts day and night"),
+    ("cost of an event", "as measured", "whatever the number of pods: many writers were not tried"),
+    (
+        "time of a commit",
+        "as measured",
+        "on one machine for callers and servers; and 3 round trips",
+    ),
+    ("Redis", "not a cluster", "there a batch is several scripts, by slot"),
+    ("load balancer", "even", "each ready pod has the same; one that ends finishes what it has"),
+    ("retries", "on the second", "who was refused together comes back together"),
+)
 _LEVELS = (
     "callers", "answers/s", "events in a batch", "commit, ms", "gateway, µs", "database, µs",
     "Redis, µs", "WAL, bytes",
@@ -146,55 +179,61 @@ def _cost_rows(costs: Costs) -> Iterator[Row]:
 
 
 def _need_rows(report: Report) -> Iterator[Row]:
-    needs, assumed = report.needs, report.assumed
-    spec = report.deployed.autoscaler
+    needs, assumed, spec = report.needs, report.assumed, report.deployed.autoscaler
 
-    def row(name: str, texts: Iterable[str], how: str) -> Row:
-        return (name, *texts, f"{COMPUTED}: {how}")
-
-    def plain(of: Any, form: str = ",.0f") -> list[str]:
-        return [f"{of(need):{form}}" for need in needs]
-
-    def sized(of: Any) -> list[str]:
-        return [_bytes(of(need)) for need in needs]
+    def row(name: str, of: Callable[[Need], str], how: str) -> Row:
+        return (name, *map(of, needs), f"{COMPUTED}: {how}")
 
     goals = ", ".join(f"{target.metric} ≤ {target.value:g}" for target in spec.targets)
-    pods = [f"{n.pods:,}" + (f" (of {spec.replicas_max})" * n.is_beyond_most) for n in needs]
-    yield row("pods", pods, f"{goals} each; at least {spec.replicas_min}")
-    yield row("CPU of a pod, cores", plain(lambda n: n.pod_cores, ".2f"), "rate of a pod · cost")
-    in_flight = plain(lambda n: n.pod_in_flight)
-    yield row("callbacks in flight in a pod", in_flight, "rate · (1 to 1.5) commits")
-    batch = plain(lambda n: n.batch.events)
-    yield row("events in a COPY", batch, "what comes while one is committed")
-    yield row("COPY statements/s", plain(lambda n: n.copies), "rate ÷ events in a COPY")
-    connections = f"{CONNECTIONS_OF_A_POD} · pods, with maxSurge {report.deployed.surge}"
-    yield row("database connections", plain(lambda n: n.connections), connections)
-    yield row("database, cores", plain(lambda n: n.database_cores, ".1f"), "rate · cost")
-    yield row("WAL/s", sized(lambda n: n.wal_bytes), "rate · cost")
-    limits = f"{assumed.database_cores * assumed.database_use:g} cores"
-    limits += f", {assumed.database_wal_mb_s:g} MB of WAL/s"
-    limits += f", {assumed.database_connections} connections each"
-    yield row("databases", plain(lambda n: n.databases), limits)
-    for name in WINDOWS_D:
-        memory = sized(lambda n, name=name: n.redis_bytes[name])
-        yield row(f"Redis memory, {name}", memory, "rate · window · bytes")
-    for name in WINDOWS_D:
-        number = plain(lambda n, name=name: n.redises[name])
-        yield row(f"Redis processes, {name}", number, f"{assumed.redis_gb:g} GB each")
-    yield row("Redis, cores", plain(lambda n: n.redis_cores, ".1f"), "rate · cost")
+    yield row("pods", lambda n: _of(n, spec), f"{goals} each; at least {spec.replicas_min}")
+    yield row("CPU of a pod, cores", lambda n: f"{n.pod_cores:.2f}", "rate of a pod · cost")
+    in_flight = "rate · (1 to 1.5) commits"
+    yield row("callbacks in flight in a pod", lambda n: f"{n.pod_in_flight:,.0f}", in_flight)
+    yield row("events in a COPY", lambda n: f"{n.batch.events:,.0f}", "come during a commit")
+    yield row("COPY statements/s", lambda n: f"{n.copies:,.0f}", "rate ÷ events in a COPY")
+    surged = f"{CONNECTIONS_OF_A_POD} · pods, with maxSurge {report.deployed.surge}"
+    yield row("database connections", lambda n: f"{n.connections:,}", surged)
+    yield row("database, cores", lambda n: f"{n.database_cores:.1f}", "rate · cost")
+    yield row("WAL/s", lambda n: _bytes(n.wal_bytes), "rate · cost")
+    limits = (
+        f"{assumed.database_cores * assumed.database_use:g} cores, "
+        f"{assumed.database_wal_mb_s:g} MB of WAL/s, {assumed.database_connections} connections"
+    )
+    yield row("databases", lambda n: f"{n.databases:,}", f"each at most {limits}")
+    yield from (row(*window) for window in _windows(assumed))
+    yield row("Redis, cores", lambda n: f"{n.redis_cores:.1f}", "rate · cost")
     disk = "rate · (table + indexes)"
-    yield row("disk a day", sized(lambda n: n.disk_day_bytes), disk)
-    yield row("disk in 30 days", sized(lambda n: 30 * n.disk_day_bytes), disk)
-    yield row("WAL a day, archived", sized(lambda n: n.wal_day_bytes), "rate · cost")
+    yield row("disk a day", lambda n: _bytes(n.disk_day_bytes), disk)
+    yield row("disk in 30 days", lambda n: _bytes(30 * n.disk_day_bytes), disk)
+    yield row("WAL a day, archived", lambda n: _bytes(DAY_S * n.wal_bytes), "rate · cost")
     for name in report.costs.sent_bytes:
-        bits = [f"{8 * n.sent_bytes[name] / 1e6:,.1f}" for n in needs]
+        bits = partial(_megabits, name)
         yield row(f"{name}, Mbit/s", bits, "rate · bytes, without TLS and TCP/IP")
+
+
+def _windows(assumed: Assumptions) -> Iterator[tuple[str, Callable[[Need], str], str]]:
+    for name in WINDOWS_D:
+
+        def memory(need: Need, name: str = name) -> str:
+            number = need.redises[name]
+            return f"{_bytes(need.redis_bytes[name])} ({number:,})"
+
+        how = f"rate · window · bytes (and how many of {assumed.redis_gb:g} GB)"
+        yield f"Redis memory, {name}", memory, how
+
+
+def _of(need: Need, spec: Spec) -> str:
+    return f"{need.pods:,}" + (f" (of {spec.replicas_max})" if need.is_beyond_most else "")
+
+
+def _megabits(name: str, need: Need) -> str:
+    return f"{8 * need.sent_bytes[name] / 1e6:,.1f}"
 
 
 def _story_rows(stories: Sequence[Story]) -> Iterator[Row]:
     def row(name: str, of: Any) -> Row:
         values = [of(story) for story in stories]
-        return (name, *("never" if value is None else f"{value:,.0f}" for value in values))
+        return (name, *("never" if value is None else f"{round(value):,}" for value in values))
 
     yield row("callbacks offered", lambda s: s.offered)
     yield row("refused, and those of them that gave up waiting", lambda s: s.refused)
@@ -203,7 +242,7 @@ def _story_rows(stories: Sequence[Story]) -> Iterator[Row]:
     yield row("written", lambda s: s.written)
     yield row("still waiting after a day", lambda s: s.left)
     yield row("waiting in pods, at most", lambda s: s.waiting_most)
-    yield row("waiting for a retry, at most", lambda s: s.returning_most)
+    yield row("waiting at the vendor, at most", lambda s: s.at_vendor_most)
     yield row("replicas before", lambda s: s.replicas_before)
     yield row("replicas, at most", lambda s: s.replicas_most)
     yield row("replicas, at least, since the trouble began", lambda s: s.replicas_least)
@@ -220,45 +259,3 @@ def _bytes(number: float) -> str:
     scaled = number / 1000**power
     digits = 0 if scaled >= 100 else 1  # noqa: PLR2004 - three are enough
     return f"{scaled:,.{digits}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-def draw(runs: Mapping[str, Sequence[Moment]], deployed: Deployed, path: Path) -> None:
-    """Draw what happened in the first hour: rates above, replicas in the middle, queues below."""
-    with rc_context(plots.SETTINGS):
-        figure = Figure(figsize=(11, 6.5), layout="constrained")
-        axes = figure.subplots(3, len(runs), sharex=True, squeeze=False)
-        for column, (name, moments) in enumerate(runs.items()):
-            hour = moments[:HORIZON_S]
-            minutes = [moment.at_s / 60 for moment in hour]
-            _rates(axes[0][column], minutes, hour)
-            _replicas(axes[1][column], minutes, hour, deployed.autoscaler.replicas_max)
-            _queues(axes[2][column], minutes, hour)
-            axes[0][column].set_title(name)
-            axes[2][column].set_xlabel("minutes")
-        for row, label in enumerate(("callbacks/s", "pods", "callbacks waiting")):
-            axes[row][0].set_ylabel(label)
-            axes[row][-1].legend(loc="upper right", fontsize="small")
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
-def _rates(axes: Any, minutes: Sequence[float], moments: Sequence[Moment]) -> None:
-    axes.yaxis.set_major_formatter(EngFormatter())
-    axes.fill_between(minutes, [m.refused for m in moments], color="C3", alpha=0.5, label="refused")
-    axes.plot(minutes, [m.arrived for m in moments], color="0.5", label="arriving")
-    axes.plot(minutes, [m.written for m in moments], color="C2", label="written")
-    axes.plot(minutes, [m.offered for m in moments], "k--", linewidth=1, label="offered")
-
-
-def _replicas(
-    axes: Any, minutes: Sequence[float], moments: Sequence[Moment], replicas_max: int
-) -> None:
-    axes.axhline(replicas_max, color="0.7", linestyle=":", label="maxReplicas")
-    axes.step(minutes, [m.replicas for m in moments], where="post", label="wanted")
-    axes.step(minutes, [m.ready for m in moments], where="post", label="ready")
-
-
-def _queues(axes: Any, minutes: Sequence[float], moments: Sequence[Moment]) -> None:
-    axes.yaxis.set_major_formatter(EngFormatter())
-    axes.set_yscale("log")
-    axes.plot(minutes, [max(1, m.in_pods) for m in moments], label="in pods")
-    axes.plot(minutes, [max(1, m.returning) for m in moments], label="for a retry")

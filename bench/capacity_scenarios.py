@@ -1,10 +1,13 @@
-"""What may happen, and what became of it: three stories for the simulation, and their figures."""
+"""What may happen, and what became of it: stories for the simulation, and their figures."""
 
 import math
 from collections.abc import Sequence
 
 import msgspec
+from msgspec.structs import replace
 
+from bench.autoscaler import Target
+from bench.capacity_manifests import IN_FLIGHT, IN_FLIGHT_CAPPED
 from bench.capacity_model import Model
 from bench.capacity_simulation import Curve, Moment, Scenario, simulate
 
@@ -13,6 +16,7 @@ SPIKE = 10.0
 # spike: enough for more than the least number of replicas.
 TIGHT = 3.0
 SLOW = 0.2
+SLOW_UNTIL_S = 2100
 
 
 class Story(msgspec.Struct, frozen=True):
@@ -26,7 +30,7 @@ class Story(msgspec.Struct, frozen=True):
     written: float
     left: float  # that still wait when the day is over
     waiting_most: float  # in pods
-    returning_most: float
+    at_vendor_most: float
     replicas_before: int
     replicas_most: int
     replicas_least: int
@@ -48,15 +52,40 @@ def usual_rate(model: Model) -> float:
     return max(1.0, rate // unit * unit)
 
 
-def scenarios(model: Model, usual: float) -> list[Scenario]:
-    """Return the three: a spike, a spike that the database cannot take, a database that is slow."""
+def stories(model: Model, usual: float) -> list[tuple[Model, Scenario]]:
+    """Return what is to be simulated.
+
+    A spike; a spike that the database cannot take; a database that is slow while callers wait, so
+    that CPU falls. The last one also with the autoscalers that one might have written instead: CPU
+    alone, and callbacks in flight as they are, where the deployed one has them capped.
+    """
     spike, busy = SPIKE * usual, SPIKE / 2 * usual
     wide, tight = max(model.database_rate(), 2 * spike), TIGHT * usual
-    return [
-        Scenario("spike", Curve(usual, spike), Curve(wide, wide)),
-        Scenario("spike, tight database", Curve(usual, spike), Curve(tight, tight)),
-        Scenario("slow database", Curve(busy, busy), Curve(wide, SLOW * busy)),
+    callers = model.deployed.buffer_max * model.pods(busy) / 2  # never too many for the buffers
+    slow = Scenario(
+        "slow database", Curve(busy, busy), Curve(wide, SLOW * busy, until_s=SLOW_UNTIL_S), callers
+    )
+    told = [
+        (model, Scenario("spike", Curve(usual, spike), Curve(wide, wide))),
+        (model, Scenario("spike, tight database", Curve(usual, spike), Curve(tight, tight))),
+        (model, slow),
     ]
+    targets = model.deployed.autoscaler.targets
+    capped = [target for target in targets if target.metric == IN_FLIGHT_CAPPED]
+    if capped:
+        others = [target for target in targets if target not in capped]
+        raw = Target(IN_FLIGHT, capped[0].value)
+        told += [
+            (_aiming(model, others), slow._replace(name="slow, CPU alone")),
+            (_aiming(model, [*others, raw]), slow._replace(name="slow, not capped")),
+        ]
+    return told
+
+
+def _aiming(model: Model, targets: Sequence[Target]) -> Model:
+    deployed = model.deployed
+    autoscaler = replace(deployed.autoscaler, targets=targets)
+    return model._replace(deployed=replace(deployed, autoscaler=autoscaler))
 
 
 def tell(model: Model, scenario: Scenario) -> tuple[Story, list[Moment]]:
@@ -71,7 +100,7 @@ def tell(model: Model, scenario: Scenario) -> tuple[Story, list[Moment]]:
         return numbers[0] - began if numbers else None
 
     troubled = [m.at_s for m in after if m.refused > 0 or m.in_pods > m.arrived]
-    unsettled = [m.at_s for m in after if m.returning >= 1 or m.in_pods >= 1]
+    unsettled = [m.at_s for m in after if m.at_vendor >= 1 or m.in_pods >= 1]
     grown_at_s = max(after, key=lambda m: m.replicas).at_s  # the first of them
     shrunk = [m.at_s for m in after if m.at_s > grown_at_s and m.replicas <= before.replicas]
     return Story(
@@ -81,9 +110,9 @@ def tell(model: Model, scenario: Scenario) -> tuple[Story, list[Moment]]:
         refused=sum(moment.refused for moment in moments),
         given_up=last.given_up,
         written=sum(moment.written for moment in moments),
-        left=last.in_pods + last.returning,
+        left=last.in_pods + last.at_vendor,
         waiting_most=max(moment.in_pods for moment in moments),
-        returning_most=max(moment.returning for moment in moments),
+        at_vendor_most=max(moment.at_vendor for moment in moments),
         replicas_before=before.replicas,
         replicas_most=max(moment.replicas for moment in after),
         replicas_least=min(moment.replicas for moment in after),

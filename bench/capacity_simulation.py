@@ -2,10 +2,11 @@
 
 Callbacks are a fluid: a second's worth of them is divided evenly among the pods that are ready.
 In each pod they wait for its CPU first (the kernel keeps them; no metric sees them), then in the
-buffer for the database. Whoever finds the buffer full is refused; whoever would wait for the CPU
-longer than the vendor's patience goes away. Both come again.
+buffer for the database. Whoever finds the buffer full is refused; who would wait for the CPU longer
+than the vendor's patience, or finds no connection, goes away. Both come again.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -42,11 +43,15 @@ class Curve(NamedTuple):
 
 
 class Scenario(NamedTuple):
-    """What happens: callbacks that are offered, and events that the database takes, a second."""
+    """What happens: callbacks that are offered, and events that the database takes, a second.
+
+    A vendor with so many callers keeps back what is offered while all of them wait for answers.
+    """
 
     name: str
     offered: Curve
     database: Curve
+    callers: float = math.inf
 
 
 class Moment(NamedTuple):
@@ -58,7 +63,7 @@ class Moment(NamedTuple):
     written: float
     refused: float  # answered 503, or gone away
     in_pods: float  # read or not
-    returning: float  # refused, to come again
+    at_vendor: float  # refused, to come again; or kept back
     given_up: float  # after the last retry
     replicas: int  # wanted
     ready: int
@@ -70,19 +75,28 @@ class Vendor:
     """Sends what is new and what is due again; remembers which retry each is."""
 
     def __init__(self, retries_s: Sequence[int]) -> None:
-        self.returning = 0.0
         self._retries_s = retries_s
+        self._kept_back = 0.0
+        self._refused = 0.0
         self._due: dict[int, list[float]] = {}
         self._mixture = [1.0] + [0.0] * len(retries_s)
 
-    def send(self, now_s: int, offered: float) -> float:
-        """Return how many callbacks arrive now."""
-        sent = self._due.pop(now_s, [0.0] * (len(self._retries_s) + 1))
-        self.returning -= sum(sent)
-        sent[0] = offered
-        if total := sum(sent):
-            self._mixture = [part / total for part in sent]
-        return total
+    @property
+    def has(self) -> float:
+        """How many callbacks will come, without those that nobody has offered yet."""
+        return self._refused + self._kept_back
+
+    def send(self, now_s: int, offered: float, most: float) -> float:
+        """Return how many callbacks arrive now: all that could, or as many as there are callers."""
+        parts = self._due.pop(now_s, [0.0] * (len(self._retries_s) + 1))
+        self._refused -= sum(parts)
+        # What was kept back counts as new, whatever it was.
+        parts[0] += offered + self._kept_back
+        total = sum(parts)
+        if total > 0:
+            self._mixture = [part / total for part in parts]
+        self._kept_back = max(0.0, total - most)
+        return total - self._kept_back
 
     def hear(self, now_s: int, refused: float) -> float:
         """Learn how many were refused, of each retry its share; returns who gives up."""
@@ -90,7 +104,7 @@ class Vendor:
             due = self._due.setdefault(now_s + wait_s, [0.0] * len(self._mixture))
             due[number + 1] += refused * self._mixture[number]
         given_up = refused * self._mixture[-1]
-        self.returning += refused - given_up
+        self._refused += refused - given_up
         return given_up
 
 
@@ -108,6 +122,11 @@ class Pod:
         self._cpu_s = 0.0
         self._samples: list[tuple[int, dict[str, float]]] = []
 
+    @property
+    def has(self) -> float:
+        """How many callbacks wait here."""
+        return self.unread + self.buffered
+
     def serve(self, written: float, reading_rate: float) -> float:
         """Let a second pass in which so many of its callbacks are written; return who is refused.
 
@@ -119,8 +138,9 @@ class Pod:
         spare_us = max(0.0, 1e6 * (model.deployed.cores - model.pod_cores(taken)))
         turned_away = min(self.unread - taken, spare_us / max(1e-3, model.costs.refused_us))
         left = self.unread - taken - turned_away
-        self.unread = min(left, model.assumed.patience_s * reading_rate)
         self.buffered += taken - written
+        places = max(0.0, model.assumed.pod_connections - self.buffered)
+        self.unread = min(left, model.assumed.patience_s * reading_rate, places)
         self.cores = model.pod_cores(taken, turned_away)
         self._cpu_s += self.cores
         in_flight = self.buffered + model.pod_in_flight(written)
@@ -167,13 +187,16 @@ class World:
 
     def step(self, now_s: int) -> Moment:
         """Let one second pass, and tell what it was like."""
-        offered = self._scenario.offered.at(now_s)
-        arrived = self.vendor.send(now_s, offered)
-        ready = [pod for pod in self._pods if pod.ready_s <= now_s]
         everyone = [*self._pods, *self._leaving]
+        ready = [pod for pod in self._pods if pod.ready_s <= now_s]
+        offered = self._scenario.offered.at(now_s)
+        database = self._scenario.database.at(now_s)
+        free = max(0.0, self._scenario.callers - sum(pod.has for pod in everyone))
+        answered = min(database, min(self._lane_rate, self._reading_rate) * len(ready))
+        arrived = self.vendor.send(now_s, offered, free + answered)
         for pod in ready:
             pod.unread += arrived / len(ready)
-        written, refused = self._serve(everyone, self._scenario.database.at(now_s))
+        written, refused = self._serve(everyone, database)
         if not ready:
             refused += arrived
         self.given_up += self.vendor.hear(now_s, refused)
@@ -183,15 +206,15 @@ class World:
             arrived,
             written,
             refused,
-            sum(pod.unread + pod.buffered for pod in everyone),
-            self.vendor.returning,
+            sum(pod.has for pod in everyone),
+            self.vendor.has,
             self.given_up,
             len(self._pods),
             len(ready),
             sum(pod.cores for pod in ready) / max(1, len(ready)),
             sum(pod.in_flight for pod in ready) / max(1, len(ready)),
         )
-        self._leaving = [pod for pod in self._leaving if pod.unread + pod.buffered > NOTHING]
+        self._leaving = [pod for pod in self._leaving if pod.has > NOTHING]
         self._scale(now_s + 1)
         return moment
 
@@ -239,5 +262,5 @@ def simulate(model: Model, scenario: Scenario) -> Iterator[Moment]:
     for now_s in range(DAY_S):
         moment = world.step(now_s)
         yield moment
-        if now_s >= HORIZON_S and moment.returning + moment.in_pods < 1:
+        if now_s >= HORIZON_S and moment.at_vendor + moment.in_pods < 1:
             return
