@@ -147,25 +147,27 @@ class Pod:
         self.in_flight = min(in_flight, model.deployed.buffer_max)
         return turned_away + left - self.unread
 
-    def sample(self, now_s: int, every_s: int) -> None:
+    def sample(self, now_s: int) -> None:
         """Take its metrics; CPU is the average since the last time."""
+        assumed = self._model.assumed
         if now_s >= self._pending_until_s:
             values = {IN_FLIGHT: self.in_flight}
-            if now_s - every_s >= self._pending_until_s:
-                values[CPU] = self._cpu_s / every_s
-            kept_s = now_s - max(LOOK_BACK_S, every_s + self._model.assumed.metrics_lag_s)
+            if now_s - assumed.scrape_s >= self._pending_until_s:
+                values[CPU] = self._cpu_s / assumed.scrape_s
+            kept_s = now_s - LOOK_BACK_S - assumed.metrics_lag_s
             self._samples = [*(old for old in self._samples if old[0] > kept_s), (now_s, values)]
         self._cpu_s = 0.0
 
-    def seen(self, now_s: int, every_s: int, lag_s: int) -> Seen:
+    def seen(self, now_s: int) -> Seen:
         """Return what the autoscaler sees of it."""
-        known = [sample for sample in self._samples if sample[0] <= now_s - lag_s]
+        assumed = self._model.assumed
+        known = [sample for sample in self._samples if sample[0] <= now_s - assumed.metrics_lag_s]
         at_s, values = known[-1] if known else (now_s, {})
         if known:
             most = max(old[IN_FLIGHT] for taken_s, old in known if taken_s > at_s - LOOK_BACK_S)
             values = values | {IN_FLIGHT_CAPPED: min(most, self._model.in_flight_cap())}
         is_young = now_s < self._pending_until_s + YOUNG_S
-        is_stale = is_young and at_s < self.ready_s + every_s
+        is_stale = is_young and at_s < self.ready_s + assumed.scrape_s
         return Seen(values, now_s < self._pending_until_s, now_s < self.ready_s or is_stale)
 
 
@@ -194,11 +196,9 @@ class World:
         free = max(0.0, self._scenario.callers - sum(pod.has for pod in everyone))
         answered = min(database, min(self._lane_rate, self._reading_rate) * len(ready))
         arrived = self.vendor.send(now_s, offered, free + answered)
-        for pod in ready:
+        for pod in ready:  # there is one: those of the beginning leave last
             pod.unread += arrived / len(ready)
         written, refused = self._serve(everyone, database)
-        if not ready:
-            refused += arrived
         self.given_up += self.vendor.hear(now_s, refused)
         moment = Moment(
             now_s,
@@ -211,8 +211,8 @@ class World:
             self.given_up,
             len(self._pods),
             len(ready),
-            sum(pod.cores for pod in ready) / max(1, len(ready)),
-            sum(pod.in_flight for pod in ready) / max(1, len(ready)),
+            sum(pod.cores for pod in ready) / len(ready),
+            sum(pod.in_flight for pod in ready) / len(ready),
         )
         self._leaving = [pod for pod in self._leaving if pod.has > NOTHING]
         self._scale(now_s + 1)
@@ -233,10 +233,10 @@ class World:
         assumed = self._model.assumed
         if now_s % assumed.scrape_s == 0:
             for pod in self._pods:
-                pod.sample(now_s, assumed.scrape_s)
+                pod.sample(now_s)
         if now_s % assumed.sync_s:
             return
-        seen = [pod.seen(now_s, assumed.scrape_s, assumed.metrics_lag_s) for pod in self._pods]
+        seen = [pod.seen(now_s) for pod in self._pods]
         replicas = self._autoscaler.decide(now_s, seen, len(self._pods))
         # The youngest go first; they finish what they have.
         self._leaving += self._pods[replicas:]

@@ -98,11 +98,12 @@ def test_a_direction_is_never_turned() -> None:
 
 def test_several_metrics() -> None:
     """The one that asks for most wins; while one is not to be had, nothing is scaled in."""
-    autoscaler = Autoscaler(spec(both=True))
+    autoscaler = Autoscaler(spec(both=True, down=AT_ONCE))
     assert autoscaler.decide(0, [Seen({LOAD: 50, CPU: 300})], 1) == 3
     assert autoscaler.decide(15, pods(10, 10, 10), 3) == 3
     assert autoscaler.decide(30, pods(200, 200, 200), 3) == 6
     assert autoscaler.decide(45, [Seen({})] * 6, 6) == 6
+    assert autoscaler.decide(60, [Seen({LOAD: 10, CPU: 50})] * 6, 6) == 3
 
 
 def test_limits() -> None:

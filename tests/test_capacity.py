@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import capacity_costs
-from bench.autoscaler import CPU, Spec, Target
+from bench.autoscaler import CPU, Seen, Spec, Target
 from bench.capacity import assumptions
 from bench.capacity_costs import WIRES, Cost, Costs, fit
 from bench.capacity_manifests import IN_FLIGHT, IN_FLIGHT_CAPPED, Deployed
 from bench.capacity_model import Assumptions, Model, described
 from bench.capacity_scenarios import SLOW_UNTIL_S, Story, stories, tell, usual_rate
-from bench.capacity_simulation import Curve, Moment, Scenario, World, fair_shares, simulate
+from bench.capacity_simulation import Curve, Moment, Pod, Scenario, World, fair_shares, simulate
 from bench.gateway import BenchError
 from tests.gateways import ROOT
 from tests.test_autoscaler import MANIFEST
@@ -206,6 +206,35 @@ def test_a_pod_at_its_limits() -> None:
     assert [moment.refused for moment in moments] == pytest.approx([0] * 5 + [1_000] * 5)
     assert [moment.in_flight for moment in moments[:2]] == pytest.approx([1_001.5, 2_001.5], abs=1)
     assert moments[-1].cores == pytest.approx(0.05 + 0.4 + 0.05)  # 1,000 taken, 1,000 refused
+
+
+def test_what_is_known_of_a_new_pod() -> None:
+    """Nothing while it is pending; its CPU after a whole period, and believed from one after that.
+
+    Metrics are taken every 15 s and seen 5 s later; it runs from 5 s on, and is ready at 20 s.
+    """
+    pod = Pod(model(), 5, 20)
+    seen = {}
+    for now_s in range(60):
+        if now_s % 15 == 0:
+            pod.sample(now_s)
+        seen[now_s] = pod.seen(now_s)
+    assert seen[4] == Seen({}, is_pending=True, is_unready=True)
+    assert seen[19] == Seen({}, is_unready=True)
+    assert set(seen[20].values) == {IN_FLIGHT, IN_FLIGHT_CAPPED}
+    assert set(seen[34].values) == {IN_FLIGHT, IN_FLIGHT_CAPPED}
+    assert set(seen[35].values) == {CPU, IN_FLIGHT, IN_FLIGHT_CAPPED}
+    assert [seen[now_s].is_unready for now_s in (35, 49, 50)] == [True, True, False]
+
+
+def test_capped_metric_looks_back() -> None:
+    """It tells the most of the last minute, and never more than its target."""
+    pod, told = Pod(model(), -1_000, -1_000), []
+    for number, in_flight in enumerate((10, 900, 50, 20, 20, 20, 20)):
+        pod.in_flight = in_flight
+        pod.sample(15 * number)
+        told.append(pod.seen(15 * number + 5).values[IN_FLIGHT_CAPPED])
+    assert told == [10, 200, 200, 200, 200, 50, 20]
 
 
 def _first(ours: Model, scenario: Scenario, seconds: int) -> Sequence[Moment]:
