@@ -15,7 +15,7 @@ from bench.capacity_simulation import HORIZON_S, Moment
 
 # The other stories differ in their replicas only, which are in the table.
 DRAWN = 3
-STEP_S = 5
+STEP_S = 10
 
 
 def hour(moments: Sequence[Moment]) -> Sequence[Moment]:
