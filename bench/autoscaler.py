@@ -2,7 +2,7 @@
 
 Source: kubernetes.io, "Horizontal Pod Autoscaling", sections "Algorithm details" and "Configurable
 scaling behavior". Where that page leaves room (which moment of a window counts, how policies of
-both directions add up), it is done as in `pkg/controller/podautoscaler` of Kubernetes 1.33.
+both directions add up), it is done as in Kubernetes' own `pkg/controller/podautoscaler`.
 """
 
 import math
@@ -162,7 +162,7 @@ def propose(spec: Spec, target: Target, pods: Sequence[Seen], current: int) -> i
         # What a pod that is new will take over is not known: it may be enough.
         values += [0.0] * (missing + aside)
     else:
-        values += [target.value] * missing
+        values += [target.value] * missing  # the page's "100% of the desired value"
     new_ratio = fmean(values) / target.value
     is_turned = (new_ratio > 1) is not (ratio > 1)
     if is_turned or 1 - spec.down.tolerance <= new_ratio <= 1 + spec.up.tolerance:

@@ -235,8 +235,11 @@ def _story_rows(stories: Sequence[Story]) -> Iterator[Row]:
         values = [of(story) for story in stories]
         return (name, *("never" if value is None else f"{round(value):,}" for value in values))
 
+    yield row("callbacks/s before", lambda s: s.usual_rate)
+    yield row("callbacks/s, at most", lambda s: s.rate_most)
+    yield row("events/s that the database takes, at least", lambda s: s.database_least)
     yield row("callbacks offered", lambda s: s.offered)
-    yield row("refused, and those of them that gave up waiting", lambda s: s.refused)
+    yield row("refused, or gone after a long wait", lambda s: s.refused)
     yield row("retries", lambda s: s.retried)
     yield row("given up after the last retry", lambda s: s.given_up)
     yield row("written", lambda s: s.written)
@@ -244,11 +247,11 @@ def _story_rows(stories: Sequence[Story]) -> Iterator[Row]:
     yield row("waiting in pods, at most", lambda s: s.waiting_most)
     yield row("waiting at the vendor, at most", lambda s: s.at_vendor_most)
     yield row("replicas before", lambda s: s.replicas_before)
-    yield row("replicas, at most", lambda s: s.replicas_most)
-    yield row("replicas, at least, since the trouble began", lambda s: s.replicas_least)
+    yield row("replicas while it lasts, at least", lambda s: s.replicas_least)
+    yield row("replicas while it lasts, at most", lambda s: s.replicas_most)
     yield row("first new pod ready after, s", lambda s: s.scaled_s)
     yield row("most pods ready after, s", lambda s: s.grown_s)
-    yield row("nobody is refused or waits for a second any more after, s", lambda s: s.recovered_s)
+    yield row("recovered (nobody refused or waiting) after, s", lambda s: s.recovered_s)
     yield row("everything written or given up after, s", lambda s: s.settled_s)
     yield row("as many replicas as before after, s", lambda s: s.shrunk_s)
 

@@ -23,6 +23,9 @@ class Story(msgspec.Struct, frozen=True):
     """What became of a scenario; times are seconds since the trouble began."""
 
     name: str
+    usual_rate: float  # offered before
+    rate_most: float  # offered
+    database_least: float  # events a second
     offered: float
     retried: float
     refused: float
@@ -32,8 +35,8 @@ class Story(msgspec.Struct, frozen=True):
     waiting_most: float  # in pods
     at_vendor_most: float
     replicas_before: int
+    replicas_least: int  # while the trouble lasts, as the next one
     replicas_most: int
-    replicas_least: int
     scaled_s: int | None  # the first new pod is ready
     grown_s: int | None  # as many are ready as ever
     recovered_s: int  # from then on nobody is refused, and nobody waits longer than a second
@@ -91,7 +94,9 @@ def _aiming(model: Model, targets: Sequence[Target]) -> Model:
 def tell(model: Model, scenario: Scenario) -> tuple[Story, list[Moment]]:
     """Simulate a scenario; return what became of it, and every second."""
     moments = list(simulate(model, scenario))
+    curves = [scenario.offered, scenario.database]
     began = scenario.offered.from_s
+    ended = max(curve.until_s for curve in curves if curve.other != curve.usual)
     before, after = moments[began - 1], moments[began:]
     ready_most = max(moment.ready for moment in after)
     last = moments[-1]
@@ -105,6 +110,9 @@ def tell(model: Model, scenario: Scenario) -> tuple[Story, list[Moment]]:
     shrunk = [m.at_s for m in after if m.at_s > grown_at_s and m.replicas <= before.replicas]
     return Story(
         name=scenario.name,
+        usual_rate=before.offered,
+        rate_most=max(moment.offered for moment in moments),
+        database_least=min(scenario.database.at(moment.at_s) for moment in moments),
         offered=sum(moment.offered for moment in moments),
         retried=sum(moment.arrived - moment.offered for moment in moments),
         refused=sum(moment.refused for moment in moments),
@@ -114,8 +122,8 @@ def tell(model: Model, scenario: Scenario) -> tuple[Story, list[Moment]]:
         waiting_most=max(moment.in_pods for moment in moments),
         at_vendor_most=max(moment.at_vendor for moment in moments),
         replicas_before=before.replicas,
-        replicas_most=max(moment.replicas for moment in after),
-        replicas_least=min(moment.replicas for moment in after),
+        replicas_least=min(moment.replicas for moment in moments[began:ended]),
+        replicas_most=max(moment.replicas for moment in moments[began:ended]),
         scaled_s=since([m.at_s for m in after if m.ready > before.ready]),
         grown_s=since([m.at_s for m in after if m.ready == ready_most > before.ready]),
         recovered_s=troubled[-1] + 1 - began if troubled else 0,
