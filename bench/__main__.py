@@ -9,6 +9,7 @@ import uvloop
 
 from app.embedded import EmbeddedError
 from bench import compare, curves, overload, trial
+from bench.capacity import command as capacity
 from bench.gateway import BenchError
 
 
@@ -20,6 +21,7 @@ def main() -> int:
     overload.add_command(commands)
     compare.add_command(commands)
     curves.add_command(commands)
+    capacity.add_command(commands)
     arguments = parser.parse_args()
     # Also in the background of a shell, which has the first ignored. Whoever tells us to end by
     # the second wants nothing left behind either.

@@ -15,6 +15,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from bench.contenders import Contender
+from bench.footprint import sizes
 from bench.gateway import Process
 from bench.load import CONNECTIONS, FRESH, Latency, Mix, Peak, run_durable_floor, run_k6, run_wrk
 from bench.processes import cpu_s, cpu_times, forget_peak_memory, peak_memory_bytes
@@ -30,11 +31,6 @@ PAUSE_S = 0.6
 _POLL_S = 0.2
 # What k6 may send more than asked for, where a duration begins and where it ends.
 _EXTRA = 4
-_TABLE_BYTES = """
-SELECT sum(pg_table_size(oid)), sum(pg_indexes_size(oid)) FROM pg_class
-WHERE oid = 'events'::regclass
-   OR oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'events'::regclass)
-"""
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -197,8 +193,7 @@ class Bench:
         """Return what the events in the table take up on disk."""
         connection = await self.stage.connect()
         try:
-            table, indexes = await connection.fetchrow(_TABLE_BYTES) or (0, 0)
-            return Footprint(await self.rows(), int(table), int(indexes))
+            return Footprint(await self.rows(), *await sizes(connection))
         finally:
             await connection.close()
 

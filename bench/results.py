@@ -14,7 +14,7 @@ from bench.machine import Machine
 
 RESULTS = ROOT / "bench" / "results"
 # The same figures give the same file, which can be compared.
-_SETTINGS: dict[Any, Any] = {"svg.hashsalt": "flokit", "font.size": 9, "axes.spines.top": False}
+SETTINGS: dict[Any, Any] = {"svg.hashsalt": "flokit", "font.size": 9, "axes.spines.top": False}
 
 
 class Plot(NamedTuple):
@@ -64,7 +64,7 @@ def write(
 
 def draw(plot: Plot, folder: Path) -> str:
     """Write a plot, and return its file's name."""
-    with rc_context(_SETTINGS):
+    with rc_context(SETTINGS):
         figure = Figure(figsize=(8, 3), layout="constrained")
         axes = figure.subplots()
         plot.paint(axes)

@@ -1,0 +1,266 @@
+"""What an event costs, measured in half a minute: CPU of each process, bytes kept, bytes sent.
+
+Most costs depend on how many events share a batch. So they are measured with few and with many
+callers, and told as two figures: of an event, and of a batch.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from statistics import fmean
+
+import msgspec
+
+from app.embedded_process import free_port
+from bench import contenders, footprint
+from bench.footprint import Meter
+from bench.gateway import BenchError, Gateway
+from bench.load import run_wrk
+from bench.machine import Machine, look_at_machine
+from bench.measure import SETTINGS, Bench, PeakRound, Running
+from bench.processes import cpu_s
+from bench.report import Progress
+from bench.stage import open_stage
+
+# With one caller a batch is one event; with the last, some hundred.
+CALLERS = (1, 8, 64, 256)
+CALLERS_ON_WIRES = (1, 64)
+WARM_UP_S = 2.0
+# For what hardly varies: bytes, and refusals, one of which is like another.
+SHORT_S = 2.0
+# In the order in which `_Measuring.wires` has its meters; what is asked, and what is answered.
+WIRES = (
+    ("vendor to gateway", "gateway to vendor"),
+    ("gateway to database", "database to gateway"),
+    ("gateway to Redis", "Redis to gateway"),
+)
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What an event costs in a batch of its own making: its own part, and one of the batch's."""
+
+    per_event: float
+    per_batch: float
+
+    def at(self, batch_events: float) -> float:
+        """Return the cost of one event in a batch of so many."""
+        return self.per_event + self.per_batch / batch_events
+
+
+class Level(msgspec.Struct, frozen=True):
+    """What was measured with so many callers, each sending again when it has its answer."""
+
+    callers: int
+    rate: float  # answers a second
+    batch_events: float
+    commit_ms: float  # of a batch, from its claim to its outcome
+    gateway_us: float  # CPU for an event, as the following two
+    database_us: float
+    redis_us: float
+    wal_bytes: float  # for an event
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """Bytes for an event on each wire, in both directions, with so many callers."""
+
+    callers: int
+    batch_events: float
+    sent_bytes: dict[str, float]
+
+
+class Costs(msgspec.Struct, frozen=True):
+    """The costs of an event, in microseconds and bytes."""
+
+    gateway_us: Cost
+    database_us: Cost
+    redis_us: Cost
+    refused_us: float  # CPU of the gateway, for a callback that finds the buffer full
+    commit_us: Cost  # time, not CPU: of a batch it is this times its events
+    wal_bytes: Cost
+    sent_bytes: dict[str, Cost]  # payload: neither TLS nor the heads of TCP and IP
+    table_bytes: float
+    index_bytes: float
+    redis_bytes: float  # for as long as it is remembered
+    levels: list[Level] = []
+    sent: list[Sent] = []
+    machine: Machine | None = None
+
+
+def load(path: Path) -> Costs:
+    """Read the costs that a former run has written; raises BenchError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Costs)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise BenchError(f"{path}: {error}") from None
+
+
+def fit(points: Sequence[tuple[float, float]]) -> Cost:
+    """Return the cost that comes nearest to pairs of events in a batch and cost of an event.
+
+    Least squares of the relative errors: a batch of one costs many times more, and would be all
+    that counts. Neither part is negative.
+    """
+    points = [(1 / batch_events, cost) for batch_events, cost in points if cost > 0]
+    if not points:  # too little for the kernel's clock
+        return Cost(0.0, 0.0)
+    weights = [1 / cost**2 for _, cost in points]
+
+    def mean(of: Callable[[float, float], float]) -> float:
+        return fmean([of(share, cost) for share, cost in points], weights)
+
+    share, cost = mean(lambda s, _: s), mean(lambda _, c: c)
+    spread = mean(lambda s, _: (s - share) ** 2)
+    per_batch = mean(lambda s, c: (s - share) * (c - cost)) / spread if spread else 0.0
+    if per_batch < 0:
+        return Cost(cost, 0.0)
+    if per_batch * share > cost:
+        return Cost(0.0, mean(lambda s, c: s * c) / mean(lambda s, _: s * s))
+    return Cost(cost - per_batch * share, per_batch)
+
+
+async def measure(seconds: float, folder: Path | None = None) -> Costs:
+    """Measure everything, each level for so many seconds; raises EmbeddedError and BenchError."""
+    async with AsyncExitStack() as stack:
+        stage = await stack.enter_async_context(open_stage(folder=folder, gateways=0))
+        progress = stack.enter_context(Progress(len(CALLERS) + 1 + len(CALLERS_ON_WIRES), "steps"))
+        measuring = _Measuring(Bench(stage), progress)
+        async with measuring.bench.start(contenders.GATEWAY) as running:
+            levels = await measuring.levels(running, seconds)
+            kept = await measuring.kept()
+        refused_us = await measuring.refused_us()
+        sent = await measuring.wires()
+        return _costs(levels, refused_us, sent, kept, look_at_machine(stage.servers.description))
+
+
+class _Measuring:
+    def __init__(self, bench: Bench, progress: Progress) -> None:
+        self.bench = bench
+        self._stage = bench.stage
+        self._progress = progress
+        self._steps = 0
+        self._redis_before = 0
+
+    async def levels(self, running: Running, seconds: float) -> list[Level]:
+        self._progress.say("warm-up")
+        await self.bench.peak(running, WARM_UP_S)
+        await self.bench.clear()
+        _, self._redis_before = await self.bench.remembered()
+        return [await self._level(running, callers, seconds) for callers in CALLERS]
+
+    async def _level(self, running: Running, callers: int, seconds: float) -> Level:
+        self._say(f"CPU and log: {callers} callers")
+        connection = await self._stage.connect()
+        try:
+            before = await footprint.written(connection, running.process.port)
+            round_ = await self.bench.peak(running, seconds, connections=callers)
+            now = await footprint.written(connection, running.process.port)
+        finally:
+            await connection.close()
+        if round_.problem:
+            raise BenchError(f"{callers} callers: {round_.problem}")
+        return _level(callers, round_, now.since(before))
+
+    async def kept(self) -> tuple[float, float, float]:
+        """Return the bytes that an event keeps: in the table, in its indexes, in Redis."""
+        rows = await self.bench.rows()
+        keys, redis_bytes = await self.bench.remembered()
+        connection = await self._stage.connect()
+        table_bytes, index_bytes = await footprint.sizes(connection)
+        await connection.close()
+        return table_bytes / rows, index_bytes / rows, (redis_bytes - self._redis_before) / keys
+
+    async def refused_us(self) -> float:
+        """Return the CPU of a refusal: a buffer of one place is full, as long as a lock is held."""
+        self._say("CPU of a refusal")
+        settings = {"BATCH_MAX_EVENTS": "1", "BUFFER_MAX_EVENTS": "1"}
+        gateway, locked = (
+            self.bench.start(contenders.GATEWAY, settings),
+            self._stage.locked_events(),
+        )
+        async with gateway as running, locked:
+            process = running.process
+            before_s = cpu_s(process.pid)
+            wrk = await run_wrk(process.port, SHORT_S, folder=self._stage.folder)
+            return 1e6 * (cpu_s(process.pid) - before_s) / wrk.requests
+
+    async def wires(self) -> list[Sent]:
+        """Put wires that count around a gateway of their own: they would cost another one CPU."""
+        servers, port = self._stage.servers, free_port()
+        environ = dict(self._stage.environ) | SETTINGS
+        log = self._stage.folder / "wires.log"
+        meters = [Meter(target) for target in (port, servers.postgres.port, servers.redis.port)]
+        async with AsyncExitStack() as stack:
+            for meter in meters:
+                await meter.open()
+                stack.callback(meter.close)
+            gateway = Gateway(port, environ, log, database=meters[1], redis=meters[2])
+            # Not in this thread: what it still has to say goes through the meters, which are ours.
+            stack.push_async_callback(asyncio.to_thread, gateway.end)
+            await gateway.start()
+            return [await self._sent(callers, gateway, meters) for callers in CALLERS_ON_WIRES]
+
+    async def _sent(self, callers: int, gateway: Gateway, meters: Sequence[Meter]) -> Sent:
+        self._say(f"bytes on the wires: {callers} callers")
+        connection = await self._stage.connect()
+        before = await footprint.written(connection, gateway.port)
+        bytes_before = [(meter.asked_bytes, meter.answered_bytes) for meter in meters]
+        await run_wrk(meters[0].port, SHORT_S, folder=self._stage.folder, connections=callers)
+        counted = (await footprint.written(connection, gateway.port)).since(before)
+        await connection.close()
+        sent: dict[str, float] = {}
+        for names, meter, old in zip(WIRES, meters, bytes_before, strict=True):
+            now = (meter.asked_bytes, meter.answered_bytes)
+            for name, later, earlier in zip(names, now, old, strict=True):
+                sent[name] = (later - earlier) / counted.events
+        return Sent(callers, counted.events / counted.batches, sent)
+
+    def _say(self, text: str) -> None:
+        self._progress.show(self._steps)
+        self._progress.say(text)
+        self._steps += 1
+
+
+def _level(callers: int, round_: PeakRound, counted: footprint.Written) -> Level:
+    return Level(
+        callers=callers,
+        rate=round_.rate,
+        batch_events=counted.events / counted.batches,
+        commit_ms=1000 * counted.commit_s / counted.batches,
+        gateway_us=round_.cost.server_us,
+        database_us=round_.cost.database_us,
+        redis_us=round_.cost.redis_us,
+        wal_bytes=counted.wal_bytes / counted.events,
+    )
+
+
+def _costs(
+    levels: list[Level],
+    refused_us: float,
+    sent: list[Sent],
+    kept: tuple[float, float, float],
+    machine: Machine,
+) -> Costs:
+    def of(cost: Callable[[Level], float]) -> Cost:
+        return fit([(level.batch_events, cost(level)) for level in levels])
+
+    table_bytes, index_bytes, redis_bytes = kept
+    return Costs(
+        gateway_us=of(lambda level: level.gateway_us),
+        database_us=of(lambda level: level.database_us),
+        redis_us=of(lambda level: level.redis_us),
+        refused_us=refused_us,
+        commit_us=of(lambda level: 1000 * level.commit_ms / level.batch_events),
+        wal_bytes=of(lambda level: level.wal_bytes),
+        sent_bytes={
+            name: fit([(bytes_.batch_events, bytes_.sent_bytes[name]) for bytes_ in sent])
+            for names in WIRES
+            for name in names
+        },
+        table_bytes=table_bytes,
+        index_bytes=index_bytes,
+        redis_bytes=redis_bytes,
+        levels=levels,
+        sent=sent,
+        machine=machine,
+    )
