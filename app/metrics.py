@@ -53,11 +53,6 @@ COMMIT_SECONDS = Histogram(
     "Time from the claim of a batch to its outcome.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
-IN_FLIGHT = Gauge(
-    "flokit_callbacks_in_flight",
-    "Requests to /ingest that are being handled now.",
-    multiprocess_mode="livesum",
-)
 BUFFER_EVENTS = Gauge(
     "flokit_buffer_events",
     "Events accepted and not yet committed.",
