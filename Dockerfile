@@ -1,0 +1,27 @@
+# The gateway: one process, no root, nothing written to its root file system.
+FROM python:3.11-slim-trixie AS build
+WORKDIR /gateway
+COPY requirements.lock ./
+# Wheels only, each with its hash: nothing is compiled, and no installer stays in the image.
+RUN python -m venv --without-pip venv \
+    && pip --python venv/bin/python install --no-cache-dir --disable-pip-version-check \
+        --require-hashes --only-binary :all: --requirement requirements.lock
+COPY app app
+COPY adapters adapters
+COPY sinks sinks
+RUN python -m compileall -q app adapters sinks
+
+FROM python:3.11-slim-trixie
+LABEL org.opencontainers.image.title="flokit-gateway" \
+    org.opencontainers.image.description="FloKit measurement gateway"
+ENV PATH=/gateway/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1
+# Root's files: the gateway can read them, and change none.
+COPY --from=build /gateway /gateway
+WORKDIR /gateway
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 CMD ["python", "-c", \
+    "import http.client, os, sys; port = int(os.environ.get('PORT') or 8000); gateway = http.client.HTTPConnection('127.0.0.1', port, timeout=4); gateway.request('GET', '/healthz'); sys.exit(gateway.getresponse().status != 200)"]
+ENTRYPOINT ["python", "-m", "app"]
+CMD ["serve"]

@@ -1,0 +1,247 @@
+"""The runbook: its statements and commands do what it says, and name what there is."""
+
+import asyncio
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+
+from app import embedded, metrics
+from app.embedded import Embedded, unpack
+from tests.gateways import PATIENCE_S, POLL_S, ROOT, Process, inherited
+from tests.kustomize import K8S, rendered
+
+RUNBOOK = (K8S / "README.md").read_text()
+WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
+DUPLICATE = {"received": 1, "written": 0, "duplicate": 1, "dropped": 0}
+pytestmark = pytest.mark.services
+
+
+def section(heading: str) -> str:
+    """The text under a heading."""
+    return RUNBOOK.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def statements(text: str) -> list[tuple[str, str]]:
+    """Each SQL block, with the name of the database that its first line tells."""
+    return re.findall(r"```sql\n-- in (\w+)\n(.*?)```", text, re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    """The lines of the console blocks that are typed in."""
+    blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    return [line for block in blocks for line in re.findall(r"^\$ (.*)$", block, re.MULTILINE)]
+
+
+class Database:
+    """A server of the test's own, since roles belong to a whole server."""
+
+    def __init__(self, servers: Embedded) -> None:
+        self.servers = servers
+
+    def url(self, database: str = "", role: str = "") -> str:
+        """The address of a database for a role of the runbook, or for the superuser."""
+        parts = urlsplit(self.servers.database_url)
+        if role:
+            parts = parts._replace(netloc=f"{role}:change-me@127.0.0.1:{parts.port}")
+        return urlunsplit(parts._replace(path=f"/{database}" if database else ""))
+
+    def environ(self, role: str, database: str = "measurement") -> dict[str, str]:
+        """The environment of a command of the gateway."""
+        return inherited() | {"DATABASE_URL": self.url(database, role), "RETENTION_D": "400"}
+
+    def run(self, sql: str, database: str) -> None:
+        """Run statements as the superuser, one by one as psql does."""
+
+        async def execute() -> None:
+            connection = await asyncpg.connect(self.url(database))
+            for statement in filter(str.strip, sql.split(";")):
+                await connection.execute(statement)
+            await connection.close()
+
+        asyncio.run(execute())
+
+
+def app(command: str, environ: dict[str, str]) -> str:
+    """Run a command of the gateway; returns what it printed."""
+    words = [sys.executable, "-m", "app", command]
+    ended = subprocess.run(
+        words, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def shell(line: str, folder: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Type a line of the runbook."""
+    return subprocess.run(
+        ["/bin/sh", "-c", line],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """A database set up as the runbook says, up to and with the migration."""
+    with embedded.start(tmp_path_factory.mktemp("runbook")) as servers:
+        if not servers.has_timescaledb:
+            pytest.skip("the runbook is for TimescaleDB")
+        database = Database(servers)
+        first = [block for block in statements(section("First deployment")) if "CREATE" in block[1]]
+        assert [name for name, _ in first] == ["postgres", "measurement"]
+        for name, sql in first:
+            database.run(sql, name)
+        assert "up to date" in app("migrate", database.environ("flokit_owner"))
+        yield database
+
+
+async def test_roles_of_the_runbook_lack_a_right(database: Database, tmp_path: Path) -> None:
+    """The gateway's role serves, the owner's migrates and retains, and `check` is content."""
+    servers = database.servers
+    url = database.url("measurement", "flokit_gateway")
+    with Process(url, servers.redis_url, tmp_path) as gateway:
+        gateway.wait_until_ready()
+        assert (await gateway.callback()).json == WRITTEN
+        # A day of which no chunk is there yet.
+        assert (await gateway.callback(user_id="usr_2", created_at="1760000000")).json == WRITTEN
+    assert "chunks dropped" in app("retain", database.environ("flokit_owner"))
+    told = app("check", inherited() | gateway.environ)
+    assert "FAILED" not in told
+    assert "generation" in told
+
+
+def test_statement_of_the_runbook_fails(database: Database) -> None:
+    """Every statement runs as it stands, and is found."""
+    blocks = statements(RUNBOOK)
+    assert len(blocks) == RUNBOOK.count("```sql") >= 6
+    for name, sql in blocks:
+        if "CREATE" not in sql:
+            database.run(sql, name)
+
+
+@asynccontextmanager
+async def frozen_copy(url: str) -> AsyncIterator[None]:
+    """A gateway's backend is in the middle of a COPY whose client has stopped to send."""
+    as_ours = {"application_name": "flokit-gateway"}
+    connection = await asyncpg.connect(url, server_settings=as_ours)
+    begun = asyncio.Event()
+
+    async def nothing() -> AsyncIterator[bytes]:
+        begun.set()
+        await asyncio.Event().wait()
+        yield b""
+
+    copying = asyncio.create_task(connection.copy_to_table("stable_events", source=nothing()))
+    try:
+        await begun.wait()
+        yield
+    finally:
+        # Cancelled before that, it would wait for the server's answer.
+        connection.terminate()
+        copying.cancel()
+        await asyncio.wait([copying])
+
+
+async def test_frozen_gateway_of_the_runbook(database: Database) -> None:
+    """The runbook's statements find a COPY that stands still, and end it."""
+    blocks = statements(section("A frozen gateway that holds locks"))
+    find, end = (sql.replace("15 seconds", "0 seconds") for _, sql in blocks)
+    url = database.url("measurement")
+    operator = await asyncpg.connect(url)
+
+    async def until(number: int) -> list[asyncpg.Record]:
+        async with asyncio.timeout(PATIENCE_S):
+            while len(found := await operator.fetch(find)) != number:
+                await asyncio.sleep(POLL_S)
+        return list(found)
+
+    async with frozen_copy(url):
+        (found,) = await until(1)
+        assert found["query"].startswith("COPY")
+        await operator.execute(end)
+        await until(0)
+    await operator.close()
+
+
+async def test_restored_backup_is_believed_seen(database: Database, tmp_path: Path) -> None:
+    """What Redis has seen and the backup lacks is written again; what the backup has is not."""
+    lines = [line for line in commands(section("Restoring a backup")) if "kubectl" not in line]
+    path = f"{database.servers.psql.parent}:{os.environ['PATH']}"
+    environ = inherited() | {"PATH": path, "SERVER": database.url()}
+    backup, *restore = lines
+    assert backup.startswith("pg_dump")
+    for name in ("measurement", "restored"):
+        (tmp_path / name).mkdir()
+
+    def serving(name: str) -> Process:
+        url = database.url(name, "flokit_gateway")
+        return Process(url, database.servers.redis_url, tmp_path / name)
+
+    with serving("measurement") as gateway:
+        gateway.wait_until_ready()
+        assert (await gateway.callback(user_id="before")).json == WRITTEN
+        assert shell(backup, tmp_path, environ).returncode == 0
+        assert (await gateway.callback(user_id="after")).json == WRITTEN
+        assert (await gateway.callback(user_id="after")).json == DUPLICATE
+    for line in restore:
+        assert shell(line, tmp_path, environ).returncode == 0, line
+    assert "up to date" in app("migrate", database.environ("flokit_owner", "restored"))
+    with serving("restored") as gateway:
+        gateway.wait_until_ready()
+        assert (await gateway.callback(user_id="before")).json == DUPLICATE
+        assert (await gateway.callback(user_id="after")).json == WRITTEN
+
+
+def test_wrong_mapping_is_not_noticed(tmp_path: Path) -> None:
+    """The runbook's command says `ok` of good workspaces, and names the place in wrong ones."""
+    line = next(line for line in commands(section("Mapping change")) if "app check" in line)
+    example = K8S / "overlays/example/workspaces/workspaces.toml"
+    wrong = tmp_path / "workspaces.toml"
+    wrong.write_text(example.read_text().replace("abc123token", ""))
+    for file, said in ((example, "ok       workspaces: 1 with 1 apps"), (wrong, "app_token")):
+        there = line.replace("k8s/overlays/production/workspaces/workspaces.toml", str(file))
+        assert said in shell(there, ROOT, inherited()).stdout
+
+
+def test_runbook_names_what_is_not_there() -> None:
+    """Each object in a command is one of the manifests', of this version or the next."""
+    there = {
+        f"{document['kind'].lower()}/{document['metadata']['name']}" for document in rendered()
+    }
+    there |= {name.replace("horizontalpodautoscaler/", "hpa/") for name in there}
+    there |= {name.replace("0-1-0", "0-2-0") for name in there}
+    named = set()
+    for line in commands(RUNBOOK):
+        words = shlex.split(line)
+        named |= {word for word in words if re.fullmatch(r"(deployment|job|hpa|cronjob)/\S+", word)}
+        if "secret" in words:
+            named.add(f"secret/{words[words.index('secret') + 1]}")
+    assert len(named) >= 4
+    assert named <= there
+
+
+def test_runbook_asks_for_what_is_not_measured() -> None:
+    """Each query is one for Prometheus, over metrics that the gateway has."""
+    queries = re.findall(r"```promql\n(.*?)```", RUNBOOK, re.DOTALL)
+    assert len(queries) >= 2
+    declared = {m._name for m in vars(metrics).values() if isinstance(m, MetricWrapperBase)}
+    promtool = str(unpack(["prometheus"]) / "usr/bin/promtool")
+    for query in queries:
+        command = [promtool, "--experimental", "promql", "format", query]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+    named = set(re.findall(r"\bflokit_\w+", "".join(queries)))
+    assert named <= declared
