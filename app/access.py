@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hmac import compare_digest
 from ipaddress import IPv6Address, ip_address
+from time import time
 
 from app.errors import NotConfigured, Unverified
 from app.settings import Network, VendorAccess
@@ -23,6 +24,8 @@ class Access:
             vendor: (tuple(secret.encode() for secret in access.secrets), access.allowlist)
             for vendor, access in vendors.items()
         }
+        # When each secret was last accepted, in seconds since 1970; 0 = not yet.
+        self.last_used = {vendor: [0.0] * len(access.secrets) for vendor, access in vendors.items()}
 
     def verify(self, vendor: str, secret: str, address: str) -> None:
         """Return if `secret` is one of the vendor's and `address` is allowed.
@@ -37,8 +40,10 @@ class Access:
             raise Unverified("address_not_allowed")
         # Every secret is compared, so that the time tells nothing about which one came close.
         sent = secret.encode("utf-8", "surrogatepass")
-        if sum([compare_digest(sent, configured) for configured in secrets]) == 0:
+        matches = [compare_digest(sent, configured) for configured in secrets]
+        if True not in matches:
             raise Unverified("wrong_secret")
+        self.last_used[vendor][matches.index(True)] = time()
 
 
 def counted_address(forwarded: Sequence[str], proxies: int) -> str:
