@@ -164,7 +164,7 @@ async def commit(
     metrics.BATCH_EVENTS.observe(len(events))
     with metrics.COMMIT_SECONDS.time():
         unique = {event.event_id: event for event in reversed(events)}
-        with metrics.STAGE_SECONDS.labels("claim").time():
+        with metrics.CLAIM_SECONDS.time():
             claimed = dict(zip(unique, await claims.claim(list(unique)), strict=True))
         outcomes: dict[bytes, Outcome | WriteFailed] = {
             event_id: Outcome.DUPLICATE if claim is Claim.SEEN else Outcome.CONTESTED
@@ -199,7 +199,7 @@ async def _write(
     """Write, then settle what is committed and release what is not."""
     ids = [event.event_id for event in events]
     try:
-        with metrics.STAGE_SECONDS.labels("write").time():
+        with metrics.WRITE_SECONDS.time():
             outcomes = dict(zip(ids, await sink.write(events, contested=contested), strict=True))
     except asyncio.CancelledError:
         await claims.release(ids)
@@ -216,7 +216,7 @@ async def _write(
             },
         )
         return dict.fromkeys(ids, WriteFailed("write_failed"))
-    with metrics.STAGE_SECONDS.labels("settle").time():
+    with metrics.SETTLE_SECONDS.time():
         if contested:
             # Another connection wrote it, maybe to other data than the claims are about. The next
             # delivery finds the row, and settles.

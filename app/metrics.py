@@ -74,6 +74,9 @@ STAGE_SECONDS = Histogram(
     ("stage",),
     buckets=(0.0001, 0.0005, *SECONDS),
 )
+CLAIM_SECONDS, WRITE_SECONDS, SETTLE_SECONDS = map(
+    STAGE_SECONDS.labels, ("claim", "write", "settle")
+)
 IN_FLIGHT = Gauge(
     "flokit_callbacks_in_flight",
     "Requests to /ingest that are being handled now.",
