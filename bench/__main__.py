@@ -8,7 +8,7 @@ import sys
 import uvloop
 
 from app.embedded import EmbeddedError
-from bench import compare, overload, trial
+from bench import compare, dashboard, overload, trial
 from bench.gateway import BenchError
 
 
@@ -19,6 +19,7 @@ def main() -> int:
     trial.add_command(commands)
     overload.add_command(commands)
     compare.add_command(commands)
+    dashboard.add_command(commands)
     arguments = parser.parse_args()
     # Also in the background of a shell, which has the first ignored. Whoever tells us to end by
     # the second wants nothing left behind either.
