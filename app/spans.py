@@ -33,7 +33,7 @@ Work = Callable[..., Awaitable[Any]]
 
 
 def add(app: App) -> None:
-    """Trace the gateway in the application's context; raises ValueError for a wrong variable."""
+    """Trace the gateway in the application's context."""
     exporter = OTLPSpanExporter()
     resource = Resource.create({"service.name": NAME}).merge(OTELResourceDetector().detect())
 

@@ -15,7 +15,7 @@ _PROTOCOL = "http/protobuf"
 def add(app: App) -> None:
     """Trace the gateway in the application's context, if that is wanted; raises SettingsError.
 
-    Else nothing of OpenTelemetry is imported, and no callback pays for it.
+    Else nothing is imported for it, and no callback pays.
     """
     if not is_wanted(os.environ):
         return
@@ -26,10 +26,7 @@ def add(app: App) -> None:
             "OTEL_TRACES_EXPORTER: traces need the packages of the extra `traces` "
             "(opentelemetry-sdk, opentelemetry-exporter-otlp-proto-http)"
         ) from None
-    try:
-        spans.add(app)
-    except ValueError as error:
-        raise SettingsError(f"OTEL_EXPORTER_OTLP_*: {error}") from None
+    spans.add(app)
 
 
 def is_wanted(environ: Mapping[str, str]) -> bool:

@@ -24,7 +24,7 @@ def draw(series: Sequence[tuple[Any, Lines]], picture: Path) -> None:
     """Write a PNG of panels with their lines: a name, and values by seconds since the start."""
     height = max(panel.place["y"] + panel.place["h"] for panel, _ in series)
     with rc_context(_SETTINGS):
-        figure = Figure(figsize=(WIDTH_IN, height * UNIT_IN), dpi=80)
+        figure = Figure(figsize=(WIDTH_IN, height * UNIT_IN), dpi=72)
         for panel, lines in series:
             _draw_panel(figure, panel, lines, height)
         figure.savefig(picture, metadata={"Software": None})
@@ -83,6 +83,10 @@ def _draw_lines(axes: Any, panel: Any, lines: Lines) -> None:
         }.get(panel.unit, EngFormatter())
     )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda moment, _: f"{moment:.0f} s"))
-    handles, names = axes.get_legend_handles_labels()
-    if names:
-        axes.legend(handles[:LEGEND_MAX], names[:LEGEND_MAX], fontsize=6, frameon=False, ncols=2)
+    if lines:
+        # The names of the largest, where there are many.
+        peaks = [max(value for _, value in values) for _, values in lines]
+        order = sorted(range(len(lines)), key=lambda number: -peaks[number])[:LEGEND_MAX]
+        handles, names = axes.get_legend_handles_labels()
+        shown = [handles[number] for number in order], [names[number] for number in order]
+        axes.legend(*shown, fontsize=6, frameon=False, ncols=2)
