@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -63,16 +63,15 @@ class Prometheus:
         """Return the data of an answer of the HTTP API."""
         return await asyncio.to_thread(self._get, f"{path}?{urlencode(parameters or {})}")
 
-    async def wait_until_ready(self) -> None:
-        """Return when it answers."""
+    async def wait_until_it_sees(self, gateways: int) -> None:
+        """Return when it has scraped so many: it takes no rise from what it sees at first."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            try:
-                await self.query("1")
-                return
-            except (OSError, BenchError):
-                if time.monotonic() > deadline:
-                    raise
+            with suppress(OSError):
+                if await self.query(f"sum(up) == {gateways}"):
+                    return
+            if time.monotonic() > deadline:
+                raise BenchError(f"Prometheus does not see {gateways} gateways")
             await asyncio.sleep(POLL_S)
 
     def _get(self, target: str) -> Any:
@@ -89,7 +88,8 @@ class Prometheus:
 async def run(folder: Path, ports: Sequence[int], interval_s: float) -> AsyncIterator[Prometheus]:
     """Run Prometheus on what scrapes the gateways on these ports, each as a pod of its own.
 
-    It looks at them, and evaluates the rules, every `interval_s`. Raises EmbeddedError.
+    It looks at them, and evaluates the rules, every `interval_s`, and has done so once. Raises
+    EmbeddedError and BenchError.
     """
     targets = "".join(
         f'\n      - targets: ["127.0.0.1:{port}"]'
@@ -114,7 +114,7 @@ async def run(folder: Path, ports: Sequence[int], interval_s: float) -> AsyncIte
         process = subprocess.Popen(bound(command), stdout=log, stderr=log)  # noqa: ASYNC220
     try:
         prometheus = Prometheus(port)
-        await prometheus.wait_until_ready()
+        await prometheus.wait_until_it_sees(len(ports))
         yield prometheus
     finally:
         process.terminate()

@@ -16,8 +16,10 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from app import metrics
-from bench.dashboard import expressions_of, fill, panels_of
+from bench import dashboard
+from bench.dashboard import expressions_of, fill
 from bench.prometheus import MONITORING, Prometheus, find_program, run
+from bench.report import Progress
 from tests.client import exchange, get, head
 from tests.gateways import PATIENCE_S, POLL_S, ROOT, Gateways, Process, query
 
@@ -27,7 +29,6 @@ RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 ALERT_RULES = [rule for rule in RULES if "alert" in rule]
 TESTS = sorted(MONITORING.glob("alerts*_test.yaml"))
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
-PANELS = panels_of(DASHBOARD)
 # Of `up` and `ALERTS` Prometheus itself tells, of a process its client library.
 OTHERS = {
     "up", "ALERTS", "process_cpu_seconds_total", "process_resident_memory_bytes",
@@ -177,9 +178,6 @@ async def prometheus(gateways: Gateways, tmp_path: Path) -> AsyncIterator[Promet
         for process in (first, second):
             await asyncio.to_thread(process.wait_until_ready)
         async with run(tmp_path, [first.port, second.port], SCRAPE_S) as prometheus:
-            # It takes no rise from what it sees at its first look.
-            while len(await prometheus.query("flokit_buffer_limit_events > 0")) < 2:
-                await asyncio.sleep(POLL_S)
             await trouble(first, second, gateways)
             yield prometheus
 
@@ -228,3 +226,26 @@ async def test_expression_is_empty(prometheus: Prometheus) -> None:
         for metric, name in re.findall(r"label_values\((\w+), (\w+)\)", variable["query"]["query"])
     ]
     assert "ws_test" in workspaces
+
+
+async def test_picture_of_the_dashboard(tmp_path: Path) -> None:
+    """The bench draws every panel, in seconds if need be, and none of them is empty."""
+    picture = tmp_path / "dashboard.png"
+    with Progress(1, "pictures") as progress:
+        assert await dashboard.run(progress, picture, duration_s=6) == []
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_grafana_is_provisioned_wrongly() -> None:
+    """Grafana finds its data source, and the dashboard where compose mounts it."""
+    folder = MONITORING / "grafana"
+    [source] = yaml.safe_load((folder / "datasources/prometheus.yaml").read_text())["datasources"]
+    assert (source["type"], source["isDefault"]) == ("prometheus", True)
+    [provider] = yaml.safe_load((folder / "dashboards/flokit.yaml").read_text())["providers"]
+    compose = ROOT / "compose.yaml"
+    if compose.exists():
+        services = yaml.safe_load(compose.read_text())["services"]
+        mounts = dict(mount.split(":")[:2] for mount in services["grafana"]["volumes"])
+        mounted = mounts["./k8s/monitoring/dashboard.json"]
+        assert Path(mounted).parent == Path(provider["options"]["path"])
+        assert source["url"].partition("://")[2].split(":")[0] in services
