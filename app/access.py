@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hmac import compare_digest
 from ipaddress import IPv6Address, ip_address
-from time import time
 
 from app.errors import NotConfigured, Unverified
 from app.settings import Network, VendorAccess
@@ -24,8 +23,8 @@ class Access:
             vendor: (tuple(secret.encode() for secret in access.secrets), access.allowlist)
             for vendor, access in vendors.items()
         }
-        # When each secret was last accepted, in seconds since 1970; 0 = not yet.
-        self.last_used = {vendor: [0.0] * len(access.secrets) for vendor, access in vendors.items()}
+        # Whether each secret was accepted; who has looked at it, sets it back.
+        self.used = {vendor: [False] * len(access.secrets) for vendor, access in vendors.items()}
 
     def verify(self, vendor: str, secret: str, address: str) -> None:
         """Return if `secret` is one of the vendor's and `address` is allowed.
@@ -41,9 +40,10 @@ class Access:
         # Every secret is compared, so that the time tells nothing about which one came close.
         sent = secret.encode("utf-8", "surrogatepass")
         matches = [compare_digest(sent, configured) for configured in secrets]
-        if True not in matches:
-            raise Unverified("wrong_secret")
-        self.last_used[vendor][matches.index(True)] = time()
+        try:
+            self.used[vendor][matches.index(True)] = True
+        except ValueError:
+            raise Unverified("wrong_secret") from None
 
 
 def counted_address(forwarded: Sequence[str], proxies: int) -> str:

@@ -3,6 +3,8 @@
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest
@@ -142,17 +144,27 @@ def count(
 
 def exposition() -> bytes:
     """Return every metric as Prometheus text; with several workers, the sum of all."""
-    is_shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
-    # Without a registry to be entered in, which then would read everything once more.
-    collector = MultiProcessCollector(None) if is_shared else REGISTRY  # type: ignore[no-untyped-call]
-    return generate_latest(_Snapshot(collector))
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    read = MultiProcessCollector.merge(_files(folder)) if folder else REGISTRY.collect()  # type: ignore[no-untyped-call]
+    return generate_latest(_Snapshot(read))
+
+
+def _files(folder: str) -> Iterator[str]:
+    """Yield the files of the workers, but none that is just being made or taken away.
+
+    prometheus_client fails on one that has been opened and has no length yet.
+    """
+    for path in Path(folder).glob("*.db"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_size:
+                yield str(path)
 
 
 class _Snapshot(Collector):
-    """What a collector tells at one moment, and what follows from it."""
+    """All metrics as they were read at one moment, and what follows from them."""
 
-    def __init__(self, collector: Collector) -> None:
-        self._metrics = list(collector.collect())
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = list(metrics)
 
     def collect(self) -> Iterator[Metric]:
         yield from self._metrics

@@ -62,9 +62,12 @@ def _measure(app: App) -> None:
     IN_FLIGHT.set(gateway.in_flight)
     BUFFER_EVENTS.set(len(gateway.buffer))
     BUFFER_LIMIT.set(gateway.settings.buffer_max_events)
-    for vendor, moments in gateway.access.last_used.items():
-        for position, moment in enumerate(moments, 1):
-            SECRET_LAST_USED.labels(vendor, position).set(moment)
+    for vendor, used in gateway.access.used.items():
+        for position, is_used in enumerate(used):
+            last_used = SECRET_LAST_USED.labels(vendor, position + 1)
+            if is_used:
+                last_used.set_to_current_time()
+                used[position] = False
 
 
 async def _healthz(_: Request) -> HTTPResponse:

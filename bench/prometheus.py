@@ -67,7 +67,7 @@ class Prometheus:
         """Return when it has scraped so many: it takes no rise from what it sees at first."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            with suppress(OSError):
+            with suppress(OSError, BenchError):  # it says itself that it is not ready
                 if await self.query(f"sum(up) == {gateways}"):
                     return
             if time.monotonic() > deadline:

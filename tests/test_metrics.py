@@ -181,6 +181,22 @@ def wait_for_workers(process: Process, number: int) -> None:
         time.sleep(POLL_S)
 
 
+def make_empty_files(worker: int) -> None:
+    """Begin files of another worker, where this one has its own."""
+    environ = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
+    folder = dict(pair.partition(b"=")[::2] for pair in environ)[b"PROMETHEUS_MULTIPROC_DIR"]
+    for kind in ("counter", "gauge_livesum", "histogram"):
+        (Path(os.fsdecode(folder)) / f"{kind}_1.db").touch()
+
+
+async def test_scrape_while_a_worker_starts(run: RUNS) -> None:
+    """A worker's file that is just being made, and is still empty, harms no scrape."""
+    with run(WORKERS="2") as process:
+        await asyncio.to_thread(wait_for_workers, process, 2)
+        make_empty_files(workers_of(process)[0])
+        assert (await get(process.port, "/metrics")).status == 200
+
+
 async def test_workspaces_version(gateways: Gateways) -> None:
     """The version tells one file from another, whatever else is between them."""
     path = gateways.folder / "workspaces.toml"
