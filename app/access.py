@@ -23,6 +23,8 @@ class Access:
             vendor: (tuple(secret.encode() for secret in access.secrets), access.allowlist)
             for vendor, access in vendors.items()
         }
+        # Whether each secret was accepted; who has looked at it, sets it back.
+        self.used = {vendor: [False] * len(access.secrets) for vendor, access in vendors.items()}
 
     def verify(self, vendor: str, secret: str, address: str) -> None:
         """Return if `secret` is one of the vendor's and `address` is allowed.
@@ -37,8 +39,11 @@ class Access:
             raise Unverified("address_not_allowed")
         # Every secret is compared, so that the time tells nothing about which one came close.
         sent = secret.encode("utf-8", "surrogatepass")
-        if sum([compare_digest(sent, configured) for configured in secrets]) == 0:
-            raise Unverified("wrong_secret")
+        matches = [compare_digest(sent, configured) for configured in secrets]
+        try:
+            self.used[vendor][matches.index(True)] = True
+        except ValueError:
+            raise Unverified("wrong_secret") from None
 
 
 def counted_address(forwarded: Sequence[str], proxies: int) -> str:

@@ -20,7 +20,7 @@ from sanic.response import HTTPResponse
 from app.callback import escape
 from app.connections import Connection
 from app.errors import GatewayError, Rejected, Unreadable, render
-from app.metrics import REJECTED, UNANSWERED
+from app.metrics import REJECTED, UNANSWERED, UNEXPECTED
 from app.usual import HEADER, USUAL, UsualCallback, answer_of
 
 # A URL of more than 65,535 bytes cannot be parsed (httptools counts in 16 bits).
@@ -221,7 +221,9 @@ class GatewayErrors(ErrorHandler):
         """Count what the HTTP server itself refuses, and log what nobody expected."""
         if status in _SERVER_REASONS:
             REJECTED.labels(_SERVER_REASONS[status]).inc()
-        elif time.monotonic() >= self._next_log:
+            return
+        UNEXPECTED.inc()
+        if time.monotonic() >= self._next_log:
             self._next_log = time.monotonic() + UNEXPECTED_LOG_S
             log.error("unexpected error", exc_info=exception)
 

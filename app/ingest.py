@@ -5,7 +5,6 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from time import perf_counter
 
 import msgspec
 
@@ -162,18 +161,18 @@ async def commit(
     Repeats of one event become one. A CONTESTED event goes on to `commit_contested`; a failed
     one may be tried again.
     """
-    started = perf_counter()
-    unique = {event.event_id: event for event in reversed(events)}
-    claimed = dict(zip(unique, await claims.claim(list(unique)), strict=True))
-    outcomes: dict[bytes, Outcome | WriteFailed] = {
-        event_id: Outcome.DUPLICATE if claim is Claim.SEEN else Outcome.CONTESTED
-        for event_id, claim in claimed.items()
-    }
-    held = [event for event_id, event in unique.items() if claimed[event_id] is Claim.HELD]
-    if held:
-        outcomes |= await _write(held, claims, sink, contested=False)
     metrics.BATCH_EVENTS.observe(len(events))
-    metrics.COMMIT_SECONDS.observe(perf_counter() - started)
+    with metrics.COMMIT_SECONDS.time():
+        unique = {event.event_id: event for event in reversed(events)}
+        with metrics.CLAIM_SECONDS.time():
+            claimed = dict(zip(unique, await claims.claim(list(unique)), strict=True))
+        outcomes: dict[bytes, Outcome | WriteFailed] = {
+            event_id: Outcome.DUPLICATE if claim is Claim.SEEN else Outcome.CONTESTED
+            for event_id, claim in claimed.items()
+        }
+        held = [event for event_id, event in unique.items() if claimed[event_id] is Claim.HELD]
+        if held:
+            outcomes |= await _write(held, claims, sink, contested=False)
     return _tell(events, outcomes)
 
 
@@ -200,7 +199,8 @@ async def _write(
     """Write, then settle what is committed and release what is not."""
     ids = [event.event_id for event in events]
     try:
-        outcomes = dict(zip(ids, await sink.write(events, contested=contested), strict=True))
+        with metrics.WRITE_SECONDS.time():
+            outcomes = dict(zip(ids, await sink.write(events, contested=contested), strict=True))
     except asyncio.CancelledError:
         await claims.release(ids)
         raise
@@ -216,13 +216,14 @@ async def _write(
             },
         )
         return dict.fromkeys(ids, WriteFailed("write_failed"))
-    if contested:
-        # Another connection wrote it, maybe to other data than the claims are about. The next
-        # delivery finds the row, and settles.
-        await claims.release(ids)
-    else:
-        await claims.settle([id_ for id_ in ids if outcomes[id_] in _COMMITTED])
-        await claims.release([id_ for id_ in ids if outcomes[id_] is Outcome.REFUSED])
+    with metrics.SETTLE_SECONDS.time():
+        if contested:
+            # Another connection wrote it, maybe to other data than the claims are about. The next
+            # delivery finds the row, and settles.
+            await claims.release(ids)
+        else:
+            await claims.settle([id_ for id_ in ids if outcomes[id_] in _COMMITTED])
+            await claims.release([id_ for id_ in ids if outcomes[id_] is Outcome.REFUSED])
     return dict(outcomes)
 
 

@@ -1,27 +1,40 @@
 """Every metric, declared once. Label sets are bounded: vendors, workspaces, reasons of our own."""
 
 import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
-from prometheus_client import (
-    REGISTRY,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-)
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 # A second series for each counter, with the time of its creation, which nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CALLBACK = ("vendor", "workspace")
+# Those that begin at 0. Prometheus takes no rise from the first value of a series that appears, and
+# so would not see the failures of a minute in which everything fails for the first time.
+FAILURES = ("write_failed", "buffer_full")
+REJECTIONS = (
+    "wrong_secret", "address_not_allowed", "no_secret_configured", "unknown_vendor",
+    "malformed_body", "unknown_path", "method_not_allowed", "response_timeout",
+)  # fmt: skip
+CLOSINGS = (
+    "too_large", "head_too_slow", "body_too_slow", "not_http", "no_room", "answers_not_read",
+)  # fmt: skip
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+# Nobody counts it: it is the sum of the others as they are read, so that it is right also while
+# another worker counts.
 RECEIVED = Counter(
     "flokit_callbacks_received",
     "Verified callbacks whose outcome is known: written + duplicate + dropped + failed.",
     CALLBACK,
+    registry=None,
 )
 WRITTEN = Counter("flokit_callbacks_written", "Callbacks answered `written`.", CALLBACK)
 DUPLICATE = Counter("flokit_callbacks_duplicate", "Callbacks answered `duplicate`.", CALLBACK)
@@ -38,6 +51,10 @@ REJECTED = Counter(
     "Requests answered with an error before they were callbacks, by reason.",
     ("reason",),
 )
+UNEXPECTED = Counter(
+    "flokit_errors_unexpected",
+    "Requests answered 500 for an error that nobody expected: each is a defect.",
+)
 UNANSWERED = Counter(
     "flokit_connections_unanswered",
     "Connections closed without an answer: too large, too slow, not HTTP, not read, no room.",
@@ -51,11 +68,30 @@ BATCH_EVENTS = Histogram(
 COMMIT_SECONDS = Histogram(
     "flokit_commit_seconds",
     "Time from the claim of a batch to its outcome.",
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    buckets=SECONDS,
+)
+STAGE_SECONDS = Histogram(
+    "flokit_batch_stage_seconds",
+    "Time of a batch in each stage: claim, write, settle (or release).",
+    ("stage",),
+    buckets=(0.0001, 0.0005, *SECONDS),
+)
+CLAIM_SECONDS, WRITE_SECONDS, SETTLE_SECONDS = map(
+    STAGE_SECONDS.labels, ("claim", "write", "settle")
+)
+IN_FLIGHT = Gauge(
+    "flokit_callbacks_in_flight",
+    "Requests to /ingest that are being handled now.",
+    multiprocess_mode="livesum",
 )
 BUFFER_EVENTS = Gauge(
     "flokit_buffer_events",
     "Events accepted and not yet committed.",
+    multiprocess_mode="livesum",
+)
+BUFFER_LIMIT = Gauge(
+    "flokit_buffer_limit_events",
+    "Events that may be accepted and not yet committed.",
     multiprocess_mode="livesum",
 )
 CLAIMS_BYPASSED = Counter(
@@ -73,20 +109,78 @@ WORKSPACES_REFUSED = Gauge(
     multiprocess_mode="livemax",
 )
 
+WORKSPACES_VERSION = Gauge(
+    "flokit_workspaces_version",
+    "A number made of the content of the workspaces file in use: equal wherever that is equal.",
+    multiprocess_mode="livemax",
+)
+SECRET_LAST_USED = Gauge(
+    "flokit_secret_last_used_timestamp_seconds",
+    "When a secret was last accepted, by its place in the vendor's list; 0 = not since the start.",
+    ("vendor", "position"),
+    multiprocess_mode="max",  # also of workers that have ended
+)
+
+
+def begin(callbacks: Iterable[tuple[str, str]] = ()) -> None:
+    """Let what has labels begin at 0; `callbacks` are pairs of vendor and workspace."""
+    for metric, reasons in ((REJECTED, REJECTIONS), (UNANSWERED, CLOSINGS)):
+        for reason in reasons:
+            metric.labels(reason)
+    for vendor, workspace in callbacks:
+        WRITTEN.labels(vendor, workspace)
+        DUPLICATE.labels(vendor, workspace)
+        for reason in FAILURES:
+            FAILED.labels(vendor, workspace, reason)
+
 
 def count(
     metric: Counter, vendor: str, workspace: str, reason: str | None = None, *, number: int = 1
 ) -> None:
-    """Count callbacks of one outcome, together with what was received: the sum always holds."""
-    RECEIVED.labels(vendor, workspace).inc(number)
+    """Count callbacks of one outcome."""
     labels = (vendor, workspace) if reason is None else (vendor, workspace, reason)
     metric.labels(*labels).inc(number)
 
 
 def exposition() -> bytes:
     """Return every metric as Prometheus text; with several workers, the sum of all."""
-    registry = REGISTRY
-    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    read = MultiProcessCollector.merge(_files(folder)) if folder else REGISTRY.collect()  # type: ignore[no-untyped-call]
+    return generate_latest(_Snapshot(read))
+
+
+def _files(folder: str) -> Iterator[str]:
+    """Yield the files of the workers, but none that is just being made or taken away.
+
+    prometheus_client fails on one that has been opened and has no length yet.
+    """
+    for path in Path(folder).glob("*.db"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_size:
+                yield str(path)
+
+
+class _Snapshot(Collector):
+    """All metrics as they were read at one moment, and what follows from them."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = list(metrics)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._metrics
+        received: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        for metric in self._metrics:
+            if metric.name in _OUTCOMES:
+                for sample in metric.samples:
+                    received[tuple(sample.labels[name] for name in CALLBACK)] += sample.value
+        [total] = RECEIVED.describe()
+        for labels, value in received.items():
+            total.add_sample(f"{total.name}_total", dict(zip(CALLBACK, labels, strict=True)), value)
+        yield total
+
+
+_OUTCOMES = {
+    metric.name
+    for outcome in (WRITTEN, DUPLICATE, DROPPED, FAILED)
+    for metric in outcome.describe()
+}

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,7 +13,7 @@ from sanic.config import Config
 from sanic.response import HTTPResponse
 
 import adapters
-from app import probes
+from app import life, probes, traces
 from app.access import Access, counted_address
 from app.buffer import WriteBuffer
 from app.claims import Claims, RedisClaims
@@ -24,7 +22,7 @@ from app.errors import WriteFailed
 from app.event import Event, Outcome
 from app.ingest import Ingest, commit, commit_contested, hand_over
 from app.ingest import Request as IngestRequest
-from app.settings import Settings, VendorAccess
+from app.settings import Settings
 from app.usual import LazyHeaders, UsualCallback
 from app.workspaces import Workspaces
 from sinks import Sink
@@ -46,7 +44,7 @@ def create_app(
 ) -> App:
     """Return the gateway as a Sanic application, ready to be served with `GatewayProtocol`.
 
-    Tests hand in another claim store or sink. Raises WorkspacesError.
+    Tests hand in another claim store or sink. Raises WorkspacesError and SettingsError.
     """
     gateway = Gateway(settings, adapters.load(), claims, sink)
     app = Sanic("flokit-gateway", config=sanic_config(settings), configure_logging=False)
@@ -54,11 +52,9 @@ def create_app(
     app.ctx.draining = False
     app.ctx.gateway = gateway
     app.ctx.receipt = _receipt
-    probes.add(app)
+    for part in (probes, traces, life):
+        part.add(app)
     app.route("/ingest/<vendor>", ["GET", "POST"], ignore_body=True, unquote=True)(_ingest)
-    app.after_server_start(_start)
-    app.before_server_stop(_drain)
-    app.after_server_stop(_stop)
     return app
 
 
@@ -92,18 +88,21 @@ class Gateway:
         self.twins = WriteBuffer(
             self._commit_alone, batch_max=1, buffer_max=2 * buffer_max, **LIMITS
         )
+        self.access = Access(settings.vendors)
         self.ingest = Ingest(
             adapters=vendors,
-            access=Access(settings.vendors),
+            access=self.access,
             workspaces=self.workspaces,
             buffer=self.buffer,
             retention_d=settings.retention_d,
         )
+        self.commit, self.commit_contested = commit, commit_contested
+        self.in_flight = 0
         self.sink_answered = False
         self.tasks: list[asyncio.Task[None]] = []
 
     async def _commit(self, events: Sequence[Event]) -> Sequence[Result]:
-        outcomes = await commit(events, self.claims, self.sink)
+        outcomes = await self.commit(events, self.claims, self.sink)
         return [
             asyncio.create_task(hand_over(event, self.twins, self.claims))
             if outcome is Outcome.CONTESTED
@@ -112,7 +111,7 @@ class Gateway:
         ]
 
     async def _commit_alone(self, events: Sequence[Event]) -> Sequence[Result]:
-        return await commit_contested(events, self.claims, self.sink)
+        return await self.commit_contested(events, self.claims, self.sink)
 
     async def close(self) -> None:
         """Commit what was accepted, then close the parts."""
@@ -156,16 +155,20 @@ async def _ingest(request: Request, vendor: str) -> HTTPResponse:
 async def _receipt(request: Request, vendor: str) -> bytes:
     gateway: Gateway = request.app.ctx.gateway
     usual = isinstance(request, UsualCallback)
-    return await gateway.ingest.handle(
-        IngestRequest(
-            vendor,
-            # Not `query_string`: that ends at a `#`, which some senders do not encode.
-            request.raw_url.partition(b"?")[2],
-            _address(request, gateway.settings.proxies_count),
-            LazyHeaders(request) if usual else request.headers,
-            None if usual else partial(read_body, request),
+    gateway.in_flight += 1
+    try:
+        return await gateway.ingest.handle(
+            IngestRequest(
+                vendor,
+                # Not `query_string`: that ends at a `#`, which some senders do not encode.
+                request.raw_url.partition(b"?")[2],
+                _address(request, gateway.settings.proxies_count),
+                LazyHeaders(request) if usual else request.headers,
+                None if usual else partial(read_body, request),
+            )
         )
-    )
+    finally:
+        gateway.in_flight -= 1
 
 
 def _address(request: Request, proxies: int) -> str:
@@ -173,28 +176,3 @@ def _address(request: Request, proxies: int) -> str:
     if proxies:
         return counted_address(request.headers.getall("x-forwarded-for", []), proxies)
     return str(request.ip)
-
-
-async def _start(app: App) -> None:
-    gateway: Gateway = app.ctx.gateway
-    # Not `app.add_task`: Sanic cancels its own tasks before it stops to accept connections.
-    for vendor in adapters.load():
-        if not gateway.settings.vendors.get(vendor, VendorAccess()).secrets:
-            log.warning("no secret: every callback is answered 503", extra={"vendor": vendor})
-    for work in (probes.ask_sink(app), probes.measure(app), gateway.workspaces.watch()):
-        gateway.tasks.append(asyncio.create_task(work))
-
-    log.info("serving", extra={"pid": os.getpid()})
-
-
-async def _drain(app: App) -> None:
-    """Turn readiness red and go on serving, until nobody sends new callbacks here."""
-    app.ctx.draining = True
-    parent = multiprocessing.parent_process()
-    # Workers whose parent was killed make way: whoever starts all of it again needs the port.
-    if parent is None or parent.is_alive():
-        await asyncio.sleep(app.ctx.gateway.settings.drain_pause_s)
-
-
-async def _stop(app: App) -> None:
-    await app.ctx.gateway.close()

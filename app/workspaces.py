@@ -5,6 +5,7 @@ import logging
 import time
 import tomllib
 from collections.abc import Collection, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from app.event import Workspace
-from app.metrics import WORKSPACES_LOADED, WORKSPACES_REFUSED
+from app.metrics import WORKSPACES_LOADED, WORKSPACES_REFUSED, WORKSPACES_VERSION, begin
 
 POLL_S = 1.0
 FILE_MAX_BYTES = 16 * 1024 * 1024
@@ -102,9 +103,9 @@ class Workspaces:
         """Read the file; raises WorkspacesError."""
         self._path = path
         self._vendors = vendors
-        self._judged: bytes | str = _read_bytes(path)
-        self._apps = decode(self._judged, vendors)
-        WORKSPACES_LOADED.set(time.time())
+        text = _read_bytes(path)
+        self._judged: bytes | str = text
+        self._apps = self._use(text)
 
     def find(self, vendor: str, app_token: str | None) -> Workspace | None:
         """Return the workspace of an app; None where it belongs to none."""
@@ -130,12 +131,21 @@ class Workspaces:
         except WorkspacesError as error:
             return str(error)
 
+    def _use(self, text: bytes) -> Apps:
+        """Return what the file says, and tell the metrics; raises WorkspacesError."""
+        apps = decode(text, self._vendors)
+        begin({(app.vendor, app.id) for app in apps.values()})
+        WORKSPACES_LOADED.set(time.time())
+        # 32 bits: any float holds them, and people can compare them.
+        WORKSPACES_VERSION.set(int.from_bytes(blake2b(text, digest_size=4).digest()))
+        return apps
+
     def _judge(self, look: bytes | str) -> None:
         self._judged = look
         try:
             if isinstance(look, str):
                 raise WorkspacesError(look)
-            self._apps = decode(look, self._vendors)
+            self._apps = self._use(look)
         except WorkspacesError as error:
             WORKSPACES_REFUSED.set(1)
             log.error(
@@ -144,5 +154,4 @@ class Workspaces:
             )
         else:
             WORKSPACES_REFUSED.set(0)
-            WORKSPACES_LOADED.set(time.time())
             log.info("workspaces file read again", extra={"apps": len(self._apps)})

@@ -30,7 +30,7 @@ async def unanswered(gateway: Target) -> dict[str, float]:
     return {
         series.partition('"')[2].removesuffix('"}'): number
         for series, number in (await gateway.metrics()).items()
-        if series.startswith("flokit_connections_unanswered_total")
+        if number and series.startswith("flokit_connections_unanswered_total")
     }
 
 
