@@ -10,6 +10,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 from sanic import Request
 from sanic.exceptions import BadRequest
@@ -19,9 +20,9 @@ from sanic.response import HTTPResponse
 
 from app.callback import escape
 from app.connections import Connection
-from app.errors import GatewayError, Rejected, Unreadable, render
+from app.errors import Answer, GatewayError, Rejected, Unreadable, render
 from app.metrics import REJECTED, UNANSWERED, UNEXPECTED
-from app.usual import HEADER, USUAL, UsualCallback, answer_of
+from app.usual import HEADER, USUAL, UsualCallback, bytes_of
 
 # A URL of more than 65,535 bytes cannot be parsed (httptools counts in 16 bits).
 HEAD_MAX_BYTES = 65_535
@@ -69,11 +70,11 @@ class GatewayHttp(Http):
                 self.create_empty_request()
                 raise
 
-    async def send_receipt(self, receipt: bytes) -> None:
+    async def send_answer(self, answer: Answer) -> None:
         """Answer a usual callback."""
         if self.protocol.app.ctx.draining:
             self.keep_alive = False
-        await self._send(answer_of(receipt, self.keep_alive))
+        await self._send(bytes_of(answer, self.keep_alive))
         self.response_func = None  # type: ignore[assignment] # Sanic's own "sent"
         self.stage = Stage.IDLE
         if self.recv_buffer:  # more requests that came along: it is the others' turn
@@ -189,11 +190,15 @@ class GatewayProtocol(Connection):
     async def _handle(self, request: Request) -> None:
         """Handle a request as Sanic does, but a usual callback without looking for its route."""
         if not isinstance(request, UsualCallback):
-            return await self.app.handle_request(request)
+            await self.app.handle_request(request)
+            return
+        errors: Any = self.app.error_handler  # GatewayErrors
         try:
-            await request.stream.send_receipt(await self.app.ctx.receipt(request, request.vendor))
+            answer = Answer(200, await self.app.ctx.receipt(request, request.vendor))
         except Exception as error:  # noqa: BLE001 - turned into an answer, like every other
-            await self.app.handle_exception(request, error)
+            # Where one is refused many are, and Sanic's way would take 35 µs more for each.
+            answer = errors.answer(error)
+        await request.stream.send_answer(answer)
 
 
 class GatewayErrors(ErrorHandler):
@@ -207,15 +212,21 @@ class GatewayErrors(ErrorHandler):
         """Return the answer to an exception."""
         if isinstance(exception, asyncio.CancelledError):
             return Unanswered()  # the caller is gone
+        answer = self.answer(exception)
+        if answer is None:
+            return Unanswered()
+        return HTTPResponse(answer.body, answer.status, dict(answer.headers), "application/json")
+
+    def answer(self, exception: BaseException) -> Answer | None:
+        """Return the answer, and count it; None where there is none, as never from a handler."""
         answer = render(exception)
         if answer is None:
             UNANSWERED.labels(_reason(exception)).inc()
-            return Unanswered()
-        if isinstance(exception, Rejected):
+        elif isinstance(exception, Rejected):
             REJECTED.labels(exception.reason).inc()
         elif not isinstance(exception, GatewayError):
             self._note(exception, answer.status)
-        return HTTPResponse(answer.body, answer.status, answer.headers, "application/json")
+        return answer
 
     def _note(self, exception: BaseException, status: int) -> None:
         """Count what the HTTP server itself refuses, and log what nobody expected."""

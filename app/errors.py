@@ -6,6 +6,7 @@ served. Whatever else goes wrong is a 5xx, or a connection that is closed withou
 vendor tries again after both.
 """
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -18,7 +19,7 @@ class GatewayError(Exception):
     """An answer other than a receipt. `reason` is the label of the metric that counts it."""
 
     status: ClassVar[int] = 500
-    message: ClassVar[str] = "Internal Server Error"
+    message = "Internal Server Error"
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -43,7 +44,7 @@ class UnknownVendor(Rejected):
 
     def __init__(self, vendor: str) -> None:
         super().__init__("unknown_vendor")
-        self.vendor = vendor
+        self.message = f"Unknown vendor: {vendor}"
 
 
 class MalformedBody(Rejected):
@@ -80,7 +81,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     status: int
     body: bytes
-    headers: dict[str, str]
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 # What the HTTP server may say by itself; every other refusal of its own closes the connection.
@@ -91,8 +92,6 @@ def render(error: BaseException) -> Answer | None:
     """Return the answer to an error, or None where the connection is closed without one."""
     if isinstance(error, Unreadable):
         return None
-    if isinstance(error, UnknownVendor):
-        return _answer(404, f"Unknown vendor: {error.vendor}")
     if isinstance(error, GatewayError):
         return _answer(error.status, error.message)
     # The HTTP server's own exceptions carry a status, and for 405 the header that goes with it.
@@ -104,8 +103,8 @@ def render(error: BaseException) -> Answer | None:
     return _answer(GatewayError.status, GatewayError.message)
 
 
-def _answer(status: int, message: str, headers: dict[str, str] | None = None) -> Answer:
-    headers = dict(headers or {})
+def _answer(status: int, message: str, headers: Mapping[str, str] | None = None) -> Answer:
+    lines = tuple((headers or {}).items())
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = str(RETRY_AFTER_S)
-    return Answer(status, msgspec.json.encode({"error": message}), headers)
+        lines += (("Retry-After", str(RETRY_AFTER_S)),)
+    return Answer(status, msgspec.json.encode({"error": message}), lines)

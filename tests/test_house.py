@@ -31,7 +31,7 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (3, "app.serve", ("app.*", "sinks.schema"), ("asyncpg", "sanic")),
     (3, "app.server", ("app.*", "adapters", "sinks", "sinks.timescale"), ("*",)),
     (3, "app.edge", (*GROUND, "app.connections", "app.usual"), ("sanic",)),
-    (3, "app.usual", (), ("sanic",)),
+    (3, "app.usual", ("app.errors",), ("sanic",)),
     (3, "app.connections", GROUND, ("sanic",)),
     (3, "app.probes", GROUND, ("sanic", "msgspec", "prometheus_client")),
     (3, "app.life", (*GROUND, "app.probes", "adapters"), ()),

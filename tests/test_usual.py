@@ -6,11 +6,13 @@ from typing import Any, cast
 import pytest
 from sanic.compat import Header
 
-from app.usual import USUAL, LazyHeaders, UsualCallback, answer_of
+from app.errors import Answer
+from app.usual import USUAL, LazyHeaders, UsualCallback, bytes_of
 from tests.client import head
 from tests.gateways import Gateways, query
 
 TARGET = f"/ingest/adjust?{query()}"
+LAST = head("GET", "/healthz", headers={"Connection": "close"})
 
 
 async def answers(port: int, *requests: bytes) -> bytes:
@@ -27,17 +29,30 @@ async def answers(port: int, *requests: bytes) -> bytes:
 async def test_answer_is_not_that_of_sanic(gateways: Gateways) -> None:
     """A receipt and an error have the same bytes, whichever way the callback has taken."""
     gateway = await gateways.start()
-    last = head("GET", "/healthz", headers={"Connection": "close"})
-    for path in (TARGET, "/ingest/nobody?x=1", "/ingest/adjust?secret=wrong"):
-        vendor = path.index("/", 1) + 1
-        escaped = f"{path[:vendor]}%{ord(path[vendor]):x}{path[vendor + 1 :]}"
-        usual, other = head("GET", path), head("GET", escaped)
-        assert USUAL.match(usual)
-        assert not USUAL.match(other)
-        await answers(gateway.port, usual, last)  # from now on it is a duplicate
-        received = await answers(gateway.port, usual, last)
-        assert received == await answers(gateway.port, other, last)
-        assert received.count(b"HTTP/1.1 ") == 2
+    for path, status in (
+        (TARGET, b"200 OK"),
+        ("/ingest/nobody?x=1", b"404 Not Found"),
+        ("/ingest/adjust?secret=wrong", b"401 Unauthorized"),
+    ):
+        await answers(gateway.port, head("GET", path), LAST)  # from now on it is a duplicate
+        assert status in await both_ways(gateway.port, path)
+    await gateway.app.ctx.gateway.buffer.close()
+    assert b"503 Service Unavailable" in await both_ways(gateway.port, TARGET)
+    gateway.app.ctx.gateway.access.verify = None
+    assert b"500 Internal Server Error" in await both_ways(gateway.port, TARGET)
+
+
+async def both_ways(port: int, path: str) -> bytes:
+    """What comes back, usual way and Sanic's."""
+    vendor = path.index("/", 1) + 1
+    escaped = f"{path[:vendor]}%{ord(path[vendor]):x}{path[vendor + 1 :]}"
+    usual, other = head("GET", path), head("GET", escaped)
+    assert USUAL.match(usual)
+    assert not USUAL.match(other)
+    received = await answers(port, usual, LAST)
+    assert received == await answers(port, other, LAST)
+    assert received.count(b"HTTP/1.1 ") == 2
+    return received
 
 
 async def test_drain_keeps_the_connection(gateways: Gateways) -> None:
@@ -101,7 +116,7 @@ async def test_headers_of_a_usual_callback_are_lost(gateways: Gateways) -> None:
 
 def test_receipt_is_not_kept_alive() -> None:
     """The head of a receipt tells its length, and what becomes of the connection."""
-    assert answer_of(b"{}", keep_alive=True).startswith(
+    assert bytes_of(Answer(200, b"{}"), keep_alive=True).startswith(
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: keep-alive\r\n"
     )
-    assert b"\r\nconnection: close\r\n" in answer_of(b"{}", keep_alive=False)
+    assert b"\r\nconnection: close\r\n" in bytes_of(Answer(200, b"{}"), keep_alive=False)
