@@ -118,8 +118,8 @@ async def test_late_answer_is_not_taken_for_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A claim that was given up must not have its answer read by the next one."""
-    monkeypatch.setattr("app.claims.LEFT_ALONE_S", 0.0)
-    monkeypatch.setattr("app.claims.CLAIM_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("app.redis_servers.LEFT_ALONE_S", 0.0)
+    monkeypatch.setattr("app.redis_servers.CLAIM_TIMEOUT_S", 0.1)
     await commit(events("seen"), claims, sink)
     assert await claims.claim([event("seen").event_id]) == [Claim.SEEN]
     redis = Redis.from_url(services.redis_url)
