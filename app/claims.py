@@ -148,8 +148,7 @@ class RedisClaims:
         for part, _, keys in self._share_out(event_ids):
             part.settled += keys
             del part.settled[: -(SETTLE_MAX // len(self._parts))]
-        if self._settler is None:
-            self._settler = asyncio.create_task(self._settle_when_idle())
+        self._settle_later()
 
     async def release(self, event_ids: Sequence[bytes]) -> None:
         """See `Claims`. What cannot be released now ends with its lease."""
@@ -168,6 +167,10 @@ class RedisClaims:
             self._settler.cancel()
         await self._settle_rest()
         await self._servers.close()
+
+    def _settle_later(self) -> None:
+        if self._settler is None:
+            self._settler = asyncio.create_task(self._settle_when_idle())
 
     async def _settle_when_idle(self) -> None:
         while any(part.settled for part in self._parts):
@@ -209,6 +212,7 @@ class RedisClaims:
         for (part, places, keys), taken, answer in zip(shares, settled, answers, strict=True):
             if answer is None or len(answer) != len(keys):
                 part.settled[:0] = taken
+                self._settle_later()
                 is_complete = False
                 continue
             if answer.strip(_HELD):  # some are not, which is the exception

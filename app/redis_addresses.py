@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.utils import str_if_bytes
 
 from app.settings import SettingsError
 
@@ -51,7 +52,8 @@ class Address(NamedTuple):
 
 def read_address(redis_url: str) -> Address:
     """Return what the address says; raises SettingsError with one line, without the password."""
-    kind = Kind(redis_url.partition("://")[0].partition("+")[2])
+    suffix = redis_url.partition("://")[0].partition("+")[2]
+    kind = next((kind for kind in Kind if kind.value == suffix), Kind.SERVER)
     try:
         address = _read(kind, redis_url)
         for place in address.places:
@@ -172,7 +174,7 @@ class Finder:
             places = []
             for host, port, *_ in nodes:
                 # One that does not know its own name is where it was asked.
-                name = host.decode() if host else asked["host"]
+                name = str_if_bytes(host) or asked["host"]
                 places.append({**asked, "host": name, "port": port})
                 self._nodes[name, port] = places[-1]
             primaries.append((range(first, last + 1), places[0]))

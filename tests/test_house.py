@@ -63,7 +63,8 @@ PARTS = {"Access", "Ingest", "RedisClaims", "TimescaleSink", "Workspaces", "Writ
 REQUEST_PATH = (
     "app/usual.py", "app/edge.py", "app/server.py", "app/ingest.py", "app/callback.py",
     "app/access.py", "adapters/adjust.py", "app/event.py", "app/errors.py", "app/buffer.py",
-    "app/claims.py", "app/redis_servers.py", "sinks/timescale.py", "sinks/writes.py", "sinks/encoding.py",
+    "app/claims.py", "app/redis_servers.py", "sinks/timescale.py", "sinks/writes.py",
+    "sinks/encoding.py",
 )  # fmt: skip
 
 
