@@ -49,7 +49,7 @@ bind 127.0.0.1
 sentinel monitor {service} 127.0.0.1 {port} 2
 sentinel auth-pass {service} {password}
 sentinel down-after-milliseconds {service} 1500
-sentinel failover-timeout {service} 5000
+sentinel failover-timeout {service} 2000
 """
 
 
@@ -168,19 +168,48 @@ class Watched:
     async def primary(self) -> Server:
         """The one that takes writes, when the other follows it and all Sentinels know that."""
         await until(self._is_whole)
-        async with Redis(port=self.sentinels[0].port) as sentinel:
-            state = (await sentinel.sentinel_masters())[SERVICE]
-        return next(server for server in self.servers if server.port == state["port"])
+        port = (await self._state(self.sentinels[0]))["port"]
+        return next(server for server in self.servers if server.port == port)
+
+    async def until_promoted(self, before: Server) -> None:
+        """Return when the Sentinels agree on another primary than before."""
+
+        async def promoted() -> bool:
+            states = [await self._state(sentinel) for sentinel in self.sentinels]
+            return before.port not in {state["port"] for state in states}
+
+        await until(promoted)
+
+    async def rejoin(self, server: Server) -> None:
+        """Make a replica of one that was a primary: it takes Sentinels 10 s to tell it so."""
+        port = (await self._state(self.sentinels[0]))["port"]
+        server.start()
+        async with asking(server) as redis:
+            await redis.replicaof("127.0.0.1", port)
+        await until(self._is_whole)
+
+    async def switch(self) -> None:
+        """Tell the Sentinels to make the replica the primary; they do not while they do it."""
+
+        async def told() -> bool:
+            async with Redis(port=self.sentinels[0].port) as redis:
+                return bool(await redis.sentinel_failover(SERVICE))
+
+        await until(told)
+
+    async def _state(self, sentinel: Server) -> Any:
+        async with Redis(port=sentinel.port) as redis:
+            masters: Any = await redis.sentinel_masters()
+            return masters[SERVICE]
 
     async def _is_whole(self) -> bool:
         ports: set[int] = set()
         for sentinel in self.sentinels:
-            async with Redis(port=sentinel.port) as redis:
-                state = (await redis.sentinel_masters())[SERVICE]
-                ports.add(state["port"])
-                others = len(self.sentinels) - 1
-                if state["num-other-sentinels"] < others or state["num-slaves"] < 1:
-                    return False
+            state = await self._state(sentinel)
+            ports.add(state["port"])
+            others = len(self.sentinels) - 1
+            if state["num-other-sentinels"] < others or state["num-slaves"] < 1:
+                return False
         for server in self.servers:
             async with asking(server) as redis:
                 state = await redis.info("replication")
