@@ -148,7 +148,7 @@ class RedisClaims:
         for part, _, keys in self._share_out(event_ids):
             part.settled += keys
             del part.settled[: -(SETTLE_MAX // len(self._parts))]
-        self._settle_later()
+            self._settle_later()
 
     async def release(self, event_ids: Sequence[bytes]) -> None:
         """See `Claims`. What cannot be released now ends with its lease."""
