@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 from redis.exceptions import RedisError
 
 import adapters
 from app import workspaces
-from app.claims import open_redis
+from app.redis_addresses import Finder, Kind, Place, open_redis, read_address
 from app.settings import (
     ALLOWLIST_SUFFIX,
     SECRET_SUFFIX,
@@ -143,23 +144,48 @@ async def _check_database(
 
 async def _check_redis(report: Report, settings: Settings) -> None:
     try:
-        redis = open_redis(settings.redis_url, connect_timeout_s=TIMEOUT_S, timeout_s=TIMEOUT_S)
+        address = read_address(settings.redis_url)
     except SettingsError as error:
         report.fail("redis", str(error), exit_code=2)
         return
     try:
-        server = await redis.info("server")
-        memory = await redis.info("memory")
-    except (RedisError, OSError) as error:
+        places: list[Place] = []
+        for place in (await Finder(address, TIMEOUT_S).find()).values():
+            if place not in places:
+                places.append(place)
+        servers = [await _ask_redis(place, "INFO") for place in places]
+        if address.kind is Kind.CLUSTER:
+            cluster = await _ask_redis(places[0], "CLUSTER INFO")
+            state, covered = cluster["cluster_state"], cluster["cluster_slots_ok"]
+            say = report.ok if state == "ok" else report.fail
+            say("redis cluster", f"state {state}, {len(places)} primaries, {covered} slots served")
+    except (RedisError, OSError, TimeoutError) as error:
         report.fail("redis", f"does not answer: {error}")
         return
-    finally:
-        await redis.aclose()
-    report.ok("redis", f"Redis {server['redis_version']}")
-    policy = memory.get("maxmemory_policy", "unknown")
+    for place, server in zip(places, servers, strict=True):
+        _check_redis_server(report, address.kind, place, server)
+
+
+async def _ask_redis(place: Place, command: str) -> dict[str, Any]:
+    async with open_redis(place, TIMEOUT_S) as redis:
+        answer: dict[str, Any] = await redis.execute_command(command)  # type: ignore[no-untyped-call]
+        return answer
+
+
+def _check_redis_server(report: Report, kind: Kind, place: Place, server: dict[str, Any]) -> None:
+    name = "redis" if kind is Kind.SERVER else f"redis {place['host']}:{place['port']}"
+    mode = server["redis_mode"]
+    if mode != ("cluster" if kind is Kind.CLUSTER else "standalone"):
+        report.fail(name, f"runs in mode {mode}: see REDIS_URL in the README")
+    elif server["role"] != "master":
+        report.fail(name, "is a replica, which takes no claims")
+    else:
+        replicas = "" if kind is Kind.SERVER else f", {server['connected_slaves']} replicas"
+        report.ok(name, f"Redis {server['redis_version']}{replicas}")
+    policy = server.get("maxmemory_policy", "unknown")
     if policy == "noeviction":
-        report.ok("redis maxmemory-policy", policy)
+        report.ok(f"{name} maxmemory-policy", policy)
     else:
         report.warn(
-            "redis maxmemory-policy", f"{policy}: evicted claims cost speed, never correctness"
+            f"{name} maxmemory-policy", f"{policy}: evicted claims cost speed, never correctness"
         )

@@ -7,20 +7,19 @@ wrong here is answered as if every claim were held, and is repaired by the uniqu
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from hiredis import pack_command
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from app.event import Claim
 from app.metrics import CLAIMS_BYPASSED
-from app.settings import SettingsError
+from app.redis_addresses import Kind, read_address
+from app.redis_servers import Call, Servers
 
-# A Redis that needs longer than this costs more than the database's own check.
-CLAIM_TIMEOUT_S = 0.1
-LEFT_ALONE_S = 1.0
+# In a cluster the keys of a script must share a slot, so a batch becomes up to so many scripts.
+# Each costs 5 µs here and as much there; fewer would share the load unevenly, and not at all
+# among more primaries than there are parts. To change it makes a cluster forget its claims.
+CLUSTER_PARTS = 16
 # Settling waits for the next claim to carry it, but not for longer than this.
 SETTLE_IDLE_S = 0.5
 # What a lost Redis may leave behind in memory; older entries are only slower to recognise.
@@ -50,8 +49,10 @@ _RELEASE = """
 for _, key in ipairs(KEYS) do
   if redis.call('GET', key) == ARGV[1] then redis.call('DEL', key) end
 end
+return ''
 """
 # Our own token counts as busy too: an earlier write of ours may still be on its way.
+_HELD = b"h"
 _ANSWERS = {ord("h"): Claim.HELD, ord("s"): Claim.SEEN, ord("b"): Claim.BUSY}
 
 
@@ -75,31 +76,40 @@ class Claims(Protocol):
         ...
 
 
-def open_redis(redis_url: str, *, connect_timeout_s: float, timeout_s: float | None) -> Redis:
-    """Return a client that tries everything once, each for so long; raises SettingsError.
+class _Part:
+    """The claims whose keys share a slot: all of them, or in a cluster those with one hash tag."""
 
-    Without a `timeout_s`, whoever gives a command says how long it may take.
-    """
-    try:
-        redis: Redis = Redis.from_url(
-            redis_url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=connect_timeout_s,
-            retry=Retry(NoBackoff(), 0),
-        )
-        # Only a connection knows which options there are; it is made here, but not opened.
-        redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-    except (ValueError, TypeError):
-        raise SettingsError("REDIS_URL: not an address that the client understands") from None
-    return redis
+    def __init__(self, tag: bytes) -> None:
+        self.tag = tag
+        self.slot = key_slot(tag)
+        self.settled: list[bytes] = []  # keys that Redis is yet to be told of
+
+    def share(self, name: bytes, event_ids: Sequence[bytes], places: Sequence[int]) -> "_Share":
+        """Return what is ours of a batch, about the data of this name."""
+        prefix = self.tag + name
+        return _Share(self, places, [prefix + event_ids[place] for place in places])
+
+    def take_settled(self, number_max: int) -> list[bytes]:
+        """Return what fits into one round trip."""
+        settled = self.settled[:number_max]
+        del self.settled[:number_max]
+        return settled
+
+
+class _Share(NamedTuple):
+    """The events of a batch that belong to a part: their places in the batch, and their keys."""
+
+    part: _Part
+    places: Sequence[int] = ()
+    keys: Sequence[bytes] = ()
 
 
 class RedisClaims:
     """Claims in Redis, for every process that shares the database.
 
-    `generation` names the data that the claims are about and prefixes every key; while it is
-    None nothing is known of the database, and Redis is not asked: what it remembers might
-    belong to another one.
+    `generation` names the data that the claims are about and is in every key; while it is None
+    nothing is known of the database, and Redis is not asked: what it remembers might belong to
+    another one.
     """
 
     def __init__(
@@ -110,101 +120,118 @@ class RedisClaims:
         lease_s: float,
         seen_window_d: float,
     ) -> None:
-        # `_ask` keeps the time: redis-py would start a task for each command to do it.
-        self._redis = open_redis(redis_url, connect_timeout_s=CLAIM_TIMEOUT_S, timeout_s=None)
-        self._pool: Any = self._redis.connection_pool
+        address = read_address(redis_url)
+        tags = _hash_tags(CLUSTER_PARTS) if address.kind is Kind.CLUSTER else [b""]
+        self._parts = [_Part(tag) for tag in tags]
+        self._servers = Servers(address, [part.slot for part in self._parts])
         self._generation = generation
         self._token = secrets.token_bytes(8)
         self._lease_ms = int(lease_s * 1000)
         self._seen_ms = int(seen_window_d * 86_400_000)
-        self._settled: list[bytes] = []
         self._settler: asyncio.Task[None] | None = None
-        self._left_alone_until = 0.0
 
     @property
     def is_bypassed(self) -> bool:
-        """Whether the last thing asked of Redis was not answered in time."""
-        return self._left_alone_until > 0.0
+        """Whether some server did not answer in time when it was last asked."""
+        return self._servers.is_bypassed
 
     async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
         """See `Claims`. Carries what is to be settled along in the same round trip."""
-        generation = self._generation()
-        answers = None
-        if generation is not None and not self._is_left_alone():
-            answers = await self._run(self._take_settled(), _keys(generation, event_ids))
-        if answers is None:
+        claims = [Claim.HELD] * len(event_ids)
+        shares = self._share_out(event_ids)
+        if not shares or not await self._settle_and_claim(shares, claims):
             CLAIMS_BYPASSED.inc()
-            return [Claim.HELD] * len(event_ids)
-        return [_ANSWERS[answer] for answer in answers]
+        return claims
 
     async def settle(self, event_ids: Sequence[bytes]) -> None:
         """See `Claims`. Only notes the events: the next claim takes them to Redis."""
-        generation = self._generation()
-        if generation is None:
-            return
-        self._settled += _keys(generation, event_ids)
-        del self._settled[:-SETTLE_MAX]
-        if self._settler is None:
-            self._settler = asyncio.create_task(self._settle_when_idle())
+        for part, _, keys in self._share_out(event_ids):
+            part.settled += keys
+            del part.settled[: -(SETTLE_MAX // len(self._parts))]
+            self._settle_later()
 
     async def release(self, event_ids: Sequence[bytes]) -> None:
         """See `Claims`. What cannot be released now ends with its lease."""
-        generation = self._generation()
-        if generation is not None and event_ids and not self._is_left_alone():
-            await self._ask(_RELEASE, _keys(generation, event_ids), [self._token])
+        if not event_ids:  # as a rule
+            return
+        calls = [
+            Call(part.slot, ("EVAL", _RELEASE, len(keys), *keys, self._token))
+            for part, _, keys in self._share_out(event_ids)
+            if keys
+        ]
+        await self._servers.run(calls)
 
     async def close(self) -> None:
         """See `Claims`."""
         if self._settler is not None:
             self._settler.cancel()
-        while self._settled and not self._is_left_alone():
-            await self._run(self._take_settled(), [])
-        await self._redis.aclose()
+        await self._settle_rest()
+        await self._servers.close()
+
+    def _settle_later(self) -> None:
+        if self._settler is None:
+            self._settler = asyncio.create_task(self._settle_when_idle())
 
     async def _settle_when_idle(self) -> None:
-        while self._settled:
+        while any(part.settled for part in self._parts):
             await asyncio.sleep(SETTLE_IDLE_S)
-            while self._settled and not self._is_left_alone():
-                await self._run(self._take_settled(), [])
+            await self._settle_rest()
         self._settler = None
 
-    def _take_settled(self) -> list[bytes]:
-        """Return what fits into one round trip."""
-        settled = self._settled[:SETTLE_AT_ONCE]
-        del self._settled[:SETTLE_AT_ONCE]
-        return settled
+    async def _settle_rest(self) -> None:
+        """Settle until nothing is left, or something is not answered."""
+        shares = [_Share(part) for part in self._parts]
+        while any(part.settled for part in self._parts):
+            if not await self._settle_and_claim(shares, []):
+                break
 
-    async def _run(self, settled: list[bytes], claimed: list[bytes]) -> bytes | None:
+    def _share_out(self, event_ids: Sequence[bytes]) -> Sequence[_Share]:
+        """Return what each part has of these events; nothing while the data has no name."""
+        generation = self._generation()
+        if generation is None:
+            return ()
+        if len(self._parts) == 1:
+            places: list[Any] = [range(len(event_ids))]
+        else:
+            places = [[] for _ in self._parts]
+            for place, event_id in enumerate(event_ids):
+                places[event_id[0] % len(places)].append(place)
+        name = generation.encode()
+        return [
+            part.share(name, event_ids, where)
+            for part, where in zip(self._parts, places, strict=True)
+        ]
+
+    async def _settle_and_claim(self, shares: Sequence[_Share], claims: list[Claim]) -> bool:
+        """Put what Redis says of the shares in its places; return whether it has said all."""
+        shares = [share for share in shares if share.keys or share.part.settled]
+        settled = [share.part.take_settled(SETTLE_AT_ONCE // len(self._parts)) for share in shares]
+        calls = [self._call(share, keys) for share, keys in zip(shares, settled, strict=True)]
+        answers = await self._servers.run(calls)
+        is_complete = True
+        for (part, places, keys), taken, answer in zip(shares, settled, answers, strict=True):
+            if answer is None or len(answer) != len(keys):
+                part.settled[:0] = taken
+                self._settle_later()
+                is_complete = False
+                continue
+            if answer.strip(_HELD):  # some are not, which is the exception
+                for place, letter in zip(places, answer, strict=True):
+                    claims[place] = _ANSWERS[letter]
+        return is_complete
+
+    def _call(self, share: _Share, settled: Sequence[bytes]) -> Call:
+        number = len(settled) + len(share.keys)
         arguments = (self._token, self._lease_ms, self._seen_ms, len(settled))
-        answers = await self._ask(_SETTLE_AND_CLAIM, settled + claimed, arguments)
-        return answers if answers is not None and len(answers) == len(claimed) else None
-
-    async def _ask(
-        self, script: str, keys: Sequence[bytes], arguments: Sequence[Any]
-    ) -> bytes | None:
-        """Return the script's answer; None where there was none in time."""
-        try:
-            # A command that is given up closes its connection: a late answer would be taken for
-            # the answer to the next one.
-            async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                connection = await self._pool.get_connection()
-                try:
-                    # redis-py's own way to run a script takes 121 µs for a batch of 32, this 61.
-                    command = pack_command(("EVAL", script, len(keys), *keys, *arguments))
-                    await connection.send_packed_command(command)
-                    answer: bytes = await connection.read_response()
-                finally:
-                    await self._pool.release(connection)
-        except Exception:  # noqa: BLE001 - whatever it is, the database decides
-            self._left_alone_until = asyncio.get_running_loop().time() + LEFT_ALONE_S
-            return None
-        self._left_alone_until = 0.0
-        return answer
-
-    def _is_left_alone(self) -> bool:
-        return asyncio.get_running_loop().time() < self._left_alone_until
+        words = ("EVAL", _SETTLE_AND_CLAIM, number, *settled, *share.keys, *arguments)
+        return Call(share.part.slot, words)
 
 
-def _keys(generation: str, event_ids: Sequence[bytes]) -> list[bytes]:
-    prefix = generation.encode()
-    return [prefix + event_id for event_id in event_ids]
+def _hash_tags(number: int) -> list[bytes]:
+    """Return tags whose slots lie evenly among all, so that every primary has its part of them.
+
+    A tag stands first in its key: what follows may hold braces too.
+    """
+    width = REDIS_CLUSTER_HASH_SLOTS // number
+    tags = {key_slot(tag) // width: tag for tag in (b"{%02x}" % n for n in range(256))}
+    return [tags[place] for place in range(number)]

@@ -24,7 +24,15 @@ ROW_LIFE_MIN_D = 31
 RETENTION_MIN_D = 2 * ROW_LIFE_MIN_D
 _SCHEMES = {
     "DATABASE_URL": ("postgresql", "postgres"),
-    "REDIS_URL": ("redis", "rediss", "unix"),
+    "REDIS_URL": (
+        "redis",
+        "rediss",
+        "unix",
+        "redis+cluster",
+        "rediss+cluster",
+        "redis+sentinel",
+        "rediss+sentinel",
+    ),
 }
 
 

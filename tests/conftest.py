@@ -13,12 +13,12 @@ import uvloop
 from hypothesis import settings
 from sanic import Sanic
 
-from app import embedded
+from app import embedded, embedded_programs
 from app.claims import RedisClaims
 from app.metrics import exposition
 from sinks.schema import migrate
 from sinks.timescale import TimescaleSink
-from tests import leaks
+from tests import leaks, redis_topologies
 from tests.gateways import SECRET, Gateways, Process, Services, make_claims, workspaces_toml
 from tests.vectors import VECTORS, app_token
 
@@ -27,6 +27,7 @@ settings.register_profile("gateway", deadline=None)
 settings.load_profile("gateway")
 Sanic.test_mode = True  # several applications of one name in one process
 
+SERVERS = {"services", "redis_program"}
 _TEMPLATE = "gateway_template"
 _numbers = itertools.count(1)
 
@@ -52,6 +53,34 @@ def services(
         request.config.stash[SERVICES] = servers.description
         yield Services(servers.database_url, servers.redis_url, servers.description)
         request.config.stash[LEAKS] += asyncio.run(leaks.in_redis(servers.redis_url, SECRET))
+
+
+@pytest.fixture(scope="session")
+def redis_program() -> Path:
+    """The `redis-server` to make clusters and the like of."""
+    return embedded_programs.find(fallback=False, say=print).redis_server
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, redis_program: Path
+) -> Iterator[redis_topologies.Cluster]:
+    """A Redis Cluster of six."""
+    with redis_topologies.cluster(tmp_path_factory.mktemp("cluster"), redis_program) as cluster:
+        yield cluster
+        for url in map(redis_topologies.url_of, asyncio.run(cluster.primaries())):
+            request.config.stash[LEAKS] += asyncio.run(leaks.in_redis(url, SECRET))
+
+
+@pytest.fixture(scope="session")
+def redis_watched(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, redis_program: Path
+) -> Iterator[redis_topologies.Watched]:
+    """A Redis and its replica, which three Sentinels watch."""
+    with redis_topologies.watched(tmp_path_factory.mktemp("watched"), redis_program) as watched:
+        yield watched
+        for url in map(redis_topologies.url_of, watched.servers):
+            request.config.stash[LEAKS] += asyncio.run(leaks.in_redis(url, SECRET))
 
 
 SERVICES = pytest.StashKey[str]()
@@ -103,7 +132,7 @@ def pytest_terminal_summary(
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test that needs the servers, so that the inner loop can leave it out."""
     for item in items:
-        if "services" in getattr(item, "fixturenames", ()):
+        if SERVERS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("services")
 
 
@@ -165,7 +194,7 @@ async def claims(
     services: Services, sink: TimescaleSink, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RedisClaims]:
     """Claims of one process, which do not lose their patience on a busy machine."""
-    monkeypatch.setattr("app.claims.CLAIM_TIMEOUT_S", 5.0)
+    monkeypatch.setattr("app.redis_servers.CLAIM_TIMEOUT_S", 5.0)
     claims = make_claims(services, sink)
     yield claims
     await claims.close()

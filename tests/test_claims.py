@@ -1,6 +1,8 @@
 """The claim store on a real Redis: leases, settling, another database, and a Redis in trouble."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -14,34 +16,53 @@ from tests.events import event, events, stored, until_lost
 from tests.gateways import Services, make_claims
 
 
+@pytest.fixture(params=["redis_server", "redis_cluster", "redis_watched"])
+def store(request: pytest.FixtureRequest, services: Services) -> Services:
+    """The servers, with each kind of Redis in turn."""
+    if request.param == "redis_server":
+        return services
+    return replace(services, redis_url=request.getfixturevalue(request.param).url)
+
+
+@pytest.fixture
+async def claims(
+    store: Services, sink: TimescaleSink, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RedisClaims]:
+    """Claims of one process, which do not lose their patience on a busy machine."""
+    monkeypatch.setattr("app.redis_servers.CLAIM_TIMEOUT_S", 5.0)
+    claims = make_claims(store, sink)
+    yield claims
+    await claims.close()
+
+
 async def test_failure_releases_the_claim(
-    services: Services, claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
+    store: Services, claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
     """After a failed write another process holds the claim at once."""
     await connection.execute("ALTER TABLE events RENAME TO elsewhere")
     await commit(events("a"), claims, sink)
-    other = make_claims(services, sink)
+    other = make_claims(store, sink)
     assert await other.claim([event("a").event_id]) == [Claim.HELD]
     await other.close()
 
 
 async def test_seen_is_not_written_again(
-    services: Services, claims: RedisClaims, sink: TimescaleSink
+    store: Services, claims: RedisClaims, sink: TimescaleSink
 ) -> None:
     """What was committed is seen by every process, as soon as the next claim is made."""
     assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
     assert await claims.claim([event("a").event_id]) == [Claim.SEEN]
-    other = make_claims(services, sink)
+    other = make_claims(store, sink)
     assert await other.claim([event("a").event_id]) == [Claim.SEEN]
     await other.close()
 
 
 async def test_seen_is_settled_when_idle(
-    services: Services, claims: RedisClaims, sink: TimescaleSink
+    store: Services, claims: RedisClaims, sink: TimescaleSink
 ) -> None:
     """Within a second the commit is known to others, also when no further callback comes."""
     await commit(events("a"), claims, sink)
-    other = make_claims(services, sink)
+    other = make_claims(store, sink)
     assert await other.claim([event("a").event_id]) == [Claim.BUSY]
     async with asyncio.timeout(1.5):
         while await other.claim([event("a").event_id]) != [Claim.SEEN]:
@@ -49,10 +70,10 @@ async def test_seen_is_settled_when_idle(
     await other.close()
 
 
-async def test_claim_of_a_dead_process_ends(services: Services, sink: TimescaleSink) -> None:
+async def test_claim_of_a_dead_process_ends(store: Services, sink: TimescaleSink) -> None:
     """A crash gives the claim back when its lease ends, and only then."""
-    dead = make_claims(services, sink, lease_s=0.2)
-    other = make_claims(services, sink)
+    dead = make_claims(store, sink, lease_s=0.2)
+    other = make_claims(store, sink)
     assert await dead.claim([event("a").event_id]) == [Claim.HELD]
     assert await other.claim([event("a").event_id]) == [Claim.BUSY]
     async with asyncio.timeout(5):
@@ -60,10 +81,10 @@ async def test_claim_of_a_dead_process_ends(services: Services, sink: TimescaleS
             await asyncio.sleep(0.02)
     # Who comes back to life cannot give away what is another's by now.
     await dead.release([event("a").event_id])
-    third = make_claims(services, sink)
+    third = make_claims(store, sink)
     assert await third.claim([event("a").event_id]) == [Claim.BUSY]
-    for store in (dead, other, third):
-        await store.close()
+    for each in (dead, other, third):
+        await each.close()
 
 
 async def test_other_database_inherits_nothing(
@@ -112,21 +133,18 @@ async def test_slow_redis_is_left_alone(sink: TimescaleSink) -> None:
 
 
 async def test_late_answer_is_not_taken_for_another(
-    services: Services,
-    claims: RedisClaims,
-    sink: TimescaleSink,
-    monkeypatch: pytest.MonkeyPatch,
+    services: Services, sink: TimescaleSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim that was given up must not have its answer read by the next one."""
-    monkeypatch.setattr("app.claims.LEFT_ALONE_S", 0.0)
-    monkeypatch.setattr("app.claims.CLAIM_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("app.redis_servers.LEFT_ALONE_S", 0.0)
+    claims = make_claims(services, sink)
     await commit(events("seen"), claims, sink)
-    assert await claims.claim([event("seen").event_id]) == [Claim.SEEN]
-    redis = Redis.from_url(services.redis_url)
-    await redis.client_pause(300)
-    assert await claims.claim([event("a").event_id, event("b").event_id]) == [Claim.HELD] * 2
-    assert claims.is_bypassed
-    async with asyncio.timeout(10):
+    async with Redis.from_url(services.redis_url) as redis, asyncio.timeout(10):
         while await claims.claim([event("seen").event_id]) != [Claim.SEEN]:
             pass
-    await redis.aclose()
+        await redis.client_pause(300)
+        assert await claims.claim([event("a").event_id, event("b").event_id]) == [Claim.HELD] * 2
+        assert claims.is_bypassed
+        while await claims.claim([event("seen").event_id]) != [Claim.SEEN]:
+            pass
+    await claims.close()

@@ -48,7 +48,9 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     ),
     (1, "adapters*", ("app.event",), ()),
     (1, "sinks*", ("app.event", "app.metrics", "sinks.*"), ("asyncpg", "msgspec")),
-    (1, "app.claims", GROUND, ("hiredis", "redis")),
+    (1, "app.claims", (*GROUND, "app.redis_*"), ("redis",)),
+    (1, "app.redis_servers", (*GROUND, "app.redis_addresses"), ("hiredis", "redis")),
+    (1, "app.redis_addresses", GROUND, ("redis",)),
     (1, "app.access", GROUND, ()),
     (1, "app.buffer", GROUND, ()),
     (1, "app.workspaces", GROUND, ("msgspec",)),
@@ -64,7 +66,8 @@ PARTS = {"Access", "Ingest", "RedisClaims", "TimescaleSink", "Workspaces", "Writ
 REQUEST_PATH = (
     "app/usual.py", "app/edge.py", "app/server.py", "app/ingest.py", "app/callback.py",
     "app/access.py", "adapters/adjust.py", "app/event.py", "app/errors.py", "app/buffer.py",
-    "app/claims.py", "sinks/timescale.py", "sinks/writes.py", "sinks/encoding.py",
+    "app/claims.py", "app/redis_servers.py", "sinks/timescale.py", "sinks/writes.py",
+    "sinks/encoding.py",
 )  # fmt: skip
 
 

@@ -63,9 +63,9 @@ def run(services: Services, database_url: str, tmp_path: Path) -> RUN:
 
 
 @asynccontextmanager
-async def calling(port: int) -> AsyncIterator[Vendor]:
+async def calling(*ports: int) -> AsyncIterator[Vendor]:
     """A vendor that calls meanwhile; at the end every one of its callbacks is done with."""
-    vendor = Vendor(AUTHOR, [port], CALLBACKS_PER_S)
+    vendor = Vendor(AUTHOR, ports, CALLBACKS_PER_S)
     sending = asyncio.create_task(vendor.send(sys.maxsize))
     try:
         yield vendor

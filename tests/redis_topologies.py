@@ -1,0 +1,283 @@
+"""Several Redis servers on loopback: a cluster of six, and a pair that three Sentinels watch."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from app.embedded_process import Server, free_port
+from bench.gateway import bound
+
+PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test
+# What the README says that a user of the gateway needs in a cluster.
+USER, USER_PASSWORD = "gateway", "the-gateways-own"
+RIGHTS = "+eval +get +set +del +cluster|slots"
+PRIMARIES = 3
+SLOTS = 16_384
+BUS = 10_000  # how far above its port a node listens for the others
+PATIENCE_S = 30.0
+POLL_S = 0.05
+SERVICE = "claims"
+
+COMMON = f"""\
+bind 127.0.0.1
+save ""
+appendonly no
+repl-diskless-sync-delay 0
+requirepass {PASSWORD}
+masterauth {PASSWORD}
+"""
+# A machine that is busy is not to fail over by itself.
+CLUSTER_CONF = f"""\
+{COMMON}
+cluster-enabled yes
+cluster-node-timeout 1500
+cluster-require-full-coverage no
+cluster-replica-validity-factor 0
+user {USER} on >{USER_PASSWORD} ~* {RIGHTS}
+"""
+SENTINEL_CONF = """\
+bind 127.0.0.1
+sentinel monitor {service} 127.0.0.1 {port} 2
+sentinel auth-pass {service} {password}
+sentinel down-after-milliseconds {service} 1500
+sentinel failover-timeout {service} 2000
+"""
+
+
+def url_of(server: Server) -> str:
+    """The address of one server, with all rights."""
+    return f"redis://:{PASSWORD}@127.0.0.1:{server.port}"
+
+
+@asynccontextmanager
+async def asking(server: Server) -> AsyncIterator[Any]:
+    """Lend a client of a server, with all rights."""
+    async with Redis(port=server.port, password=PASSWORD, socket_timeout=5) as redis:
+        yield redis
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Return when an awaited condition holds; servers that are away meanwhile do not matter."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            with suppress(RedisError, OSError):
+                if await condition():
+                    return
+            await asyncio.sleep(POLL_S)
+
+
+@dataclass
+class Cluster:
+    """Six nodes, three of which are primaries with a replica each."""
+
+    nodes: Sequence[Server]
+
+    @property
+    def url(self) -> str:
+        """The address for REDIS_URL; it names two nodes of the six."""
+        hosts = ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:2])
+        return f"redis+cluster://{USER}:{USER_PASSWORD}@{hosts}"
+
+    async def owner(self, slot: int) -> Server:
+        """The primary of a slot, in the view of every node that runs."""
+        ports: set[int] = set()
+
+        async def agreed() -> bool:
+            ports.clear()
+            for node in self.nodes:
+                with suppress(RedisError, OSError):
+                    async with asking(node) as redis:
+                        for first, last, (_, port, *_), *_ in await redis.execute_command(
+                            "CLUSTER", "SLOTS"
+                        ):
+                            if first <= slot <= last:
+                                ports.add(port)
+            return len(ports) == 1
+
+        await until(agreed)
+        return next(node for node in self.nodes if node.port in ports)
+
+    async def primaries(self) -> list[Server]:
+        """Those that take writes, in the order of their slots."""
+        async with asking(self.nodes[0]) as redis:
+            ranges = sorted(await redis.execute_command("CLUSTER", "SLOTS"))
+        ports = dict.fromkeys(primary[1] for _, _, primary, *_ in ranges)
+        return [node for port in ports for node in self.nodes if node.port == port]
+
+    async def until_whole(self) -> None:
+        """Return when every node runs, knows all the others and all slots, and has its replica."""
+        await until(self._is_whole)
+
+    async def _is_whole(self) -> bool:
+        replicas = 0
+        for node in self.nodes:
+            async with asking(node) as redis:
+                cluster = await redis.execute_command("CLUSTER INFO")
+                server = await redis.info("replication")
+            nodes, served = int(cluster["cluster_known_nodes"]), int(cluster["cluster_slots_ok"])
+            if (cluster["cluster_state"], nodes, served) != ("ok", len(self.nodes), SLOTS):
+                return False
+            if server["role"] == "slave" and server["master_link_status"] == "up":
+                replicas += 1
+        return replicas == len(self.nodes) - PRIMARIES
+
+
+async def _join(nodes: Sequence[Server]) -> None:
+    """Make a cluster of nodes that know nothing of each other."""
+    ids = []
+    for number, node in enumerate(nodes):
+        async with asking(node) as redis:
+            await redis.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            await redis.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+            ids.append(await redis.execute_command("CLUSTER", "MYID"))
+            if number < PRIMARIES:
+                first, last = (SLOTS * n // PRIMARIES for n in (number, number + 1))
+                await redis.execute_command("CLUSTER", "ADDSLOTS", *range(first, last))
+    for number in range(PRIMARIES, len(nodes)):
+        async with asking(nodes[number]) as redis:
+
+            async def follow(redis: Any = redis, primary: Any = ids[number - PRIMARIES]) -> bool:
+                # It has to hear of its primary first.
+                return bool(await redis.execute_command("CLUSTER", "REPLICATE", primary))
+
+            await until(follow)
+
+
+@dataclass
+class Watched:
+    """A primary and its replica, and the Sentinels that watch over them."""
+
+    servers: Sequence[Server]
+    sentinels: Sequence[Server]
+
+    @property
+    def url(self) -> str:
+        """The address for REDIS_URL."""
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://:{PASSWORD}@{hosts}/{SERVICE}"
+
+    async def primary(self) -> Server:
+        """The one that takes writes, when the other follows it and all Sentinels know that."""
+        await until(self._is_whole)
+        port = (await self._state(self.sentinels[0]))["port"]
+        return next(server for server in self.servers if server.port == port)
+
+    async def until_promoted(self, before: Server) -> None:
+        """Return when the Sentinels agree on another primary than before."""
+
+        async def promoted() -> bool:
+            states = [await self._state(sentinel) for sentinel in self.sentinels]
+            return before.port not in {state["port"] for state in states}
+
+        await until(promoted)
+
+    async def rejoin(self, server: Server) -> None:
+        """Make a replica of one that was a primary: it takes Sentinels 10 s to tell it so."""
+        port = (await self._state(self.sentinels[0]))["port"]
+        server.start()
+        async with asking(server) as redis:
+            await redis.replicaof("127.0.0.1", port)
+        await until(self._is_whole)
+
+    async def switch(self) -> None:
+        """Tell the Sentinels to make the replica the primary; they do not while they do it."""
+
+        async def told() -> bool:
+            async with Redis(port=self.sentinels[0].port) as redis:
+                return bool(await redis.sentinel_failover(SERVICE))
+
+        await until(told)
+
+    async def _state(self, sentinel: Server) -> Any:
+        async with Redis(port=sentinel.port) as redis:
+            masters: Any = await redis.sentinel_masters()
+            return masters[SERVICE]
+
+    async def _is_whole(self) -> bool:
+        ports: set[int] = set()
+        for sentinel in self.sentinels:
+            state = await self._state(sentinel)
+            ports.add(state["port"])
+            others = len(self.sentinels) - 1
+            if state["num-other-sentinels"] < others or state["num-slaves"] < 1:
+                return False
+        for server in self.servers:
+            async with asking(server) as redis:
+                state = await redis.info("replication")
+            role = "master" if ports == {server.port} else "slave"
+            if state["role"] != role or state.get("master_link_status", "up") != "up":
+                return False
+        return True
+
+
+@contextmanager
+def cluster(folder: Path, program: Path) -> Iterator[Cluster]:
+    """Run a cluster of six."""
+    with starting(folder, program) as start:
+        nodes = [start(f"node-{number}", CLUSTER_CONF) for number in range(2 * PRIMARIES)]
+        made = Cluster(nodes)
+        asyncio.run(_join(nodes))
+        asyncio.run(made.until_whole())
+        yield made
+
+
+@contextmanager
+def watched(folder: Path, program: Path) -> Iterator[Watched]:
+    """Run a primary, a replica, and three Sentinels."""
+    with starting(folder, program) as start:
+        first = start("first", COMMON)
+        second = start("second", f"{COMMON}replicaof 127.0.0.1 {first.port}\n")
+        conf = SENTINEL_CONF.format(service=SERVICE, port=first.port, password=PASSWORD)
+        sentinels = [start(f"sentinel-{number}", conf, "--sentinel") for number in range(3)]
+        made = Watched([first, second], sentinels)
+        asyncio.run(made.primary())
+        yield made
+
+
+@contextmanager
+def starting(folder: Path, program: Path) -> Iterator[Callable[..., Server]]:
+    """Lend a function that starts a server by its name, its configuration and more words."""
+    with (
+        (folder / "servers.lock").open("a") as lock,
+        # A server is told to end when the thread that started it ends: this one ends last.
+        ThreadPoolExecutor(1) as spawner,
+        ExitStack() as stack,
+    ):
+
+        def start(name: str, conf: str, *words: str) -> Server:
+            home = folder / name
+            home.mkdir()
+            (home / "redis.conf").write_text(conf)
+            command = bound([str(program), "redis.conf", *words, "--port"])
+            server = Server(
+                home, folder / f"{name}.log", command, _answers, signal.SIGTERM,
+                lock.fileno(), spawner, _free_port(),
+            )  # fmt: skip
+            return stack.enter_context(server)
+
+        yield start
+
+
+def _answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=3) as peer:
+        peer.sendall(b"PING\r\n")
+        return bool(peer.recv(1024))
+    return False
+
+
+def _free_port() -> int:
+    """A port of this machine, such that the one for the other nodes is free too."""
+    while True:
+        port = free_port()
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port + BUS))
+            return port
