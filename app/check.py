@@ -139,6 +139,21 @@ async def _check_database(
         "database setting max_connections",
         f"{server.settings['max_connections']}; this host's workers use {needed}",
     )
+    if server.is_pooled:
+        _check_role(report, settings, server)
+
+
+def _check_role(report: Report, settings: Settings, server: schema.Server) -> None:
+    """Tell what a pooler keeps the gateway from setting, and the role does not have either."""
+    report.ok(
+        "pooler",
+        "on the way to the database, since another process works than was told at the log-in; "
+        "its connections have the role's settings, new ones from RECONNECT on",
+    )
+    lacking = server.lacking(settings.commit_timeout_s)
+    for name, value in server.settings.items():
+        if name in lacking:
+            report.fail(f"role setting {name}", f"{value}, so behind a pooler: {lacking[name]}")
 
 
 async def _check_redis(report: Report, settings: Settings) -> None:

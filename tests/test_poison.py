@@ -40,6 +40,15 @@ async def test_poison_costs_no_neighbour(
     assert await connection.fetchval("SELECT count(*) FROM stable_events") == 0
 
 
+async def test_no_encoding_beside_a_stable_id(
+    sink: TimescaleSink, connection: asyncpg.Connection
+) -> None:
+    """What cannot even be sent leaves no transaction open in which its neighbours are lost."""
+    batch = [*events("a", "b", has_stable_id=True), POISON["no encoding"]]
+    assert await sink.write(batch, contested=False) == [WRITTEN, WRITTEN, CONTESTED]
+    assert await stored(connection) == {"a", "b"}
+
+
 class Attempts:
     """Counts the attempts to write, by the function that makes them."""
 
