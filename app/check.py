@@ -145,15 +145,15 @@ async def _check_database(
 
 def _check_role(report: Report, settings: Settings, server: schema.Server) -> None:
     """Tell what a pooler keeps the gateway from setting, and the role does not have either."""
-    report.ok(
-        "pooler",
-        "on the way to the database, since another process works than was told at the log-in; "
-        "its connections have the role's settings, new ones from RECONNECT on",
-    )
+    report.ok("pooler", "another process works for us than was told at the log-in")
     lacking = server.lacking(settings.commit_timeout_s)
-    for name, value in server.settings.items():
-        if name in lacking:
-            report.fail(f"role setting {name}", f"{value}, so behind a pooler: {lacking[name]}")
+    for name, mend in lacking.items():
+        value = server.settings[name]
+        report.fail(f"role setting {name}", f"{value} behind a pooler, which keeps none: {mend}")
+    if lacking:
+        report.warn("pooler", "its connections take what the role has when they open: RECONNECT")
+    else:
+        report.ok("role settings", "all that the gateway needs behind a pooler")
 
 
 async def _check_redis(report: Report, settings: Settings) -> None:

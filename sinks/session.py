@@ -29,7 +29,7 @@ class Session(asyncpg.Connection):
     async def wait_for_locks(self, timeout_s: float) -> None:
         """From now on, give up on a lock after so long."""
         self.lock_timeout_ms = milliseconds(timeout_s)
-        if not self.is_pooled:
+        if not (self.is_pooled or self.is_closed()):
             await self.execute(f"SET lock_timeout = {self.lock_timeout_ms}")
 
     @property
@@ -122,7 +122,8 @@ async def transaction(session: Session, end: str = "COMMIT") -> AsyncIterator[No
         await session.execute(session.begin)
         yield
     except (PostgresError, UnicodeEncodeError):
-        await session.execute("ROLLBACK")
+        if not session.is_closed():
+            await session.execute("ROLLBACK")
         raise
     await session.execute(end)
 

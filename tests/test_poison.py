@@ -8,6 +8,7 @@ import pytest
 
 from app.event import Event, Outcome
 from sinks import writes
+from sinks.session import Session
 from sinks.timescale import TimescaleSink
 from tests.events import event, events, stored
 
@@ -123,7 +124,7 @@ async def test_schema_is_mended_meanwhile(
     await connection.execute("ALTER TABLE events ADD CONSTRAINT c CHECK (false)")
     insert = writes._insert
 
-    async def insert_and_mend(on: asyncpg.Connection, batch: Sequence[Event]) -> Any:
+    async def insert_and_mend(on: Session, batch: Sequence[Event]) -> Any:
         try:
             return await insert(on, batch)
         except asyncpg.CheckViolationError:
