@@ -144,10 +144,13 @@ async def _once_more_after_deadlock(
 
 
 async def _copy(connection: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
+    # Behind PgBouncer (1.24; its pull request 1470) a COPY that fails may keep the connection to
+    # the server from all others for good.
+    if connection.is_pooled:
+        return await _insert(connection, events)
     stable = [event for event in events if event.has_stable_id]
     if not stable:
-        async with statement(connection):
-            await _copy_rows(connection, events)
+        await _copy_rows(connection, events)
         return {event.event_id: Outcome.WRITTEN for event in events}
     async with transaction(connection):
         records = await connection.fetch(

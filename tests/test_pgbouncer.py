@@ -16,7 +16,6 @@ import pytest
 from app.claims import Claims
 from app.embedded import EmbeddedError
 from app.event import Outcome
-from sinks.encoding import COLUMNS, encode_rows
 from sinks.schema import _MIGRATION_LOCK, read_generation
 from sinks.timescale import TimescaleSink
 from tests import test_exactly_once, test_out_of_reach, test_poison, test_timescale
@@ -212,33 +211,45 @@ async def test_lost_pooler(
     assert await stored(connection) == {"a"}
 
 
-async def test_frozen_copy_is_ended(
+async def test_frozen_gateway_lets_go(
     bouncer: PgBouncer, database_url: str, sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """PgBouncer ends the COPY of a gateway that has stopped sending, and its twins are written."""
-    await bouncer.command("SET query_timeout = 1")
-    frozen = await asyncpg.connect(database_url)
-    rows = encode_rows(events("a"))
-
-    async def half() -> AsyncIterator[bytes]:
-        yield rows[:-2]
-        await asyncio.Event().wait()
-
-    copy = frozen.copy_to_table("events", source=half(), columns=COLUMNS, format="binary")
-    copying = asyncio.create_task(copy)
-    in_copy = (
-        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'ClientRead' "
-        "AND state = 'active' AND datname = current_database())"
+    """The role's time-out ends the transaction of a gateway that stands still, and frees a twin."""
+    await connection.execute(
+        f"ALTER ROLE {bouncer.role} SET idle_in_transaction_session_timeout = '700ms'"
     )
-    for expected in (True, False):
-        async with asyncio.timeout(10):
-            while await connection.fetchval(in_copy) is not expected:
-                await asyncio.sleep(0.01)
+    await bouncer.command("RECONNECT")
+    frozen = await asyncpg.connect(database_url)
+    await frozen.execute("BEGIN")
+    await test_timescale.insert(frozen, event("a"))
+    with pytest.raises(asyncpg.LockNotAvailableError):
+        await sink.write(events("a"), contested=True)
+    async with asyncio.timeout(10):
+        while not frozen.is_closed():
+            await asyncio.sleep(0.02)
     assert await sink.write(events("a"), contested=True) == [WRITTEN]
     assert await stored(connection) == {"a"}
-    copying.cancel()
-    await asyncio.gather(copying, return_exceptions=True)
-    frozen.terminate()
+
+
+async def test_refused_batches_keep_a_connection(
+    bouncer: PgBouncer, database_url: str, connection: asyncpg.Connection
+) -> None:
+    """After a batch that was refused for one of its rows, the server's connection is free again.
+
+    PgBouncer keeps it after some of the COPYs that fail before all their rows have come.
+    """
+    await connection.execute(NO_XX)
+    await bouncer.command("SET default_pool_size = 1")
+    sink = TimescaleSink(database_url, commit_timeout_s=5)
+    other = await asyncpg.connect(database_url, statement_cache_size=0)
+    for number in range(100):
+        batch = [event(f"bad {number}", country="XX"), event(f"{number}")]
+        assert await sink.write(batch, contested=False) == [CONTESTED, WRITTEN]
+        async with asyncio.timeout(3):
+            await other.execute("SELECT 1")
+    assert len(await stored(connection)) == 100
+    await other.close()
+    await sink.close()
 
 
 async def test_other_data_behind_the_pooler(
