@@ -331,8 +331,9 @@ async def test_the_role_lacks_settings(
     for mend in (*told, f"ALTER ROLE {bouncer.role} RESET synchronous_commit"):
         await connection.execute(mend)
     await bouncer.command("RECONNECT")
-    ended = await asyncio.to_thread(run, "check", **environ)
-    assert (ended.returncode, "FAILED" in ended.stdout) == (0, False)
+    for _ in range(2):  # the second one finds what the first has left on the same connection
+        ended = await asyncio.to_thread(run, "check", **environ)
+        assert (ended.returncode, "FAILED" in ended.stdout) == (0, False)
 
 
 async def test_gateway_whose_role_lacks_settings(
