@@ -140,6 +140,21 @@ async def _check_database(
         "database setting max_connections",
         f"{server.settings['max_connections']}; this host's workers use {needed}",
     )
+    if server.is_pooled:
+        _check_role(report, settings, server)
+
+
+def _check_role(report: Report, settings: Settings, server: schema.Server) -> None:
+    """Tell what a pooler keeps the gateway from setting, and the role does not have either."""
+    report.ok("pooler", "another process works for us than was told at the log-in")
+    lacking = server.lacking(settings.commit_timeout_s)
+    for name, mend in lacking.items():
+        value = server.settings[name]
+        report.fail(f"role setting {name}", f"{value} behind a pooler, which keeps none: {mend}")
+    if lacking:
+        report.warn("pooler", "its connections take what the role has when they open: RECONNECT")
+    else:
+        report.ok("role settings", "all that the gateway needs behind a pooler")
 
 
 async def _check_redis(report: Report, settings: Settings) -> None:

@@ -177,5 +177,7 @@ async def _look_at_server(settings: Settings) -> None:
     except (schema.NoAnswer, asyncpg.PostgresError, OSError, TimeoutError) as error:
         log.warning("the database does not answer yet", extra={"error": str(error)})
         return
+    if lacking := server.lacking(settings.commit_timeout_s):
+        log.warning("the role lacks settings behind a pooler", extra={"run": [*lacking.values()]})
     milliseconds = int(server.settings["deadlock_timeout"])
     check_deadlock_timeout(settings.commit_timeout_s, milliseconds / 1000)

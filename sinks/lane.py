@@ -10,17 +10,12 @@ import asyncpg
 from asyncpg.exceptions import PostgresError
 
 from sinks.schema import read_generation
+from sinks.session import Session, milliseconds, open_session, role_settings
 
 CONNECT_TIMEOUT_S = 3.0
 CLOSE_TIMEOUT_S = 2.0
 # The data may be replaced under an open connection: what is known of it is soon forgotten.
 GENERATION_MAX_AGE_S = 3.0
-
-# A commit that was answered must survive a crash, whatever the role or the database says.
-_DURABLE = """
-SELECT set_config('synchronous_commit', 'on', false)
-WHERE current_setting('synchronous_commit') = 'off'
-"""
 
 
 class Lane:
@@ -28,22 +23,14 @@ class Lane:
 
     def __init__(self, database_url: str, commit_timeout_s: float, lock_timeout_s: float) -> None:
         self._database_url = database_url
-        # A little earlier than we ourselves: then it is known that nothing was committed.
-        timeout_ms = milliseconds(0.9 * commit_timeout_s)
         self._settings = {
             "application_name": "flokit-gateway",
             "lock_timeout": milliseconds(lock_timeout_s),
-            "statement_timeout": timeout_ms,
-            # The server must notice a gateway that is frozen or gone: its locks hold others up.
-            "idle_in_transaction_session_timeout": timeout_ms,
-            "tcp_keepalives_idle": "5",
-            "tcp_keepalives_interval": "5",
-            "tcp_keepalives_count": "3",
-            "jit": "off",
+            **role_settings(commit_timeout_s),
         }
         self._lock = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
-        self._connection: asyncpg.Connection | None = None
+        self._connection: Session | None = None
         self._generation = ""
         self._looked_at = -inf
 
@@ -55,16 +42,15 @@ class Lane:
         return self._generation if is_open and is_fresh else None
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+    async def connection(self) -> AsyncIterator[Session]:
         """Lend the connection, to one at a time; opens it where there is none."""
         async with self._lock:
             if self._connection is None or self._connection.is_closed():
                 self._connection = None
-                self._connection = await asyncpg.connect(
-                    self._database_url, timeout=CONNECT_TIMEOUT_S, server_settings=self._settings
+                self._connection = await open_session(
+                    self._database_url, self._settings, CONNECT_TIMEOUT_S
                 )
                 await self.look()
-                await self._connection.execute(_DURABLE)
             try:
                 yield self._connection
             except PostgresError:
@@ -102,23 +88,6 @@ class Lane:
         await asyncio.gather(*self._closing)
 
 
-@asynccontextmanager
-async def transaction(connection: asyncpg.Connection, end: str = "COMMIT") -> AsyncIterator[None]:
-    """Run statements as one transaction, which a refusal of the server takes back.
-
-    Unlike asyncpg's own, it sends nothing more after a time-out or a cancel, when it might wait
-    for ever for a server that is out of reach: the connection is given up, and the server rolls
-    back.
-    """
-    await connection.execute("BEGIN")
-    try:
-        yield
-    except PostgresError:
-        await connection.execute("ROLLBACK")
-        raise
-    await connection.execute(end)
-
-
 async def _close(connection: asyncpg.Connection) -> None:
     try:
         # Its own time-out does not cover the answer to a cancelled statement.
@@ -126,8 +95,3 @@ async def _close(connection: asyncpg.Connection) -> None:
             await connection.close()
     except Exception:  # noqa: BLE001 - whatever it was, nobody uses it any more
         connection.terminate()
-
-
-def milliseconds(seconds: float) -> str:
-    """Return a time in the unit of the server's settings."""
-    return f"{seconds * 1000:.0f}"

@@ -1,13 +1,17 @@
 """The schema of the database: bring it up to date, look at it, apply the retention."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import asyncpg
+
+from sinks.session import leads_through_a_pooler, milliseconds, role_settings
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 CHUNK_INTERVAL = timedelta(days=1)
@@ -34,7 +38,10 @@ async def connect(
     """Return a connection for an operator's command; raises AddressError or NoAnswer."""
     try:
         return await asyncpg.connect(
-            database_url, timeout=timeout_s, command_timeout=command_timeout_s
+            database_url,
+            timeout=timeout_s,
+            command_timeout=command_timeout_s,
+            statement_cache_size=0,  # a pooler may lose what was prepared under a name
         )
     except ValueError:
         raise AddressError("not an address that the driver understands") from None
@@ -55,7 +62,7 @@ async def migrate(connection: asyncpg.Connection) -> Sequence[str]:
     Safe to run from several places at once: the first one works, the others wait and find
     nothing left to do.
     """
-    async with connection.transaction():
+    async with _at_leisure(connection):
         await connection.execute(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
         await connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations ("
@@ -65,8 +72,20 @@ async def migrate(connection: asyncpg.Connection) -> Sequence[str]:
         for name in missing:
             await connection.execute(migrations()[name])
             await connection.execute("INSERT INTO schema_migrations (name) VALUES ($1)", name)
-    await keep_chunk_ahead(connection)
+    async with _at_leisure(connection):
+        await keep_chunk_ahead(connection)
     return missing
+
+
+@asynccontextmanager
+async def _at_leisure(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """Run a command's statements as one transaction, without the time-outs of a gateway's role."""
+    async with connection.transaction():
+        await connection.execute(
+            "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; "
+            "SET LOCAL idle_in_transaction_session_timeout = 0"
+        )
+        yield
 
 
 async def missing_migrations(connection: asyncpg.Connection) -> Sequence[str]:
@@ -109,19 +128,36 @@ async def timescaledb_version(connection: asyncpg.Connection) -> str | None:
 
 
 class Server(NamedTuple):
-    """What `inspect` finds: versions, and the settings of the server that matter."""
+    """What `inspect` finds: versions, and the settings that matter, as they are in force."""
 
     version: str
     timescaledb: str | None
     missing_migrations: Sequence[str]
     settings: Mapping[str, str]
+    role: str  # as SQL writes it
+    is_pooled: bool
+
+    def lacking(self, commit_timeout_s: float) -> Mapping[str, str]:
+        """Return the settings that the role needs behind a pooler, each with what gives it them."""
+        return {
+            name: f"ALTER ROLE {self.role} SET {name} = '{wanted}';"
+            for name, wanted in role_settings(commit_timeout_s).items()
+            if self.is_pooled and not _is_enough(name, self.settings[name], wanted)
+        }
+
+
+def _is_enough(name: str, value: str, wanted: str) -> bool:
+    if not wanted.isdigit():
+        return value == wanted
+    # A Unix socket has no keepalives, and says so; without TCP none are needed.
+    return 0 < int(value) <= int(wanted) or (value == "0" and name.startswith("tcp_"))
 
 
 async def inspect(connection: asyncpg.Connection) -> Server:
     """Return what an operator should know of a database."""
+    names = ["server_version", "fsync", "synchronous_commit", "deadlock_timeout", "max_connections"]
     settings = await connection.fetch(
-        "SELECT name, setting FROM pg_settings WHERE name = ANY($1)",
-        ["server_version", "fsync", "synchronous_commit", "deadlock_timeout", "max_connections"],
+        "SELECT name, setting FROM pg_settings WHERE name = ANY($1)", [*names, *role_settings(0)]
     )
     values = {record["name"]: record["setting"] for record in settings}
     return Server(
@@ -129,6 +165,8 @@ async def inspect(connection: asyncpg.Connection) -> Server:
         await timescaledb_version(connection),
         await missing_migrations(connection),
         values,
+        await connection.fetchval("SELECT quote_ident(current_user)"),
+        await leads_through_a_pooler(connection),
     )
 
 
@@ -144,8 +182,11 @@ async def is_hypertable(connection: asyncpg.Connection) -> bool:
     )
 
 
-async def keep_chunk_ahead(connection: asyncpg.Connection) -> None:
-    """Make the chunks of now and of the coming interval, so that no batch has to wait for them."""
+async def keep_chunk_ahead(connection: asyncpg.Connection, lock_timeout_s: float = 0) -> None:
+    """Make the chunks of now and of the coming interval, so that no batch has to wait for them.
+
+    Waits so long for each lock; 0 is for ever.
+    """
     if not await is_hypertable(connection):
         return
     for ahead in (timedelta(0), CHUNK_INTERVAL):
@@ -157,17 +198,16 @@ async def keep_chunk_ahead(connection: asyncpg.Connection) -> None:
             moment,
         )
         if not exists:
-            # TimescaleDB has no public way to make a chunk but to write a row into it.
-            async with connection.transaction():
-                event_id = await connection.fetchval(
-                    "INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, "
-                    "app_token, event_type, properties) "
-                    "VALUES (gen_random_uuid(), $1, $1, '', '', '', '', '{}') RETURNING event_id",
-                    moment,
-                )
-                await connection.execute(
-                    "DELETE FROM events WHERE occurred_at = $1 AND event_id = $2", moment, event_id
-                )
+            event_id = uuid4()
+            # TimescaleDB has no public way to make a chunk but to write a row into it. What comes
+            # as one message is one transaction.
+            await connection.execute(
+                f"SET LOCAL lock_timeout = {milliseconds(lock_timeout_s)}; "  # noqa: S608 - our own
+                "INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, "
+                "app_token, event_type, properties) "
+                f"VALUES ('{event_id}', '{moment}', '{moment}', '', '', '', '', '{{}}'); "
+                f"DELETE FROM events WHERE occurred_at = '{moment}' AND event_id = '{event_id}'"
+            )
 
 
 async def retain(connection: asyncpg.Connection, retention_d: int) -> AsyncIterator[str]:
@@ -177,7 +217,8 @@ async def retain(connection: asyncpg.Connection, retention_d: int) -> AsyncItera
     """
     cutoff = datetime.now(UTC) - timedelta(days=retention_d)
     if await is_hypertable(connection):
-        chunks = await connection.fetch("SELECT drop_chunks('events', $1::timestamptz)", cutoff)
+        async with _at_leisure(connection):
+            chunks = await connection.fetch("SELECT drop_chunks('events', $1::timestamptz)", cutoff)
         yield f"events: {len(chunks)} chunks dropped that ended before {cutoff:%Y-%m-%d %H:%M} UTC"
         # A chunk that has not ended keeps its rows, so their stable IDs are kept too.
         cutoff -= CHUNK_INTERVAL
@@ -193,11 +234,12 @@ async def _delete(
 ) -> AsyncIterator[str]:
     deleted = 0
     while True:
-        status = await connection.execute(
-            f"DELETE FROM {table} WHERE ctid = ANY(ARRAY("  # noqa: S608 - made of constants
-            f"SELECT ctid FROM {table} WHERE occurred_at < $1 LIMIT {DELETE_ROWS}))",
-            cutoff,
-        )
+        async with _at_leisure(connection):
+            status = await connection.execute(
+                f"DELETE FROM {table} WHERE ctid = ANY(ARRAY("  # noqa: S608 - made of constants
+                f"SELECT ctid FROM {table} WHERE occurred_at < $1 LIMIT {DELETE_ROWS}))",
+                cutoff,
+            )
         rows = int(status.split()[-1])
         deleted += rows
         if rows < DELETE_ROWS:

@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-import asyncpg
 from asyncpg.exceptions import LockNotAvailableError
 
 from app.event import Event, Outcome
-from sinks.lane import Lane, milliseconds
+from sinks.lane import Lane
 from sinks.schema import keep_chunk_ahead
-from sinks.writes import BATCH_LOCK_TIMEOUT_S, SEARCH_PATIENCE, write_alone, write_batch
+from sinks.session import Session
+from sinks.writes import BATCH_LOCK_TIMEOUT_S, SEARCH_LOCK_TIMEOUT_S, write_alone, write_batch
 
 # How long a twin waits for who else is writing its event.
 TWIN_LOCK_TIMEOUT_S = 0.5
@@ -23,8 +23,6 @@ HASTE_S = 1.0
 GENERATION_S = 1.0
 CHUNK_AHEAD_S = 3600.0
 CHUNK_AGAIN_S = 60.0
-
-_TWIN_PATIENCE = f"SET lock_timeout = {milliseconds(TWIN_LOCK_TIMEOUT_S)}"
 
 log = logging.getLogger(__name__)
 
@@ -65,17 +63,17 @@ class TimescaleSink:
         await self._twins.close()
 
     async def _write_twins(
-        self, connection: asyncpg.Connection, events: Sequence[Event]
+        self, connection: Session, events: Sequence[Event]
     ) -> dict[bytes, Outcome]:
         if self._held_up_at is not None and time.monotonic() - self._held_up_at > HASTE_S:
-            await connection.execute(_TWIN_PATIENCE)
+            await connection.wait_for_locks(TWIN_LOCK_TIMEOUT_S)
             self._held_up_at = None
         try:
             return await write_alone(connection, events)
         except LockNotAvailableError:
             self._held_up_at = time.monotonic()
             # Each time: it may be another connection by now.
-            await connection.execute(SEARCH_PATIENCE)
+            await connection.wait_for_locks(SEARCH_LOCK_TIMEOUT_S)
             raise
 
     async def _look_again(self) -> None:
@@ -93,8 +91,7 @@ class TimescaleSink:
             try:
                 timeout = asyncio.timeout(self._commit_timeout_s)
                 async with timeout, self._twins.connection() as connection:
-                    await connection.execute(_TWIN_PATIENCE)  # not that of twins in haste
-                    await keep_chunk_ahead(connection)
+                    await keep_chunk_ahead(connection, TWIN_LOCK_TIMEOUT_S)
             except Exception as error:  # noqa: BLE001 - else the first event of a day makes it
                 log.warning("chunk not made ahead of time", extra={"error": type(error).__name__})
                 again_s = CHUNK_AGAIN_S

@@ -6,7 +6,6 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
 
-import asyncpg
 import msgspec
 from asyncpg.exceptions import (
     DataError,
@@ -18,7 +17,7 @@ from asyncpg.exceptions import (
 
 from app.event import Event, Outcome
 from sinks.encoding import COLUMNS, TYPES, as_arrays, encode_rows
-from sinks.lane import milliseconds, transaction
+from sinks.session import Session, patience, statement, transaction
 
 # How long a write waits for a row or a chunk that somebody else is writing: a batch, and the
 # search for what holds a batch up. A healthy writer is done in milliseconds; a frozen one must
@@ -51,11 +50,9 @@ SELECT * FROM unnest($1::uuid[], $2::timestamptz[])
 ON CONFLICT DO NOTHING RETURNING event_id
 """
 
-_BATCH_PATIENCE = f"SET lock_timeout = {milliseconds(BATCH_LOCK_TIMEOUT_S)}"
-SEARCH_PATIENCE = f"SET lock_timeout = {milliseconds(SEARCH_LOCK_TIMEOUT_S)}"
 _LINE = re.compile(r"COPY events, line ([0-9]+)")
 
-Attempt = Callable[[asyncpg.Connection, Sequence[Event]], Awaitable[dict[bytes, Outcome]]]
+Attempt = Callable[[Session, Sequence[Event]], Awaitable[dict[bytes, Outcome]]]
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +65,7 @@ class _RowRefused(PostgresError):
         self.event = event
 
 
-async def write_batch(
-    connection: asyncpg.Connection, events: Sequence[Event]
-) -> dict[bytes, Outcome]:
+async def write_batch(connection: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
     """Write all events at once, or else all but those that must be written alone."""
     # In the order of the index: writers who all go the same way do not deadlock.
     ordered = sorted(events, key=lambda event: (event.occurred_at, event.event_id))
@@ -82,19 +77,11 @@ async def write_batch(
         # Some rows are there already, or many are at fault, or locked: the search tells which.
         if not isinstance(error, UniqueViolationError) and not _blames_a_row(error):
             raise
-    await connection.execute(SEARCH_PATIENCE)
-    try:
-        outcomes = await _insert_halving(connection, ordered)
-    except PostgresError:
-        await connection.execute(_BATCH_PATIENCE)
-        raise
-    await connection.execute(_BATCH_PATIENCE)
-    return outcomes
+    async with patience(connection, SEARCH_LOCK_TIMEOUT_S, then_s=BATCH_LOCK_TIMEOUT_S):
+        return await _insert_halving(connection, ordered)
 
 
-async def _copy_around(
-    connection: asyncpg.Connection, events: Sequence[Event]
-) -> dict[bytes, Outcome]:
+async def _copy_around(connection: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
     """Copy all events but a few that the server names as refused: these are CONTESTED."""
     rest = list(events)
     named: dict[bytes, Outcome] = {}
@@ -109,9 +96,7 @@ async def _copy_around(
     return named
 
 
-async def write_alone(
-    connection: asyncpg.Connection, events: Sequence[Event]
-) -> dict[bytes, Outcome]:
+async def write_alone(connection: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
     """Insert events one by one, each with its own fate; raises where that is not decided."""
     outcomes: dict[bytes, Outcome] = {}
     for event in events:
@@ -124,7 +109,7 @@ async def write_alone(
     return outcomes
 
 
-async def _refused_or_written(connection: asyncpg.Connection, refused: Event) -> Outcome:
+async def _refused_or_written(connection: Session, refused: Event) -> Outcome:
     """Tell an event that the database will never take from a fault of the schema, which raises.
 
     The event is tried once more behind a harmless one, without anything that its sender chose. In
@@ -150,7 +135,7 @@ async def _refused_or_written(connection: asyncpg.Connection, refused: Event) ->
 
 
 async def _once_more_after_deadlock(
-    attempt: Attempt, connection: asyncpg.Connection, events: Sequence[Event]
+    attempt: Attempt, connection: Session, events: Sequence[Event]
 ) -> dict[bytes, Outcome]:
     try:
         return await attempt(connection, events)
@@ -158,7 +143,11 @@ async def _once_more_after_deadlock(
         return await attempt(connection, events)
 
 
-async def _copy(connection: asyncpg.Connection, events: Sequence[Event]) -> dict[bytes, Outcome]:
+async def _copy(connection: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
+    # Behind PgBouncer (1.24; its pull request 1470) a COPY that fails may keep the connection to
+    # the server from all others for good.
+    if connection.is_pooled:
+        return await _insert(connection, events)
     stable = [event for event in events if event.has_stable_id]
     if not stable:
         await _copy_rows(connection, events)
@@ -177,7 +166,7 @@ async def _copy(connection: asyncpg.Connection, events: Sequence[Event]) -> dict
     }
 
 
-async def _copy_rows(connection: asyncpg.Connection, events: Sequence[Event]) -> None:
+async def _copy_rows(connection: Session, events: Sequence[Event]) -> None:
     try:
         await connection.copy_to_table(
             "events",
@@ -193,9 +182,7 @@ async def _copy_rows(connection: asyncpg.Connection, events: Sequence[Event]) ->
         raise _RowRefused(error, events[int(line[1]) - 1]) from None
 
 
-async def _insert_halving(
-    connection: asyncpg.Connection, events: Sequence[Event]
-) -> dict[bytes, Outcome]:
+async def _insert_halving(connection: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
     """Insert what is not there yet. A row at fault, or locked, costs no other its place."""
     try:
         return await _once_more_after_deadlock(_insert, connection, events)
@@ -209,13 +196,14 @@ async def _insert_halving(
     return first | await _insert_halving(connection, events[middle:])
 
 
-async def _insert(connection: asyncpg.Connection, events: Sequence[Event]) -> dict[bytes, Outcome]:
+async def _insert(connection: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
     try:
         arrays = as_arrays(events)
     except UnicodeEncodeError as error:  # an adapter's mistake; the server would say the same
         raise DataError(str(error)) from None
     stable = [event.has_stable_id for event in events]
-    records = await connection.fetch(_INSERT, *arrays, stable)
+    async with statement(connection):
+        records = await connection.fetch(_INSERT, *arrays, stable)
     written = {record[0].bytes for record in records}
     return {
         event.event_id: Outcome.WRITTEN if event.event_id in written else Outcome.DUPLICATE

@@ -8,6 +8,7 @@ import pytest
 
 from app.event import Event, Outcome
 from sinks import writes
+from sinks.session import Session
 from sinks.timescale import TimescaleSink
 from tests.events import event, events, stored
 
@@ -38,6 +39,15 @@ async def test_poison_costs_no_neighbour(
     assert await sink.write([poison], contested=True) == [REFUSED]
     assert await stored(connection) == set("abcdefg")
     assert await connection.fetchval("SELECT count(*) FROM stable_events") == 0
+
+
+async def test_no_encoding_beside_a_stable_id(
+    sink: TimescaleSink, connection: asyncpg.Connection
+) -> None:
+    """What cannot even be sent leaves no transaction open in which its neighbours are lost."""
+    batch = [*events("a", "b", has_stable_id=True), POISON["no encoding"]]
+    assert await sink.write(batch, contested=False) == [WRITTEN, WRITTEN, CONTESTED]
+    assert await stored(connection) == {"a", "b"}
 
 
 class Attempts:
@@ -114,7 +124,7 @@ async def test_schema_is_mended_meanwhile(
     await connection.execute("ALTER TABLE events ADD CONSTRAINT c CHECK (false)")
     insert = writes._insert
 
-    async def insert_and_mend(on: asyncpg.Connection, batch: Sequence[Event]) -> Any:
+    async def insert_and_mend(on: Session, batch: Sequence[Event]) -> Any:
         try:
             return await insert(on, batch)
         except asyncpg.CheckViolationError:

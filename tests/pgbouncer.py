@@ -1,0 +1,176 @@
+"""A real PgBouncer in front of the test's database server, as an operator would set it up."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from app.embedded import EmbeddedError, unpack
+from app.embedded_process import free_port
+from bench.gateway import bound
+from tests.gateways import PATIENCE_S, POLL_S, ROOT
+
+# The README's own, on a port of ours, for any database of the test's server.
+TEXT = (ROOT / "README.md").read_text()
+CONFIG = TEXT[TEXT.index("[databases]\nflokit = ") :].partition("```")[0]
+ROLE_SETTINGS = [line for line in TEXT.splitlines() if line.startswith("ALTER ROLE flokit SET ")]
+
+
+class Arrangement(NamedTuple):
+    """How PgBouncer is set up: what the role has, and what PgBouncer is told."""
+
+    role: Sequence[str]
+    settings: dict[str, str]
+    synchronous_commit: str
+
+
+README = Arrangement(ROLE_SETTINGS, {"default_pool_size": "3"}, "on")
+# As far from it as can be: nothing helps the gateway, and nothing tells it.
+BARE = Arrangement(
+    [
+        f"ALTER ROLE flokit SET {name} = '{value}'"
+        for name, value in {
+            "synchronous_commit": "off", "jit": "on", "tcp_keepalives_idle": "7200",
+            "tcp_keepalives_interval": "75", "tcp_keepalives_count": "9",
+        }.items()
+    ],
+    {
+        "default_pool_size": "3",
+        "max_prepared_statements": "0",
+        "ignore_startup_parameters": "lock_timeout, statement_timeout, jit, "
+        "idle_in_transaction_session_timeout, tcp_keepalives_idle, tcp_keepalives_interval, "
+        "tcp_keepalives_count",
+    },
+    "off",
+)  # fmt: skip
+
+
+def find_pgbouncer() -> Path:
+    """The program: Debian's, or else what the host has. Raises `EmbeddedError`."""
+    try:
+        return unpack(["pgbouncer"]) / "usr/sbin/pgbouncer"
+    except EmbeddedError:
+        found = shutil.which("pgbouncer")
+        if found is None:
+            raise
+        return Path(found)
+
+
+@dataclass
+class PgBouncer:
+    """A PgBouncer that lets `role` in; it keeps its port over restarts."""
+
+    program: Path
+    folder: Path
+    server_url: str
+    role: str
+    password: str
+    settings: Mapping[str, str]
+    port: int = 0
+    _process: subprocess.Popen[bytes] | None = None
+
+    def url_of(self, database: str) -> str:
+        """The address of a database behind it."""
+        netloc = f"{self.role}:{self.password}@127.0.0.1:{self.port}"
+        return urlunsplit(("postgresql", netloc, f"/{database}", "", ""))
+
+    def role_settings(self) -> list[str]:
+        """What the README gives to the role."""
+        return [line.replace("ROLE flokit", f"ROLE {self.role}") for line in ROLE_SETTINGS]
+
+    def configure(self, **aliases: str) -> None:
+        """Write its files; `aliases` are other names for databases of the server."""
+        server = urlsplit(self.server_url)
+        place = f"host={server.hostname} port={server.port or 5432}\n"
+        users = self.folder / "userlist.txt"
+        users.write_text(f'"{self.role}" "{self.password}"\n')
+        databases = [f"{alias} = dbname={name} {place}" for alias, name in aliases.items()]
+        port = f"{self.port}\nunix_socket_dir =\nadmin_users = {self.role}\n"
+        text = CONFIG
+        for written, used in {
+            "flokit = host=127.0.0.1 port=5432\n": f"{''.join(databases)}* = {place}",
+            "listen_port = 6432\n": f"listen_port = {port}",
+            "/etc/pgbouncer/userlist.txt": str(users),
+        }.items():
+            assert text.count(written) == 1, f"not in the README's configuration: {written}"
+            text = text.replace(written, used)
+        text += "".join(f"{name} = {value}\n" for name, value in self.settings.items())
+        (self.folder / "pgbouncer.ini").write_text(text)
+
+    def start(self) -> None:
+        """Start it, and return when it listens."""
+        self.port = self.port or free_port()
+        self.configure()
+        log = self.folder / "pgbouncer.log"
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                as_nobody([str(self.program), str(self.folder / "pgbouncer.ini")]),
+                stdout=output,
+                stderr=output,
+            )
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._listens():
+            assert self._process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(POLL_S)
+
+    def _listens(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+            return True
+        return False
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, if it runs."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def stop(self, farewell: signal.Signals = signal.SIGQUIT) -> None:
+        """End it at once: its clients' connections close."""
+        if self._process is not None:
+            self.send_signal(farewell)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(PATIENCE_S)
+            self._process.kill()
+            self._process.wait()
+
+    async def command(self, text: str) -> None:
+        """Say something in its console."""
+        console = await asyncpg.connect(self.url_of("pgbouncer"), statement_cache_size=0)
+        await console.execute(text)
+        await console.close()
+
+
+def as_nobody(command: list[str]) -> list[str]:
+    """The command, to be ended with us; under root as another user, since PgBouncer refuses root.
+
+    It may read where only root may, as the programs lie in root's cache.
+    """
+    if os.geteuid():
+        return bound(command)
+    user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--securebits=+no_setuid_fixup"]
+    rights = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    return ["setpriv", "--pdeathsig=SIGKILL", *user, *rights, *command]
+
+
+@contextmanager
+def pgbouncer(
+    program: Path, folder: Path, server_url: str, role: str, password: str, **settings: str
+) -> Iterator[PgBouncer]:
+    """Run PgBouncer as the README sets it up; `settings` come on top."""
+    folder.mkdir()
+    bouncer = PgBouncer(program, folder, server_url, role, password, settings)
+    try:
+        bouncer.start()
+        yield bouncer
+    finally:
+        bouncer.stop()
