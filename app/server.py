@@ -17,9 +17,10 @@ from app import life, probes, traces
 from app.access import Access, counted_address
 from app.buffer import WriteBuffer
 from app.claims import Claims, RedisClaims
-from app.edge import BODY_MAX_BYTES, GatewayErrors, read_body
+from app.edge import GatewayErrors, read_body
 from app.errors import WriteFailed
 from app.event import Event, Outcome
+from app.http import sanic_config
 from app.ingest import Ingest, commit, commit_contested, hand_over
 from app.ingest import Request as IngestRequest
 from app.settings import Settings
@@ -29,8 +30,6 @@ from sinks import Sink
 from sinks.timescale import TimescaleSink
 
 LIMITS = {"batch_max_bytes": 64 * 1024, "buffer_max_bytes": 64 * 1024 * 1024}
-RESPONSE_TIMEOUT_S = 60.0
-KEEP_ALIVE_TIMEOUT_S = 75.0
 CLOSE_PER_COMMIT = 2
 
 log = logging.getLogger(__name__)
@@ -128,24 +127,6 @@ class Gateway:
             with suppress(TimeoutError):  # the end of the process closes what is left
                 async with asyncio.timeout(CLOSE_PER_COMMIT * self.settings.commit_timeout_s):
                     await part.close()
-
-
-def sanic_config(settings: Settings) -> Config:
-    """Return the settings of the HTTP server."""
-    # No prefix: nothing but `Settings` is read from the environment.
-    config = Config(env_prefix="")
-    config.update(
-        ACCESS_LOG=False,
-        AUTO_EXTEND=False,
-        FALLBACK_ERROR_FORMAT="json",
-        KEEP_ALIVE_TIMEOUT=KEEP_ALIVE_TIMEOUT_S,
-        MOTD=False,
-        REQUEST_MAX_SIZE=BODY_MAX_BYTES,
-        RESPONSE_TIMEOUT=RESPONSE_TIMEOUT_S,
-        # What is in flight gets its answer, so this is longer than any commit.
-        GRACEFUL_SHUTDOWN_TIMEOUT=settings.commit_timeout_s * 3,
-    )
-    return config
 
 
 async def _ingest(request: Request, vendor: str) -> HTTPResponse:

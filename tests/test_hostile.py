@@ -265,7 +265,7 @@ async def test_silence_ends(
     gateways: Gateways, crowd_of: Crowds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Connections that nobody uses are closed after a while; that is no error."""
-    monkeypatch.setattr("app.server.KEEP_ALIVE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("app.http.KEEP_ALIVE_TIMEOUT_S", 0.2)
     gateway = await gateways.start()
     before = await unanswered(gateway)
     crowd = crowd_of(gateway.port)
@@ -281,7 +281,7 @@ async def test_upgrade(
     gateways: Gateways, crowd_of: Crowds, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
     """An upgrade is not offered: the callback is served as usual, and silence ends as usual."""
-    monkeypatch.setattr("app.server.KEEP_ALIVE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("app.http.KEEP_ALIVE_TIMEOUT_S", 0.2)
     gateway = await gateways.start()
     crowd = crowd_of(gateway.port)
     headers = {"Upgrade": protocol, "Connection": "keep-alive"}

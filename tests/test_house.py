@@ -31,6 +31,7 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (3, "app.serve", ("app.*", "sinks.schema"), ("asyncpg", "sanic")),
     (3, "app.server", ("app.*", "adapters", "sinks", "sinks.timescale"), ("*",)),
     (3, "app.edge", (*GROUND, "app.connections", "app.usual"), ("sanic",)),
+    (3, "app.http", (*GROUND, "app.edge"), ("sanic",)),
     (3, "app.usual", ("app.errors",), ("sanic",)),
     (3, "app.connections", GROUND, ("sanic",)),
     (3, "app.probes", GROUND, ("sanic", "msgspec", "prometheus_client")),
@@ -63,11 +64,11 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
 ]
 # Only here are parts made of other parts.
 PARTS = {"Access", "Ingest", "RedisClaims", "TimescaleSink", "Workspaces", "WriteBuffer"}
+# What keeps connections, to callers, Redis and the database, is below it.
 REQUEST_PATH = (
     "app/usual.py", "app/edge.py", "app/server.py", "app/ingest.py", "app/callback.py",
     "app/access.py", "adapters/adjust.py", "app/event.py", "app/errors.py", "app/buffer.py",
-    "app/claims.py", "app/redis_servers.py", "sinks/timescale.py", "sinks/writes.py",
-    "sinks/encoding.py",
+    "app/claims.py", "sinks/timescale.py", "sinks/writes.py", "sinks/encoding.py",
 )  # fmt: skip
 
 

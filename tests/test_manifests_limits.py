@@ -12,7 +12,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from app import metrics
 from app.embedded import unpack
-from app.server import CLOSE_PER_COMMIT, KEEP_ALIVE_TIMEOUT_S, RESPONSE_TIMEOUT_S, sanic_config
+from app.http import KEEP_ALIVE_TIMEOUT_S, RESPONSE_TIMEOUT_S, sanic_config
+from app.server import CLOSE_PER_COMMIT
 from app.settings import read_settings
 from tests.kustomize import K8S, container, environment_of, of_kind, pods, the
 

@@ -146,7 +146,7 @@ async def test_twins_of_several_workspaces_all_have_their_place(gateways: Gatewa
 
 async def test_wait_that_is_too_long(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller is told 503 in the end; what it sent stays, is written, and the room is free."""
-    monkeypatch.setattr("app.server.RESPONSE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("app.http.RESPONSE_TIMEOUT_S", 0.2)
     sink = Slow()
     gateway = await start(gateways, sink)
     (answer,) = await asyncio.gather(*send(gateway, "big", 1))
