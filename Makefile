@@ -43,7 +43,9 @@ format: $(VENV)/ready ## put the code into its form
 
 lock: ## resolve the dependencies anew (needs uv)
 	@uv pip compile pyproject.toml --output-file requirements.lock $(LOCK)
-	@uv pip compile pyproject.toml --all-extras --constraint requirements.lock \
+	@uv pip compile pyproject.toml --extra traces --constraint requirements.lock \
+		--output-file requirements-traces.lock $(LOCK)
+	@uv pip compile pyproject.toml --all-extras --constraint requirements-traces.lock \
 		--output-file requirements-dev.lock $(LOCK)
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate

@@ -82,7 +82,10 @@ def test_a_promise_is_held_by_nothing() -> None:
     assert FAULTS.keys() <= set().union(*named)
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+LOCKS = ("requirements.lock", "requirements-traces.lock", "requirements-dev.lock")
+
+
+@pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_file_trusts_an_index(name: str) -> None:
     """Every package is pinned and has hashes, and no file says where to get it from."""
     lines = (ROOT / name).read_text().splitlines()
@@ -92,7 +95,11 @@ def test_a_lock_file_trusts_an_index(name: str) -> None:
         assert re.match(r"\S+==\S+", text)
         assert "--hash=sha256:" in text
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"].values() if "dev" in name else ()
+    extras = [
+        packages
+        for extra, packages in project["optional-dependencies"].items()
+        if "dev" in name or extra in name
+    ]
     wanted = itertools.chain(project["dependencies"], *extras)
     assert {re.split(r"[^\w.-]", package)[0] for package in wanted} <= packages.keys()
 
@@ -103,12 +110,11 @@ def pinned(name: str) -> dict[str, str]:
     return {re.split(r"[^\w.-]", entry)[0]: entry for entry in entries if entry[:1].strip("#")}
 
 
-def test_tests_run_on_other_versions_than_production() -> None:
+@pytest.mark.parametrize("name", LOCKS[:-1])
+def test_tests_run_on_other_versions_than_production(name: str) -> None:
     """What the tests run on is what production installs."""
-    development = pinned("requirements-dev.lock")
-    assert {name: development[name] for name in pinned("requirements.lock")} == pinned(
-        "requirements.lock"
-    )
+    development, production = pinned("requirements-dev.lock"), pinned(name)
+    assert {package: development[package] for package in production} == production
 
 
 def test_a_release_is_not_told() -> None:
