@@ -15,7 +15,7 @@ from bench.load import FRESH, Mix
 from bench.machine import Machine, look_at_machine
 from bench.measure import Bench, Running
 from bench.report import Progress, print_table
-from bench.results import RESULTS
+from bench.results import add_options
 from bench.stage import open_stage
 from bench.targets import (
     AFTERNOON,
@@ -214,8 +214,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="under a minute: everything is tried, nothing judged"
     )
-    parser.add_argument("--folder", type=Path, help="a new folder, to keep data and logs in")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where reports are written")
+    add_options(parser)
     parser.set_defaults(run=_command)
 
 

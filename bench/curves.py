@@ -24,7 +24,7 @@ from bench.machine import Machine, look_at_machine
 from bench.measure import Bench, Running
 from bench.processes import peak_memory_bytes
 from bench.report import Progress, print_table
-from bench.results import RESULTS
+from bench.results import add_options
 from bench.stage import open_stage
 
 Step = tuple[str, Callable[[], Awaitable[None]]]
@@ -200,8 +200,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="under a minute: every curve, with points to spare"
     )
-    parser.add_argument("--folder", type=Path, help="a new folder, to keep data and logs in")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where reports are written")
+    add_options(parser)
     parser.set_defaults(run=_command)
 
 

@@ -1,5 +1,6 @@
 """What a measurement leaves behind: a folder with JSON, a report in Markdown, and plots as SVG."""
 
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -44,6 +45,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         )
         yield f"- Python {machine.python}; {machine.servers}"
         yield "- " + ", ".join(f"{name} {number}" for name, number in machine.packages.items())
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Add what every command that measures takes: where its data, logs and reports go."""
+    parser.add_argument("--folder", type=Path, help="a new folder, to keep data and logs in")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where reports are written")
 
 
 def write(

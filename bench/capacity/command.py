@@ -18,7 +18,7 @@ from bench.capacity.scenarios import stories, tell, usual_rate
 from bench.gateway import BenchError
 from bench.machine import look_at_machine
 from bench.report import Progress
-from bench.results import RESULTS
+from bench.results import add_options
 
 SECONDS = 5.0
 
@@ -56,8 +56,7 @@ def add_command(commands: Any) -> None:
         help="callbacks/s before the spike (default: a tenth of what maxReplicas take)",
     )
     parser.add_argument("--picture", type=Path, help="also draw the simulation here: .svg or .png")
-    parser.add_argument("--folder", type=Path, help="a new folder, to keep data and logs in")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where reports are written")
+    add_options(parser)
     parser.set_defaults(run=_command)
 
 
