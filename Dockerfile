@@ -1,7 +1,9 @@
 # The gateway: one process, no root, nothing written to its root file system.
 FROM python:3.11-slim-trixie AS build
 WORKDIR /gateway
-COPY requirements.lock ./
+# requirements-traces.lock where traces are wanted.
+ARG LOCK=requirements.lock
+COPY ${LOCK} requirements.lock
 # Wheels only, each with its hash: nothing is compiled, and no installer stays in the image.
 RUN python -m venv --without-pip venv \
     && pip --python venv/bin/python install --no-cache-dir --disable-pip-version-check \

@@ -16,7 +16,7 @@ from bench import compare, compare_report, contenders
 from bench.contenders import PATH
 from bench.load import Latency, Mix, Peak, parse_k6, program, run_tool, settings
 from bench.machine import look_at_machine
-from bench.measure import Bench, Cost, LatencyRound, PeakRound, balance
+from bench.measure import Bench, Cost, LatencyRound, PeakRound, balance, sent_at_most
 from bench.overload_verdict import percentile
 from bench.processes import cpu_s, parse_peak, parse_stat, peak_memory_bytes
 from bench.report import markdown_table
@@ -140,6 +140,15 @@ def test_books() -> None:
     assert balance(95, 90, 100) == ""
     assert balance(89, 90, 100) == "1 rows fewer than were answered"
     assert balance(102, 90, 100) == "2 rows more than were sent"
+
+
+def test_books_of_k6() -> None:
+    """At a high rate k6 sends some more than it was told to, and says so."""
+    told = Latency(6000.0, 60_023, 60_023, 0, 0, 0, 0, 1.0, 1.0, 1.0, 1.0)
+    assert balance(60_023, 60_023, sent_at_most(told, 10)) == ""
+    assert balance(60_024, 60_023, sent_at_most(told, 10)) == "1 rows more than were sent"
+    silent = Latency(6000.0, 59_000, 59_000, 0, 0, 0, 0, 1.0, 1.0, 1.0, 1.0)
+    assert balance(60_000, 59_000, sent_at_most(silent, 10)) == ""
 
 
 def test_figures_are_made_of_medians() -> None:

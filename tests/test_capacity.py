@@ -106,7 +106,7 @@ def test_needs() -> None:
     """By hand, for 100,000/s: 25 pods of 4,000/s each, in batches of 4."""
     need = model().need(100_000)
     assert (need.pods, need.pods_surged, need.is_beyond_most) == (25, 26, True)
-    assert (need.batch.events, need.copies, need.connections) == pytest.approx((4, 25_000, 52))
+    assert (need.batch.events, need.copies, need.connections) == pytest.approx((4, 25_000, 208))
     assert need.database_cores == pytest.approx(6)  # 60 µs each
     assert need.wal_bytes == pytest.approx(52.5e6)
     assert need.redis_bytes["1 day"] == pytest.approx(100_000 * 86_400 * 150)
@@ -120,7 +120,7 @@ def test_needs() -> None:
     [
         ("database_cores", 5, 3),  # 6 cores, of which each gives 2.5
         ("database_wal_mb_s", 10, 6),  # 52.5 MB/s
-        ("database_connections", 20, 3),  # 52
+        ("database_connections", 80, 3),  # 208
         ("redis_gb", 1, 1),
     ],
 )

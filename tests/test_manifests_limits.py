@@ -59,6 +59,8 @@ def test_pod_is_killed_for_an_outage() -> None:
     assert live["httpGet"]["path"] == start["httpGet"]["path"] == "/healthz"
     # Longer than whatever a busy loop may do at a stretch, the largest batch for one.
     assert live["failureThreshold"] * live["periodSeconds"] >= 2 * settings().claim_lease_s
+    # Whoever does not answer will not drain either, and holds locks in the database.
+    assert live["terminationGracePeriodSeconds"] <= 10
     assert start["failureThreshold"] * start["periodSeconds"] >= 60
 
 
@@ -198,8 +200,10 @@ def test_prometheus_does_not_find_the_pods(tmp_path: Path) -> None:
     labels, port = pods()["gateway"]["metadata"]["labels"], container()["ports"][0]["name"]
     values = [labels["app.kubernetes.io/name"], labels["app.kubernetes.io/component"], port]
     assert keep["regex"] == ";".join(values)
-    targets = {rule.get("target_label") for rule in job["relabel_configs"][1:]}
-    assert targets == adapter_rule()["resources"]["overrides"].keys()
+    ended = job["relabel_configs"][1]
+    assert (ended["regex"], ended["action"]) == ("Running", "keep")
+    targets = {rule.get("target_label") for rule in job["relabel_configs"][2:]}
+    assert targets == {"instance", *adapter_rule()["resources"]["overrides"]}
 
 
 def test_proxy_is_less_patient_than_the_gateway() -> None:

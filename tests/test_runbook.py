@@ -229,9 +229,20 @@ def test_runbook_names_what_is_not_there() -> None:
         words = shlex.split(line)
         named |= {word for word in words if re.fullmatch(r"(deployment|job|hpa|cronjob)/\S+", word)}
         if "secret" in words:
-            named.add(f"secret/{words[words.index('secret') + 1]}")
+            kind, name = words[words.index("secret") + 1 :][:2]
+            named.add(f"{kind}/{name}")
+    for ingress in rendered():
+        if ingress["kind"] == "Ingress":
+            there |= {f"tls/{tls['secretName']}" for tls in ingress["spec"]["tls"]}
     assert len(named) >= 4
     assert named <= there
+
+
+def test_secret_is_changed_where_it_is_not_kept() -> None:
+    """What is patched in the cluster is undone by the next `apply`."""
+    assert not [line for line in commands(RUNBOOK) if "patch secret" in line]
+    for heading in ("Secret rotation", "Redis loss", "Restoring a backup"):
+        assert "$ kubectl apply -k k8s/overlays/production" in section(heading)
 
 
 def test_runbook_asks_for_what_is_not_measured() -> None:

@@ -18,7 +18,11 @@ WINDOWS_D = {"30 days": 30.0, "1 day": 1.0, "1 hour": 1 / 24}
 # Two to the database for each batch and two to Redis's one answer: the claim; the COPY, whose
 # rows go when the server has agreed to take some.
 ROUND_TRIPS = 3
+# In the midst of a roll-out all old pods may still drain beside the new ones, each connection may
+# linger beside its successor, and the operators' commands run.
 CONNECTIONS_OF_A_POD = 2
+LINGERING = 2
+CONNECTIONS_OF_OPERATORS = 4
 DAY_S = 86_400
 PODS_MAX = 100_000
 _HALVINGS = 50
@@ -59,8 +63,8 @@ class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float, Meta(gt=0, description="how long the vendor waits for an answer; not published")
     ] = 10
     pod_connections: Annotated[
-        int, Meta(gt=0, description="callers that a pod can have waiting: its limit of open files")
-    ] = 65_536
+        int, Meta(gt=0, description="callers that a pod can have waiting: a limit of the gateway's")
+    ] = 10_000
     retries_s: Annotated[
         tuple[int, ...],
         Meta(description="waits before retries; published is only: up to six in 24 hours"),
@@ -201,7 +205,7 @@ class Model(NamedTuple):
         pods = self.pods(rate)
         surged = self.deployed.with_surge(pods)
         batch = self.batch(rate / pods)
-        connections = CONNECTIONS_OF_A_POD * surged
+        connections = CONNECTIONS_OF_OPERATORS + LINGERING * CONNECTIONS_OF_A_POD * (pods + surged)
         database_cores = rate * costs.database_us.at(batch.events) / 1e6
         wal_bytes = rate * costs.wal_bytes.at(batch.events)
         redis_cores = rate * costs.redis_us.at(batch.events) / 1e6

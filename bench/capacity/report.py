@@ -130,6 +130,7 @@ _GRANTED = (
     ),
     ("Redis", "not a cluster", "there a batch is several scripts, by slot"),
     ("load balancer", "even", "each ready pod has the same; one that ends finishes what it has"),
+    ("callers of the slow database", "as many as buffers hold", "so that nobody is refused"),
     ("retries", "on the second", "who was refused together comes back together"),
 )
 _LEVELS = (
@@ -191,8 +192,10 @@ def _need_rows(report: Report) -> Iterator[Row]:
     yield row("callbacks in flight in a pod", lambda n: f"{n.pod_in_flight:,.0f}", in_flight)
     yield row("events in a COPY", lambda n: f"{n.batch.events:,.0f}", "come during a commit")
     yield row("COPY statements/s", lambda n: f"{n.copies:,.0f}", "rate ÷ events in a COPY")
-    surged = f"{CONNECTIONS_OF_A_POD} · pods, with maxSurge {report.deployed.surge}"
-    yield row("database connections", lambda n: f"{n.connections:,}", surged)
+    usual = f"{CONNECTIONS_OF_A_POD} · pods"
+    yield row("database connections", lambda n: f"{CONNECTIONS_OF_A_POD * n.pods:,}", usual)
+    surged = f"all pods twice, with maxSurge {report.deployed.surge}, and lingering ones"
+    yield row("the same, in a roll-out at most", lambda n: f"{n.connections:,}", surged)
     yield row("database, cores", lambda n: f"{n.database_cores:.1f}", "rate · cost")
     yield row("WAL/s", lambda n: _bytes(n.wal_bytes), "rate · cost")
     limits = (
