@@ -36,6 +36,7 @@ class TimescaleSink:
         self._twins = Lane(database_url, commit_timeout_s, TWIN_LOCK_TIMEOUT_S)
         self._held_up_at: float | None = None
         self._tending: list[asyncio.Task[None]] = []
+        self.clock_ahead_s: float | None = 0.0
 
     @property
     def generation(self) -> str | None:
