@@ -12,11 +12,9 @@ import msgspec
 from app import normalize
 from app.event import Callback, Drop, DropReason, Event, StableName, Workspace, digest, event_id
 
-# Adjust's own name for the token is `event`; the documentation of the endpoint says `event_token`.
-TOKEN_NAMES = ("event_token", "event")
 # The identifiers of a user by rank, each with its one spelling: the first that is present counts.
-USER_NAMES: Mapping[str, Callable[[str], str]] = {
-    "user_id": str, "adid": str, "gps_adid": str.lower, "idfa": str.upper,
+USER_NAMES: Mapping[str, Callable[[str], str] | None] = {
+    "user_id": None, "adid": None, "gps_adid": str.lower, "idfa": str.upper,
 }  # fmt: skip
 NOBODY = ("nobody", "")
 STABLE_ID: tuple[StableName, ...] = ("transaction_id", "deduplication_id")
@@ -39,18 +37,21 @@ Values = Mapping[str, str]
 
 
 def parse(callback: Callback, workspace: Workspace) -> Event | Drop:
-    """Return the event of an Adjust callback, or the reason to drop it."""
+    """Return the event of an Adjust callback, or the reason to drop it.
+
+    Adjust's own name for the token is `event`; the documentation of the endpoint says
+    `event_token`.
+    """
     sent, present = callback.parameters, _present(callback.parameters)
-    source = next((name for name in TOKEN_NAMES if name in present), None)
-    names = (present[source],) if source else _activities(present)
-    for name in names:
+    token = present.get("event_token") or present.get("event")
+    names = (token,) if token else _activities(present)
+    for name in names if workspace.ignore else ():
         if name in workspace.ignore:
             return Drop(DropReason.IGNORED, name)
-    types = workspace.events if source else workspace.activities
-    event_type = next((types[name] for name in names if name in types), None)
+    event_type = workspace.events.get(token) if token else _first(workspace.activities, names)
     if event_type is None:
         # A literal placeholder is a callback URL that is set up wrongly.
-        unfilled = source is None and any(sent.get(name) for name in TOKEN_NAMES)
+        unfilled = token is None and (sent.get("event_token") or sent.get("event"))
         return Drop(DropReason.UNFILLED_PLACEHOLDER if unfilled else DropReason.UNMAPPED_EVENT)
     created_at = present.get("created_at", "")
     if not created_at and sent.get("created_at"):
@@ -63,6 +64,8 @@ def parse(callback: Callback, workspace: Workspace) -> Event | Drop:
     user_id, adid, gps_adid, idfa = identifiers
     stable_names, stable_id = _stable_id(present, _stable_names(workspace), ignored)
     is_own = workspace.stable_id is not None and stable_id is not None
+    os_name = normalize.os_name(present.get("os_name", ""))
+    country = normalize.country(present.get("country", ""))
     event = Event(
         event_id=event_id(
             vendor=workspace.vendor, app_token=workspace.app_token, event_type=event_type,
@@ -71,10 +74,8 @@ def parse(callback: Callback, workspace: Workspace) -> Event | Drop:
         ),
         occurred_at=occurred_at, received_at=callback.received_at, workspace_id=workspace.id,
         vendor=workspace.vendor, app_token=workspace.app_token, event_type=event_type,
-        user_id=user_id, adid=adid, idfa=idfa, gps_adid=gps_adid,
-        os_name=normalize.os_name(present.get("os_name", "")),
-        country=normalize.country(present.get("country", "")),
-        properties=_properties(present, source, ignored, workspace),
+        user_id=user_id, adid=adid, idfa=idfa, gps_adid=gps_adid, os_name=os_name, country=country,
+        properties=_properties(present, os_name, country, ignored, workspace),
         has_stable_id=stable_id is not None, ignored=tuple(ignored),
     )  # fmt: skip
     return _without(event, workspace.omit) if workspace.omit else event
@@ -87,6 +88,10 @@ def _present(sent: Values) -> dict[str, str]:
         for name, value in sent.items()
         if value and (value[0] != "{" or not _PLACEHOLDER.fullmatch(value))
     }
+
+
+def _first(types: Mapping[str, str], names: Iterable[str]) -> str | None:
+    return next((types[name] for name in names if name in types), None)
 
 
 def _activities(present: Values) -> tuple[str, ...]:
@@ -103,19 +108,15 @@ def _identifiers(present: Values) -> tuple[list[str | None], list[str]]:
     identifiers: list[str | None] = []
     ignored: list[str] = []
     for name, spell in USER_NAMES.items():
-        value = _identifier(present, name, ignored)
-        identifiers.append(spell(value) if value else None)
+        value = present.get(name)
+        if value is not None:
+            value = normalize.identifier(value)
+            if value is None:
+                ignored.append(name)
+            elif spell is not None:
+                value = spell(value)
+        identifiers.append(value)
     return identifiers, ignored
-
-
-def _identifier(present: Values, name: str, ignored: list[str]) -> str | None:
-    sent = present.get(name)
-    if sent is None:
-        return None
-    value = normalize.identifier(sent)
-    if value is None and name not in ignored:
-        ignored.append(name)
-    return value
 
 
 def _stable_id(
@@ -124,11 +125,13 @@ def _stable_id(
     """Return the stable ID, the first of the entries that is present, and its parameters' names."""
     for entry in entries:
         names = (entry,) if isinstance(entry, str) else entry
-        if all(name in present for name in names):
-            values = [_identifier(present, name, ignored) for name in names]
-            known = tuple(value for value in values if value is not None)
-            if len(known) == len(names):
-                return names, known[0] if len(known) == 1 else known
+        if names[0] not in present:
+            continue  # as a rule
+        values = [present[name] for name in names if name in present]
+        nothing = [name for name in names if normalize.identifier(present.get(name, "x")) is None]
+        ignored += [name for name in nothing if name not in ignored]
+        if len(values) == len(names) and not nothing:
+            return names, values[0] if len(values) == 1 else tuple(values)
     return (), None
 
 
@@ -148,16 +151,20 @@ def _stranger(present: Values, stable_names: Iterable[str]) -> tuple[str, str]:
 
 
 def _properties(
-    present: Values, source: str | None, ignored: Iterable[str], app: Workspace
+    present: Values,
+    os_name: str | None,
+    country: str | None,
+    ignored: Iterable[str],
+    app: Workspace,
 ) -> dict[str, str]:
     """Return every parameter that has no column, as the text that was sent."""
     properties = {name: value for name, value in present.items() if name not in _IN_COLUMNS}
-    if source == "event":
+    if "event" in properties and "event_token" not in properties:
         properties["event_token"] = properties.pop("event")
-    # Where the column has less than was sent, the text is kept as well.
-    if present.get("os_name", "ios").lower() not in ("ios", "android"):
+    # Where the column says less than was sent, the text is kept as well.
+    if "os_name" in present and present["os_name"].lower() != os_name:
         properties["os_name"] = present["os_name"]
-    if "country" in present and normalize.country(present["country"]) is None:
+    if "country" in present and country is None:
         properties["country"] = present["country"]
     for name in ignored:
         if normalize.is_nothing(present[name]):

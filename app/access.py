@@ -1,10 +1,11 @@
 """May this caller speak for this app? Secrets and addresses."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from hmac import compare_digest
 from ipaddress import IPv6Address, ip_address
+from typing import NamedTuple
 
 from app.callback import clean, decode, escape, find
 from app.errors import NotConfigured, Unverified
@@ -21,21 +22,29 @@ CREDENTIAL_HEADERS = ("x-flokit-secret", "authorization")
 _BEARER = re.compile(r"bearer +", re.IGNORECASE)
 
 
+class _Secret(NamedTuple):
+    text: bytes
+    owner: str
+    place: int
+
+
 class Access:
     """Verifies callers against the secrets and allowlists of the settings."""
 
     def __init__(self, vendors: Mapping[str, VendorAccess]) -> None:
         self._allowlists = {vendor: access.allowlist for vendor, access in vendors.items()}
-        # By owner: a workspace as `secret_owner` writes it, or the empty text for the vendor's own.
+        # By owner: a workspace as `secret_owner` writes it, the empty text for the vendor itself.
         self._secrets = {
             vendor: {
-                owner: tuple(secret.encode() for secret in secrets)
+                owner: [
+                    _Secret(secret.encode(), owner, place) for place, secret in enumerate(secrets)
+                ]
                 for owner, secrets in {"": access.secrets, **access.workspaces}.items()
                 if secrets
             }
             for vendor, access in vendors.items()
         }
-        # Whether each secret was accepted since `used` was last reset, by its place in the list.
+        # Whether each secret was accepted since it was last reset, by vendor, owner and place.
         self.used = {
             vendor: {owner: [False] * len(secrets) for owner, secrets in owners.items()}
             for vendor, owners in self._secrets.items()
@@ -51,28 +60,23 @@ class Access:
         empty where the proxies did not tell it. Raises NotConfigured where no secret is
         configured, else Unverified.
         """
-        secrets = self._secrets.get(vendor, {})
-        owners: Collection[str] = secrets.keys()
-        if workspace is not None:
-            own = secret_owner(workspace)
-            owners = (own,) if own in secrets else ("",) if "" in secrets else ()
-        if not owners:
+        owners = self._secrets.get(vendor, {})
+        if workspace is None:
+            valid = [secret for secrets in owners.values() for secret in secrets]
+        else:
+            valid = owners.get(secret_owner(workspace)) or owners.get("", [])
+        if not valid:
             raise NotConfigured("no_secret_configured")
         allowlist = self._allowlists[vendor]
         if allowlist and (len(address) > _ADDRESS_MAX or not _is_allowed(address, allowlist)):
             raise Unverified("address_not_allowed")
         # Every secret is compared, so that the time tells nothing about which one came close.
         matches = [
-            (owner, place)
-            for owner in owners
-            for place, configured in enumerate(secrets[owner])
-            for sent in candidates
-            if compare_digest(sent, configured)
+            secret for secret in valid for sent in candidates if compare_digest(sent, secret.text)
         ]
         if not matches:
             raise Unverified("wrong_secret")
-        owner, place = matches[0]
-        self.used[vendor][owner][place] = True
+        self.used[vendor][matches[0].owner][matches[0].place] = True
 
 
 def sent_secrets(query: bytes, headers: Mapping[str, str]) -> Sequence[bytes]:
@@ -80,8 +84,10 @@ def sent_secrets(query: bytes, headers: Mapping[str, str]) -> Sequence[bytes]:
 
     `query` is the raw query of the URL; the names of `headers` are in lower case.
     """
-    value = find(query, b"secret")
+    value = find(query, b"secret=")
     if value is not None:
+        if value.isalnum():  # as a rule
+            return (value,)
         text = _decoded(value)
         return () if text is None else (text.encode("utf-8", "surrogatepass"),)
     for name in CREDENTIAL_HEADERS:
@@ -94,17 +100,26 @@ def sent_secrets(query: bytes, headers: Mapping[str, str]) -> Sequence[bytes]:
 
 def sent_app_token(query: bytes) -> str | None:
     """Return the clean app token of a raw query; None where there is none."""
-    value = find(query, b"app_token")
-    text = _decoded(value) if value else None
+    value = find(query, b"app_token=")
+    if not value or value.isalnum():  # as a rule
+        return value.decode() if value else None
+    text = _decoded(value)
     return clean(text) if text else None
 
 
 def _decoded(value: bytes) -> str | None:
-    return decode(escape(value).decode("ascii")) if len(value) <= _ENCODED_MAX_BYTES else None
+    """Return a value as it was meant; None where it is longer than any that is configured."""
+    if len(value) > _ENCODED_MAX_BYTES:
+        return None
+    if b"%" in value or b"+" in value:
+        return decode(escape(value).decode("ascii"))
+    return value.decode("utf-8", "replace")
 
 
 class PublicHeaders(Mapping[str, str]):
     """The headers of a request but for those that may hold a secret; read only when asked for."""
+
+    __slots__ = ("_headers",)
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         self._headers = headers

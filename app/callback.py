@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -25,17 +25,18 @@ def escape(raw: bytes) -> bytes:
 
 
 def find(query: bytes, name: bytes) -> bytes | None:
-    """Return the value of a parameter whose name is sent literally, still encoded; the first one.
+    """Return the value of the first parameter that begins with `name`, still encoded, or None.
 
-    None where there is none. Nothing else is taken apart: 64 KB cost 30 µs.
+    `name` ends with the equals sign, and counts where it is sent literally. Nothing else of the
+    query is taken apart, so that a stranger's request costs next to nothing.
     """
-    if query.startswith(name + b"="):
-        start = len(name) + 1
+    if query.startswith(name):
+        start = len(name)
     else:
-        place = query.find(b"&" + name + b"=")
+        place = query.find(b"&" + name)
         if place < 0:
             return None
-        start = place + len(name) + 2
+        start = place + 1 + len(name)
     end = query.find(b"&", start)
     return query[start:] if end < 0 else query[start:end]
 
@@ -45,41 +46,35 @@ def clean(text: str) -> str:
     return _LONE_SURROGATE.sub("", text.replace("\x00", "")).strip(WHITE_SPACE)
 
 
-def split_form(raw: bytes) -> dict[str, str]:
-    """Return the parameters of a query string or form, still encoded; the first of a name wins."""
-    if raw.translate(None, _SAFE):
-        raw = escape(raw)
-    pairs = raw.decode("ascii").split("&")
-    pairs.reverse()  # the first of a name is the last to be entered
-    parameters = {name: value for pair in pairs for name, _, value in (pair.partition("="),)}
-    # Names are hardly ever encoded: to look at all of them at once saves 1 µs.
-    names = "".join(parameters)
-    if "%" in names or "+" in names:
-        encoded = (pair.partition("=") for pair in pairs)
-        return {clean(decode(name)): value for name, _, value in encoded}
-    return parameters
-
-
 def decode(value: str) -> str:
     """Undo form encoding. Broken escapes stay as they are, undecodable bytes become U+FFFD."""
     value = value.replace("+", " ")
     return unquote_to_bytes(value).decode("utf-8", "replace") if "%" in value else value
 
 
-def clean_form(parameters: Mapping[str, str]) -> dict[str, str]:
-    """Decode and clean every value of `split_form`."""
-    # A value without an escape is clean already, and most are: the test saves three quarters.
-    return {
-        name: clean(decode(value)) if "%" in value or "+" in value else value
-        for name, value in parameters.items()
-    }
-
-
 def parse_form(raw: bytes) -> dict[str, str]:
-    """Return the clean parameters of a query string or form; raises TooManyParameters."""
+    """Return the clean parameters of a query string or form; the first of a name wins.
+
+    Raises TooManyParameters.
+    """
     if raw.count(b"&") >= PARAMETERS_MAX:
         raise TooManyParameters("too_many_parameters")
-    return clean_form(split_form(raw))
+    if raw.translate(None, _SAFE):
+        raw = escape(raw)
+    pairs = raw.decode("ascii").split("&")
+    pairs.reverse()  # the first of a name is the last to be entered
+    # A value without an escape is clean already, and most are: the test saves three quarters.
+    parameters = {
+        name: clean(decode(value)) if "%" in value or "+" in value else value
+        for pair in pairs
+        for name, _, value in (pair.partition("="),)
+    }
+    # Names are hardly ever encoded: to look at all of them at once saves 1 µs.
+    names = "".join(parameters)
+    if "%" in names or "+" in names:
+        decoded = (pair.partition("=") for pair in pairs)
+        return {clean(decode(name)): clean(decode(value)) for name, _, value in decoded}
+    return parameters
 
 
 def parse_body(content_type: str, body: bytes) -> dict[str, str] | None:

@@ -14,6 +14,10 @@ NOTHING = frozenset({
 })  # fmt: skip
 _PAIRS = {"(": ")", "<": ">", "[": "]", '"': '"', "'": "'", "`": "`"}
 _NOTHING_MAX = max(map(len, NOTHING)) + 2
+# Most identifiers begin with none of these, so that one look is enough.
+_SUSPECT = frozenset(
+    {*"-0", *_PAIRS, *(word[0] for word in NOTHING), *(word[0].upper() for word in NOTHING)}
+)
 
 _SECOND_DIGITS = 10
 _MILLISECOND_DIGITS = 13  # of a moment of this era
@@ -31,7 +35,9 @@ _ISO = re.compile(
 
 def identifier(text: str) -> str | None:
     """Return an identifier as it was sent; None where it is a word for nothing, or all zeros."""
-    return None if is_nothing(text) or is_zero(text) else text
+    if text[:1] in _SUSPECT and (is_nothing(text) or is_zero(text)):
+        return None
+    return text
 
 
 def is_nothing(text: str) -> bool:
@@ -46,7 +52,7 @@ def is_nothing(text: str) -> bool:
 
 def is_zero(text: str) -> bool:
     """Whether an identifier is all zeros, as every device has it whose user denied tracking."""
-    return text[:1] in ("0", "-") and _ALL_ZERO.fullmatch(text) is not None
+    return _ALL_ZERO.fullmatch(text) is not None
 
 
 def country(text: str) -> str | None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import adapters
 from adapters import adjust
-from app.callback import clean_form, parse_body, split_form
+from app.callback import parse_body, parse_form
 from app.event import Callback, Drop, Event, Outcome, Workspace
 from sinks.timescale import TimescaleSink
 from tests.client import post
@@ -138,7 +138,7 @@ async def test_every_event_can_be_stored(database_url: str) -> None:
     @given(PAIRS.map(lambda pairs: pairs + GOOD) | PAIRS, st.binary(max_size=50))
     def parse(pairs: list[tuple[str, bytes]], body: bytes) -> None:
         for more in (body, as_form(pairs), as_json(pairs)):
-            query = clean_form(split_form(as_form(pairs)))
+            query = parse_form(as_form(pairs))
             in_body = parse_body("application/json" if more[:1] == b"{" else "", more) or {}
             callback = Callback(
                 query=query, parameters=in_body | query, received_at=datetime.now(UTC)
