@@ -204,6 +204,19 @@ async def test_buffer_full(gateways: Gateways) -> None:
     assert (await gateway.callback(user_id="second")).json == WRITTEN
 
 
+async def test_too_many_parameters_are_refused(server: Process) -> None:
+    """More parameters than any vendor sends are refused for good, once the secret is verified."""
+    many = "&a=1" * 4_000
+    refused = (400, {"error": "Too many parameters."})
+    answer = await server.send(query() + many)
+    assert (answer.status, answer.json) == refused
+    for body in (many[1:] + "&a=1", "{" + ",".join(f'"a{n}":1' for n in range(4_001)) + "}"):
+        answer = await server.post(body.encode())
+        assert (answer.status, answer.json) == refused
+    assert (await server.send(query(secret="wrong") + many)).status == 401
+    assert (await server.send(query(user_id="many") + many[:12_000])).json == WRITTEN
+
+
 async def test_long_get_is_served(server: Process) -> None:
     """Adjust puts everything into the URL: 60 KB of it are served."""
     target = f"/ingest/adjust?{query(user_agent='A' * 60_000, user_id='long_get')}"

@@ -36,7 +36,8 @@ from bench.contenders import PATH
 POOL_SIZE = 16
 SEEN_WINDOW_S = 30 * 86_400
 IN_COLUMNS = {
-    "secret", "app_token", "created_at", "user_id", "adid", "idfa", "gps_adid", "os_name", "country",
+    "secret", "app_token", "created_at", "user_id", "adid", "idfa", "gps_adid", "os_name",
+    "country",
 }  # fmt: skip
 INSERT = """
 INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, app_token,
