@@ -18,7 +18,7 @@ from bench.faults import FAULTS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-FOLDERS = ("app", "adapters", "sinks", "tests", "bench", "k8s", ".ci", ".github")
+FOLDERS = ("app", "adapters", "sinks", "tests", "bench", "docs", "k8s", ".ci", ".github")
 
 
 def texts() -> Iterator[Path]:
