@@ -7,7 +7,7 @@ from hmac import compare_digest
 from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
-from app.callback import clean, decode, escape, find
+from app.callback import clean, decode, find
 from app.errors import NotConfigured, Unverified
 from app.settings import SECRET_MAX, Network, VendorAccess, secret_owner
 
@@ -109,11 +109,7 @@ def sent_app_token(query: bytes) -> str | None:
 
 def _decoded(value: bytes) -> str | None:
     """Return a value as it was meant; None where it is longer than any that is configured."""
-    if len(value) > _ENCODED_MAX_BYTES:
-        return None
-    if b"%" in value or b"+" in value:
-        return decode(escape(value).decode("ascii"))
-    return value.decode("utf-8", "replace")
+    return decode(value) if len(value) <= _ENCODED_MAX_BYTES else None
 
 
 class PublicHeaders(Mapping[str, str]):
