@@ -284,8 +284,9 @@ async def test_whole_file_takes_every_url(
 async def test_secret_of_a_workspace_is_its_only_one(gateways: Gateways) -> None:
     """The common secret is turned away, the old and the new one are not, nor is one in a header."""
     (gateways.folder / "workspaces.toml").write_text(workspaces())
-    own = {"ADJUST_CALLBACK_SECRET__WS_DEMO": f"{SECRET},old"}
-    gateway = await gateways.start(ADJUST_CALLBACK_SECRET="common", **own)
+    gateway = await gateways.start(
+        ADJUST_CALLBACK_SECRET="common", ADJUST_CALLBACK_SECRET__WS_DEMO=f"{SECRET},old"
+    )
     for sent, status in (("common", 401), ("old", 200), (SECRET, 200)):
         assert (await get(gateway.port, EVENTS.target(secret=sent))).status == status
     silent = EVENTS.target(secret=None)
