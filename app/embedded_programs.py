@@ -20,6 +20,7 @@ from pathlib import Path
 from app.embedded_process import EmbeddedError, run
 
 RELEASE = "trixie"
+SERVERS = ("postgresql-17-timescaledb", "redis-server")
 RECIPE = 2  # to be raised when unpack() makes something else of the same packages
 UPDATE_TIMEOUT_S = 60
 DOWNLOAD_TIMEOUT_S = 600
@@ -65,7 +66,7 @@ def find(*, fallback: bool, say: Callable[[str], None]) -> Programs:
     """Return Debian's TimescaleDB and Redis, or where these are not to be had the fallback's."""
     if not fallback:
         try:
-            root = unpack(["postgresql-17-timescaledb", "redis-server"], say=say)
+            root = unpack(SERVERS, say=say)
             postgres, redis = root / "usr/lib/postgresql/17/bin", root / "usr/bin/redis-server"
             return Programs(postgres, redis, "unpacked from Debian's packages")
         except (EmbeddedError, OSError) as why:
