@@ -353,9 +353,8 @@ def test_two_that_unpack_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(said) == 1
     greeting = subprocess.check_output([root / "usr/bin/hello"], text=True)
     assert greeting == "Hello, world!\n"
-    begun = time.monotonic()
     assert unpack(["hello"], say=said.append) == root
-    assert time.monotonic() - begun < 0.5
+    assert len(said) == 1  # nothing is downloaded again
     assert sorted(path.name for path in root.parent.iterdir()) == [root.name, f"{root.name}.lock"]
 
 
