@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import re
 import time
 import tomllib
@@ -145,12 +146,14 @@ def read(path: Path, vendors: Collection[str]) -> Apps:
 def _read_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            text = file.read(FILE_MAX_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > FILE_MAX_BYTES:
+                raise WorkspacesError(f"larger than {FILE_MAX_BYTES} bytes")
+            # Not up to the limit: a buffer of 16 MB each second, cut to the size of the file, let
+            # the allocator's heap grow by two files a second, up to 30 MB.
+            return file.read(size)
     except OSError as error:
         raise WorkspacesError(error.strerror or str(error)) from None
-    if len(text) > FILE_MAX_BYTES:
-        raise WorkspacesError(f"larger than {FILE_MAX_BYTES} bytes")
-    return text
 
 
 class Workspaces:
