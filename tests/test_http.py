@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from app.edge import BODY_MAX_BYTES, HEAD_MAX_BYTES
+from app.edge import BODY_MAX_BYTES
+from app.head import HEAD_MAX_BYTES
 from tests.client import UNANSWERED, exchange, get, head, post
 from tests.gateways import Gateways, Process, Running, query
 
@@ -140,6 +141,8 @@ async def test_no_secret_configured(gateways: Gateways) -> None:
 @pytest.mark.parametrize("path", ["/ingest/adjust", "/ingest/nobody", "/healthz"])
 async def test_another_method(server: Process, method: str, path: str) -> None:
     """What is not served is refused in the same shape."""
+    if (method, path) == ("HEAD", "/healthz"):
+        pytest.skip("served, for probes")
     answer_bytes = head(method, f"{path}?{query()}", headers={"Connection": "close"})
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(answer_bytes)
