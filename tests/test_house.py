@@ -71,9 +71,9 @@ PARTS = {"Access", "Ingest", "RedisClaims", "TimescaleSink", "Workspaces", "Writ
 # What keeps connections, to callers, Redis and the database, is below it.
 REQUEST_PATH = (
     "app/head.py", "app/usual.py", "app/edge.py", "app/server.py", "app/ingest.py",
-    "app/callback.py", "app/access.py", "adapters/adjust.py", "app/normalize.py", "app/event.py", "app/errors.py",
-    "app/buffer.py", "app/commit.py", "app/claims.py", "sinks/timescale.py",
-    "sinks/writes.py", "sinks/encoding.py",
+    "app/callback.py", "app/access.py", "adapters/adjust.py", "app/normalize.py",
+    "app/event.py", "app/errors.py", "app/buffer.py", "app/commit.py", "app/claims.py",
+    "sinks/timescale.py", "sinks/writes.py", "sinks/encoding.py",
 )  # fmt: skip
 
 
