@@ -18,11 +18,11 @@ from multiprocessing.context import SpawnProcess
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from app import signals
+
 # A worker that ends at once, again and again, must not keep the machine busy.
 REPLACE_AFTER_S = 1.0
 LOOK_S = 0.1
-# What tells the parent, a worker, and a process without workers to end.
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class _Workers:
         self._missing = [0.0] * number  # from when on each that is missing may be started
 
     def run(self) -> None:
-        for number in SIGNALS:
+        for number in signals.ENDING:
             signal.signal(number, self._stop)
         while self._started_at or not self._is_told:
             self._start_missing()
@@ -56,7 +56,7 @@ class _Workers:
                 self._tell_workers()
             for process in [p for p in self._started_at if p.sentinel in ended]:
                 self._bury(process)
-        for number in SIGNALS:
+        for number in signals.ENDING:
             signal.signal(number, signal.SIG_IGN)  # there is nothing left to stop
 
     def _start_missing(self) -> None:
