@@ -198,7 +198,9 @@ async def _look_at_server(settings: Settings) -> None:
         )
         server = await schema.inspect(connection)
         await connection.close()
-    except (schema.NoAnswer, asyncpg.PostgresError, OSError, TimeoutError) as error:
+    except (
+        schema.NoAnswer, schema.SchemaError, asyncpg.PostgresError, OSError, TimeoutError,
+    ) as error:  # fmt: skip
         log.warning("the database does not answer yet", extra={"error": str(error)})
         return
     if lacking := server.lacking(settings.commit_timeout_s):
