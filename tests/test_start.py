@@ -21,6 +21,7 @@ from app.settings import read_settings
 from bench.gateway import bound
 from tests.client import UNANSWERED, get
 from tests.gateways import PATIENCE_S, ROOT, Process, Services, inherited, query
+from tests.test_serve import workers_of
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 RUNS = Callable[..., Process]
@@ -128,6 +129,31 @@ def test_interrupt_has_no_traceback(run: RUNS, command: str) -> None:
     _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == -signal.SIGINT
     assert errors == b""
+
+
+async def test_interrupted_workers_have_no_traceback(run: RUNS) -> None:
+    """Ctrl-C, which the terminal sends to every process, is the parent's to hear."""
+    process = run(WORKERS="2")
+    for delay_s in (0.05, 0.2, 0.4):  # wherever in the start of the workers that is
+        started = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            cwd=ROOT,
+            env=inherited() | process.environ,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while not workers_of(started.pid):
+                    await asyncio.sleep(0)
+                await asyncio.sleep(delay_s)
+                os.killpg(started.pid, signal.SIGINT)
+                _, errors = await started.communicate()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+        assert b"Traceback" not in errors, errors.decode()
+        assert started.returncode == 0
 
 
 async def test_file_whose_read_hangs_does_not_hold_the_end(run: RUNS) -> None:
