@@ -20,6 +20,7 @@ from app.metrics import WORKSPACES_LOADED, WORKSPACES_REFUSED, WORKSPACES_VERSIO
 from app.settings import secret_owner
 
 POLL_S = 1.0
+LOOK_TIMEOUT_S = 5.0
 FILE_MAX_BYTES = 16 * 1024 * 1024
 
 # Values that end up in an index or a metric are short, and can be stored.
@@ -177,7 +178,12 @@ class Workspaces:
         while True:
             await asyncio.sleep(POLL_S)
             # The file may be on a slow volume: the callbacks do not wait for it.
-            look = await asyncio.to_thread(self._look)
+            looking = asyncio.create_task(asyncio.to_thread(self._look))
+            if not (await asyncio.wait([looking], timeout=LOOK_TIMEOUT_S))[0]:
+                WORKSPACES_REFUSED.set(1)
+                log.error("the workspaces file is not read", extra={"file": str(self._path)})
+                self._judged = ""  # whatever it says is judged anew
+            look = await looking
             # A file that is being written may be good, and not whole: it counts when it has
             # stayed the same from one look to the next.
             if look == seen and look != self._judged:
