@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -14,7 +15,8 @@ from sinks import schema
 from sinks.session import NotReplicated
 from sinks.timescale import TimescaleSink
 from tests.events import event, events, stored
-from tests.gateways import PATIENCE_S, POLL_S
+from tests.gateways import PATIENCE_S, POLL_S, environment
+from tests.test_commands import run
 
 WRITTEN, DUPLICATE, CONTESTED = Outcome.WRITTEN, Outcome.DUPLICATE, Outcome.CONTESTED
 COMMIT_TIMEOUT_S = 60.0
@@ -254,3 +256,16 @@ async def test_role_asks_for_less(
             await writing
     await server.operator.execute(f"ALTER DATABASE flokit RESET {name}")
     await server.operator.execute(f"ALTER SYSTEM RESET {name}")
+
+
+async def test_check_tells_that_nobody_confirms(
+    servers: Embedded, server: Server, tmp_path: Path
+) -> None:
+    """`check` says whether standbys are configured, and that none of them is there."""
+    environ = environment(servers.database_url, servers.redis_url, tmp_path)
+    line = "database setting synchronous_standby_names:"
+    ended = await asyncio.to_thread(run, "check", **environ)
+    assert (ended.returncode, f"ok       {line} none" in ended.stdout) == (0, True)
+    await server.standbys("nobody")
+    ended = await asyncio.to_thread(run, "check", **environ)
+    assert (ended.returncode, f"FAILED   {line} nobody: none of" in ended.stdout) == (1, True)
