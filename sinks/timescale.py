@@ -36,12 +36,16 @@ class TimescaleSink:
         self._twins = Lane(database_url, commit_timeout_s, TWIN_LOCK_TIMEOUT_S)
         self._held_up_at: float | None = None
         self._tending: list[asyncio.Task[None]] = []
-        self.clock_ahead_s: float | None = 0.0
 
     @property
     def generation(self) -> str | None:
         """Which data the batches go to; None while that is not known."""
         return self._batches.generation
+
+    @property
+    def clock_ahead_s(self) -> float | None:
+        """See `Sink`. Measured each second; known for ten."""
+        return self._batches.clock_ahead_s
 
     async def write(self, events: Sequence[Event], *, contested: bool) -> Sequence[Outcome]:
         """See `Sink`. Takes no longer than the commit time-out."""

@@ -25,10 +25,12 @@ FORBIDDEN_ROOMS = {"utils", "util", "common", "core", "base", "helpers", "helper
 # The first row that a room fits counts.
 GROUND = ("app.errors", "app.event", "app.metrics", "app.settings", "app.callback")
 PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
-    (4, "app.__main__", ("app.*", "adapters", "sinks.schema"), ("asyncpg",)),
-    (4, "app.check", ("app.*", "adapters", "sinks.schema"), ("asyncpg", "redis")),
-    (4, "app.dev", ("app.*", "sinks.schema"), ()),
-    (3, "app.serve", ("app.*", "sinks.schema"), ("asyncpg", "sanic")),
+    (4, "app.__main__", ("app.*", "sinks.*"), ("asyncpg",)),
+    (4, "app.check", ("app.*", "adapters"), ("redis",)),
+    (4, "app.check_database", ("app.report", "app.settings", "sinks.*"), ("asyncpg",)),
+    (4, "app.report", (), ()),
+    (4, "app.dev", ("app.*", "sinks.*"), ()),
+    (3, "app.serve", ("app.*", "sinks.*"), ("asyncpg", "sanic")),
     (3, "app.server", ("app.*", "adapters", "sinks", "sinks.timescale"), ("*",)),
     (3, "app.edge", (*GROUND, "app.connections", "app.head", "app.usual"), ("sanic",)),
     (3, "app.head", GROUND, ("sanic",)),
