@@ -75,7 +75,8 @@ REQUEST_PATH = (
     "app/head.py", "app/usual.py", "app/edge.py", "app/server.py", "app/ingest.py",
     "app/callback.py", "app/access.py", "adapters/adjust.py", "app/normalize.py",
     "app/event.py", "app/errors.py", "app/buffer.py", "app/commit.py", "app/claims.py",
-    "sinks/timescale.py", "sinks/writes.py", "sinks/encoding.py",
+    "sinks/timescale.py", "sinks/chunks.py", "sinks/writes.py", "sinks/search.py",
+    "sinks/encoding.py",
 )  # fmt: skip
 
 
