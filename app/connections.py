@@ -21,7 +21,7 @@ RESERVED_FILES = 64
 RECEIVED_MAX_BYTES = 128 * 1024 * 1024
 # A request of this size stays, however many others there are: connections are limited too.
 SMALL_BYTES = 4 * 1024
-# How much may come in before they are added up again, which takes 2 ms for 10,000 connections.
+# How much may come in before they are added up again, over thousands of connections.
 ADD_UP_BYTES = 8 * 1024 * 1024
 
 
@@ -37,17 +37,18 @@ class ReceiveBudget:
         if self._received < ADD_UP_BYTES:
             return
         self._received = 0
-        sizes = [(connection.received_bytes, connection) for connection in connections]
         # What comes in until the next time has room too.
-        excess = sum(size for size, _ in sizes) - (RECEIVED_MAX_BYTES - ADD_UP_BYTES)
+        excess = sum(connection.received_bytes for connection in connections)
+        excess -= RECEIVED_MAX_BYTES - ADD_UP_BYTES
         if excess <= 0:
             return
-        large = [(size, connection) for size, connection in sizes if size > SMALL_BYTES]
-        for size, connection in sorted(large, key=_largest_then_oldest):
+        large = [each for each in connections if each.received_bytes > SMALL_BYTES]
+        large.sort(key=_largest_then_oldest)
+        for connection in large:
             if excess <= 0:
                 break
             if connection.is_unfinished:
-                excess -= size
+                excess -= connection.received_bytes
                 connection.refuse("no_room")
 
 
@@ -149,9 +150,8 @@ class Connection(HttpProtocol):
         self.refuse("answers_not_read")
 
 
-def _largest_then_oldest(sized: tuple[int, Connection]) -> tuple[int, float]:
-    size, connection = sized
-    return -size, connection.last_active_at
+def _largest_then_oldest(connection: Connection) -> tuple[int, float]:
+    return -connection.received_bytes, connection.last_active_at
 
 
 def _connections_max() -> int:

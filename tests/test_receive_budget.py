@@ -159,10 +159,13 @@ class Silent:
 
 def test_adding_up_is_cheap() -> None:
     """Adding up ten thousand connections, and choosing some of them, holds nobody up."""
-    silent = [Silent() for _ in range(10_000)]
-    budget, before = ReceiveBudget(), thread_time()
-    budget.spend(connections.ADD_UP_BYTES, cast("list[Connection]", silent))
-    assert thread_time() - before < 0.1  # 10 ms where nothing else runs
+    costs = []
+    for _ in range(3):  # it may be this thread's turn to collect the garbage of other tests
+        silent = [Silent() for _ in range(10_000)]
+        budget, before = ReceiveBudget(), thread_time()
+        budget.spend(connections.ADD_UP_BYTES, cast("list[Connection]", silent))
+        costs.append(thread_time() - before)
+    assert min(costs) < 0.06  # a small part of it where nothing else runs
     refused = sum(connection.refused for connection in silent)
     assert 0 < refused < 1_500
     left = 13_000 * (10_000 - refused)
