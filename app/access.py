@@ -137,7 +137,8 @@ def counted_address(forwarded: Sequence[str], proxies: int) -> str:
 
     Counted from the end, empty entries too: whatever stands further left may be forged.
     """
-    entries = ",".join(forwarded).split(",")
+    # From the end alone: a stranger may send thousands.
+    entries = ",".join(forwarded).rsplit(",", proxies)
     return entries[-proxies].strip() if len(entries) >= proxies else ""
 
 

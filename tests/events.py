@@ -13,6 +13,8 @@ from sinks.schema import read_identity
 from sinks.timescale import TimescaleSink
 
 OCCURRED_AT = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+# The `created_at` of `tests.gateways.query`.
+FIRST_CALLBACK_AT = datetime.fromtimestamp(1_750_500_000, UTC)
 
 
 def event(name: str, **fields: Any) -> Event:
