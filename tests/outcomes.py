@@ -1,0 +1,58 @@
+"""What gateways that are processes tell of a callback, until they tell something final."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from redis.asyncio import Redis
+
+from tests.client import Answer
+from tests.gateways import PATIENCE_S, POLL_S, Process, Target
+
+Parameters = Mapping[str, str]
+
+
+def callbacks(user: str) -> dict[str, Parameters]:
+    """A callback without a stable ID and one with it, by what they are."""
+    return {
+        "usual": {"user_id": f"{user}-usual"},
+        "stable": {"user_id": f"{user}-stable", "transaction_id": user},
+    }
+
+
+def told(answer: Answer) -> str:
+    """The word of an answer: `written`, `duplicate` or `dropped`, or else its status."""
+    if answer.status != 200:
+        return str(answer.status)
+    receipt = msgspec.json.decode(answer.body, type=dict[str, int])
+    [word] = [word for word, number in receipt.items() if number and word != "received"]
+    return word
+
+
+async def outcome(gateway: Target, callback: Parameters) -> str:
+    """Send a callback once, and return what was told."""
+    return told(await gateway.callback(**callback))
+
+
+async def until_told(gateway: Target, callback: Parameters) -> str:
+    """Send a callback again and again, as a vendor does, until it is final; return the word."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            word = await outcome(gateway, callback)
+            if not word.isdigit():
+                return word
+            await asyncio.sleep(POLL_S)
+
+
+async def forget(redis_url: str) -> None:
+    """Empty a Redis."""
+    async with Redis.from_url(redis_url) as redis:
+        await redis.flushall()
+
+
+def serving(database_url: str, redis_url: str, folder: Path, **settings: str) -> Process:
+    """A gateway with a folder of its own inside of `folder`; `with` starts and stops it."""
+    home = folder / f"gateway-{len(list(folder.iterdir()))}"
+    home.mkdir()
+    return Process(database_url, redis_url, home, **settings)

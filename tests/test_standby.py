@@ -1,0 +1,193 @@
+"""A synchronous standby that is away: nothing is told before it has the row."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gateways import Process, Services
+from tests.outcomes import Parameters, callbacks, forget, outcome, serving, until_told
+from tests.postgres_topologies import (
+    HYPERTABLE,
+    OWNER,
+    PLAIN,
+    Pair,
+    ask,
+    tell,
+    until_waiting,
+    url_of,
+)
+
+# Soon over; the servers look for a deadlock after 100 ms.
+HASTY = {"COMMIT_TIMEOUT_S": "1", "CLAIM_LEASE_S": "2"}
+# Whatever ends a wait of these, it is not their own time-out.
+PATIENT = {"COMMIT_TIMEOUT_S": "20", "CLAIM_LEASE_S": "40"}
+COUNT = "SELECT count(*) FROM events WHERE user_id = $1"
+in_both_tables = pytest.mark.parametrize("database", [HYPERTABLE, PLAIN])
+
+
+@pytest.fixture
+async def pair(postgres_pair: Pair) -> AsyncIterator[Pair]:
+    """A primary and a synchronous standby, both well."""
+    await postgres_pair.mend()
+    yield postgres_pair
+    # A gateway that is still there would wait for it to the end.
+    postgres_pair.standby.resume()
+
+
+@pytest.fixture
+def patient(pair: Pair, services: Services, tmp_path: Path, database: str) -> Iterator[Process]:
+    """A gateway that waits for a standby longer than any test does."""
+    url = url_of(pair.primary, database=database)
+    with serving(url, services.redis_url, tmp_path, **PATIENT) as gateway:
+        gateway.wait_until_ready()
+        yield gateway
+
+
+async def assert_waits(pair: Pair, answer: asyncio.Task[str]) -> None:
+    """Fail unless a commit waits for the standby, and what asks for it has not been told."""
+    waiting = asyncio.create_task(until_waiting(pair.primary))
+    await asyncio.wait([waiting, answer], return_when=asyncio.FIRST_COMPLETED)
+    assert not answer.done(), f"told {answer.result()} without a standby"
+    await waiting
+
+
+async def assert_standby_has(pair: Pair, database: str, *users: str) -> None:
+    """Fail unless one row of each is there when the primary burns down now."""
+    pair.primary.kill()
+    await pair.promote()
+    for user in users:
+        assert await ask(pair.primary, COUNT, user, database=database) == 1, user
+
+
+@in_both_tables
+async def test_retry_waits_for_the_standby(
+    pair: Pair, services: Services, tmp_path: Path, database: str
+) -> None:
+    """A row that is visible and on no standby is a 500 at each retry, then a duplicate for good."""
+    sent = callbacks(f"retried-{database}").values()
+    url = url_of(pair.primary, database=database)
+    with serving(url, services.redis_url, tmp_path, **HASTY) as gateway:
+        gateway.wait_until_ready()
+        pair.standby.pause()
+        for callback in sent:
+            assert await outcome(gateway, callback) == "500"
+            assert await ask(pair.primary, COUNT, callback["user_id"], database=database) == 1
+            assert await outcome(gateway, callback) == "500"
+            await forget(services.redis_url)
+            assert await outcome(gateway, callback) == "500"
+        pair.standby.resume()
+        assert {await until_told(gateway, callback) for callback in sent} == {"duplicate"}
+        users = [callback["user_id"] for callback in sent]
+        await assert_standby_has(pair, database, *users)
+
+
+@in_both_tables
+async def test_batch_of_duplicates_waits_for_the_standby(
+    pair: Pair, services: Services, tmp_path: Path, database: str
+) -> None:
+    """Retries of many at once are told nothing either, beside what is new."""
+    sent: list[Parameters] = [
+        callback for number in range(5)
+        for callback in callbacks(f"many-{number}-{database}").values()
+    ]  # fmt: skip
+    url = url_of(pair.primary, database=database)
+    with serving(url, services.redis_url, tmp_path, **HASTY) as gateway:
+        gateway.wait_until_ready()
+        pair.standby.pause()
+        for some in (sent[:-2], sent, sent):
+            answers = await asyncio.gather(*(outcome(gateway, callback) for callback in some))
+            assert set(answers) == {"500"}
+        pair.standby.resume()
+        told = await asyncio.gather(*(until_told(gateway, callback) for callback in sent))
+        assert set(told) <= {"written", "duplicate"}
+    for callback in sent:
+        assert await ask(pair.primary, COUNT, callback["user_id"], database=database) == 1
+
+
+@in_both_tables
+@pytest.mark.parametrize("way", ["pg_cancel_backend", "pg_terminate_backend"])
+async def test_ended_wait_is_not_an_answer(
+    pair: Pair, patient: Process, database: str, way: str
+) -> None:
+    """A wait for the standby that an administrator ends is a 500, and the retry waits too."""
+    for kind, callback in callbacks(f"{way}-{database}").items():
+        pair.standby.pause()
+        answer = asyncio.create_task(outcome(patient, callback))
+        await assert_waits(pair, answer)
+        for pid in await until_waiting(pair.primary):
+            await tell(pair.primary, f"SELECT {way}({pid})")
+        assert await answer == "500", kind
+        retry = asyncio.create_task(until_told(patient, callback))
+        await assert_waits(pair, retry)
+        pair.standby.resume()
+        assert await retry == "duplicate", kind
+        await pair.until_synchronous()
+        assert await ask(pair.standby, COUNT, callback["user_id"], database=database) == 1
+
+
+@in_both_tables
+async def test_crash_of_the_primary_ends_no_wait(
+    pair: Pair, patient: Process, database: str
+) -> None:
+    """Commits that waited when the primary crashed are there after it, and told when replicated."""
+    sent = callbacks(f"crashed-{database}")
+    for callback in sent.values():
+        pair.standby.pause()
+        answer = asyncio.create_task(outcome(patient, callback))
+        await assert_waits(pair, answer)
+        pair.primary.kill()
+        assert await answer == "500"
+        await asyncio.to_thread(pair.primary.start)
+        assert await ask(pair.primary, COUNT, callback["user_id"], database=database) == 1
+        retry = asyncio.create_task(until_told(patient, callback))
+        await assert_waits(pair, retry)
+        pair.standby.resume()
+        assert await retry == "duplicate"
+    await assert_standby_has(pair, database, *(c["user_id"] for c in sent.values()))
+
+
+async def test_standby_killed(pair: Pair, services: Services, tmp_path: Path) -> None:
+    """A standby that is gone is waited for, until it is back."""
+    [callback, _] = callbacks("killed").values()
+    url = url_of(pair.primary)
+    with serving(url, services.redis_url, tmp_path, **HASTY) as gateway:
+        gateway.wait_until_ready()
+        pair.standby.kill()
+        assert [await outcome(gateway, callback) for _ in range(2)] == ["500", "500"]
+        await asyncio.to_thread(pair.standby.start)
+        assert await until_told(gateway, callback) == "duplicate"
+        await assert_standby_has(pair, HYPERTABLE, callback["user_id"])
+
+
+@pytest.mark.parametrize("level", ["off", "local", "remote_write"])
+async def test_role_that_waits_for_less(
+    pair: Pair, services: Services, tmp_path: Path, level: str
+) -> None:
+    """Whatever the role has, commits of the gateway wait until the standby has flushed them."""
+    await tell(
+        pair.primary,
+        "CREATE TABLE levels (level text);"
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "INSERT INTO levels VALUES (current_setting('synchronous_commit')); RETURN NEW; END $$;"
+        "CREATE TRIGGER note BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION note()",
+        f"ALTER ROLE {OWNER} SET synchronous_commit = '{level}'",
+    )
+    try:
+        with serving(url_of(pair.primary), services.redis_url, tmp_path, **PATIENT) as gateway:
+            gateway.wait_until_ready()
+            pair.standby.pause()
+            for callback in callbacks(f"{level}").values():
+                answer = asyncio.create_task(until_told(gateway, callback))
+                await assert_waits(pair, answer)
+                pair.standby.resume()
+                assert await answer == "written"
+                pair.standby.pause()
+        assert await ask(pair.primary, "SELECT array_agg(DISTINCT level) FROM levels") == ["on"]
+    finally:
+        await tell(
+            pair.primary,
+            f"ALTER ROLE {OWNER} RESET synchronous_commit",
+            "DROP TABLE levels; DROP FUNCTION note CASCADE",
+        )
