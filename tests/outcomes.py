@@ -1,7 +1,10 @@
 """What gateways that are processes tell of a callback, until they tell something final."""
 
 import asyncio
-from collections.abc import Mapping
+import itertools
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -11,6 +14,7 @@ from tests.client import Answer
 from tests.gateways import PATIENCE_S, POLL_S, Process, Target
 
 Parameters = Mapping[str, str]
+CALLERS = 4
 
 
 def callbacks(user: str) -> dict[str, Parameters]:
@@ -56,3 +60,46 @@ def serving(database_url: str, redis_url: str, folder: Path, **settings: str) ->
     home = folder / f"gateway-{len(list(folder.iterdir()))}"
     home.mkdir()
     return Process(database_url, redis_url, home, **settings)
+
+
+class Callers:
+    """Some callers, each with one callback after the other, none of which is given up."""
+
+    def __init__(self, gateway: Target, prefix: str) -> None:
+        self._gateway = gateway
+        self.prefix = prefix
+        self._numbers = itertools.count()
+        self.told: dict[str, str] = {}
+        self._times: list[float] = []
+
+    @asynccontextmanager
+    async def calling(self) -> AsyncIterator[None]:
+        """Call meanwhile; at the end everything sent has been told."""
+        over = asyncio.Event()
+        callers = [asyncio.create_task(self._call(over)) for _ in range(CALLERS)]
+        await self.more()
+        try:
+            yield
+        finally:
+            over.set()
+            await asyncio.gather(*callers)
+
+    async def more(self) -> None:
+        """Return when some more were told, of those that were sent from now on."""
+        number = len(self.told) + 3 * CALLERS  # those under way now, and then some
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.told) < number:
+                await asyncio.sleep(POLL_S)
+
+    async def _call(self, over: asyncio.Event) -> None:
+        for number in self._numbers:
+            if over.is_set():
+                return
+            user = f"{self.prefix}-{number}"
+            stable = {"transaction_id": user} if number % 2 else {}
+            self.told[user] = await until_told(self._gateway, {"user_id": user, **stable})
+            self._times.append(time.monotonic())
+
+    def longest_gap_s(self) -> float:
+        """The longest time in which nobody was told anything final."""
+        return max(after - before for before, after in itertools.pairwise(self._times))
