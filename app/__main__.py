@@ -12,7 +12,7 @@ from app.embedded import EmbeddedError
 from app.serve import ListenError
 from app.settings import Settings, SettingsError, read_settings
 from app.workspaces import WorkspacesError
-from sinks import schema
+from sinks import hosts, retention, schema
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -20,14 +20,15 @@ CONNECT_TIMEOUT_S = 10.0
 _EXIT_CODES: dict[type[Exception], tuple[str, int]] = {
     SettingsError: ("", 2),
     WorkspacesError: ("WORKSPACES_FILE: ", 2),
-    schema.AddressError: ("DATABASE_URL: ", 2),
-    schema.NoAnswer: ("database: ", 1),
+    hosts.AddressError: ("DATABASE_URL: ", 2),
     schema.SchemaError: ("", 1),
     ListenError: ("", 1),
     EmbeddedError: ("", 1),
     asyncpg.PostgresError: ("database: ", 1),
     asyncpg.InterfaceError: ("database: ", 1),
+    asyncpg.InternalClientError: ("database: ", 1),
     ConnectionError: ("database: ", 1),
+    TimeoutError: ("database: ", 1),
 }
 
 
@@ -70,7 +71,7 @@ def _retain() -> int:
         if not settings.retention_d:
             print("RETENTION_D is 0: events are kept for ever")
             return
-        async for line in schema.retain(connection, settings.retention_d):
+        async for line in retention.retain(connection, settings.retention_d):
             print(line, flush=True)
 
     return asyncio.run(_with_database(apply))
@@ -80,11 +81,11 @@ async def _with_database(
     work: Callable[[asyncpg.Connection, Settings], Awaitable[None]],
 ) -> int:
     settings = read_settings(required=["DATABASE_URL"])
-    connection = await schema.connect(settings.database_url, timeout_s=CONNECT_TIMEOUT_S)
+    connection = await hosts.connect(settings.database_url, timeout_s=CONNECT_TIMEOUT_S)
     try:
         await work(connection, settings)
     finally:
-        await connection.close()
+        await hosts.close(connection)
     return 0
 
 

@@ -5,45 +5,23 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 from redis.exceptions import RedisError
 
 import adapters
 from app import workspaces
+from app.check_database import check_database
 from app.redis_addresses import Finder, Kind, Place, open_redis, read_address
+from app.report import Report
 from app.settings import (
     ALLOWLIST_SUFFIX,
     SECRET_SUFFIX,
     Settings,
     SettingsError,
     VendorAccess,
-    check_deadlock_timeout,
     read_settings,
 )
-from sinks import schema
 
 TIMEOUT_S = 3.0
-# What the promise stands on: what was answered survives a crash of the database server.
-DURABLE = {"fsync": {"on"}, "synchronous_commit": {"on", "local", "remote_write", "remote_apply"}}
-
-
-class Report:
-    """Prints a line for each thing, and keeps the worst exit code."""
-
-    exit_code = 0
-
-    def ok(self, subject: str, text: str) -> None:
-        """Say that a thing is well."""
-        print(f"ok       {subject}: {text}", flush=True)
-
-    def warn(self, subject: str, text: str) -> None:
-        """Say what an operator should know; the gateway works all the same."""
-        print(f"warning  {subject}: {text}", flush=True)
-
-    def fail(self, subject: str, text: str, exit_code: int = 1) -> None:
-        """Say that a thing is not well."""
-        print(f"FAILED   {subject}: {text}", flush=True)
-        self.exit_code = max(self.exit_code, exit_code)
 
 
 def run() -> int:
@@ -95,66 +73,8 @@ def _check_vendor(
 
 
 async def _check_services(report: Report, settings: Settings) -> None:
-    try:
-        connection = await schema.connect(
-            settings.database_url, timeout_s=TIMEOUT_S, command_timeout_s=TIMEOUT_S
-        )
-    except schema.AddressError as error:
-        report.fail("DATABASE_URL", str(error), exit_code=2)
-    except schema.NoAnswer as error:
-        report.fail("database", str(error))
-    else:
-        try:
-            await _check_database(report, settings, connection)
-        except (asyncpg.PostgresError, schema.SchemaError, OSError, TimeoutError) as error:
-            report.fail("database", str(error) or type(error).__name__)
-        finally:
-            await connection.close()
+    await check_database(report, settings)
     await _check_redis(report, settings)
-
-
-async def _check_database(
-    report: Report, settings: Settings, connection: asyncpg.Connection
-) -> None:
-    server = await schema.inspect(connection)
-    if server.timescaledb:
-        report.ok("database", f"TimescaleDB {server.timescaledb} on PostgreSQL {server.version}")
-    else:
-        report.warn("database", f"PostgreSQL {server.version} without TimescaleDB: a plain table")
-    if server.missing_migrations:
-        report.fail("schema", f"{server.missing_migrations[0]} is missing: run migrate")
-    else:
-        report.ok("schema", f"up to date, generation {await schema.read_generation(connection)}")
-    for name, good in DURABLE.items():
-        value = server.settings[name]
-        say = report.ok if value in good else report.fail
-        say(f"database setting {name}", value)
-    deadlock_timeout = server.settings["deadlock_timeout"]
-    try:
-        check_deadlock_timeout(settings.commit_timeout_s, int(deadlock_timeout) / 1000)
-        report.ok("database setting deadlock_timeout", f"{deadlock_timeout} ms")
-    except SettingsError as error:
-        report.fail("database setting deadlock_timeout", str(error), exit_code=2)
-    needed = 2 * settings.workers
-    report.ok(
-        "database setting max_connections",
-        f"{server.settings['max_connections']}; this host's workers use {needed}",
-    )
-    if server.is_pooled:
-        _check_role(report, settings, server)
-
-
-def _check_role(report: Report, settings: Settings, server: schema.Server) -> None:
-    """Tell what a pooler keeps the gateway from setting, and the role does not have either."""
-    report.ok("pooler", "another process works for us than was told at the log-in")
-    lacking = server.lacking(settings.commit_timeout_s)
-    for name, mend in lacking.items():
-        value = server.settings[name]
-        report.fail(f"role setting {name}", f"{value} behind a pooler, which keeps none: {mend}")
-    if lacking:
-        report.warn("pooler", "its connections take what the role has when they open: RECONNECT")
-    else:
-        report.ok("role settings", "all that the gateway needs behind a pooler")
 
 
 async def _check_redis(report: Report, settings: Settings) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from app import embedded, logs
 from app.serve import listen, serve
 from app.settings import SettingsError, read_settings
-from sinks import schema
+from sinks import hosts, schema
 
 FOLDER = Path("data")
 TIMEOUT_S = 10.0
@@ -88,8 +88,8 @@ def _write_workspaces(path: Path) -> None:
 
 
 async def _migrate(database_url: str) -> None:
-    connection = await schema.connect(database_url, timeout_s=TIMEOUT_S)
+    connection = await hosts.connect(database_url, timeout_s=TIMEOUT_S)
     try:
         await schema.migrate(connection)
     finally:
-        await connection.close()
+        await hosts.close(connection)

@@ -22,7 +22,7 @@ from app.edge import GatewayProtocol
 from app.server import App, create_app
 from app.settings import Settings, SettingsError, check_deadlock_timeout, read_settings
 from app.workspaces import WorkspacesError
-from sinks import schema
+from sinks import hosts, inspection
 
 BACKLOG = 4096
 LOOK_TIMEOUT_S = 3.0
@@ -169,13 +169,17 @@ def _serve_worker(settings: Settings, listener: socket.socket) -> None:
 async def _look_at_server(settings: Settings) -> None:
     """Check what depends on the database's own settings, if it is there; raises SettingsError."""
     try:
-        connection = await schema.connect(
+        connection = await hosts.connect(
             settings.database_url, timeout_s=LOOK_TIMEOUT_S, command_timeout_s=LOOK_TIMEOUT_S
         )
-        server = await schema.inspect(connection)
-        await connection.close()
-    except (schema.NoAnswer, asyncpg.PostgresError, OSError, TimeoutError) as error:
-        log.warning("the database does not answer yet", extra={"error": str(error)})
+        try:
+            server = await inspection.inspect(connection)
+        finally:
+            await hosts.close(connection)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        log.warning(
+            "the database does not answer yet", extra={"error": str(error) or type(error).__name__}
+        )
         return
     if lacking := server.lacking(settings.commit_timeout_s):
         log.warning("the role lacks settings behind a pooler", extra={"run": [*lacking.values()]})

@@ -9,6 +9,11 @@ from app.event import Event, Outcome
 class Sink(Protocol):
     """What the path asks of a place that keeps events."""
 
+    @property
+    def clock_ahead_s(self) -> float | None:
+        """How far our clock is ahead of the sink's own, in seconds; None while nobody knows."""
+        ...
+
     async def write(self, events: Sequence[Event], *, contested: bool) -> Sequence[Outcome]:
         """Commit events that all differ in `event_id`, and return what became of each, in order.
 

@@ -6,16 +6,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import inf
 
-import asyncpg
 from asyncpg.exceptions import PostgresError
 
-from sinks.schema import read_generation
-from sinks.session import Session, milliseconds, open_session, role_settings
+from sinks import hosts
+from sinks.schema import read_identity
+from sinks.session import NotReplicated, Session, milliseconds, open_session, role_settings
 
 CONNECT_TIMEOUT_S = 3.0
-CLOSE_TIMEOUT_S = 2.0
 # The data may be replaced under an open connection: what is known of it is soon forgotten.
 GENERATION_MAX_AGE_S = 3.0
+# A clock does not run away so soon: it is known for longer than a connection takes to replace.
+CLOCK_MAX_AGE_S = 10.0
 
 
 class Lane:
@@ -26,6 +27,8 @@ class Lane:
         self._settings = {
             "application_name": "flokit-gateway",
             "lock_timeout": milliseconds(lock_timeout_s),
+            # To weigh a plan for all times, the server would lock each chunk that there is.
+            "plan_cache_mode": "force_custom_plan",
             **role_settings(commit_timeout_s),
         }
         self._lock = asyncio.Lock()
@@ -33,6 +36,8 @@ class Lane:
         self._connection: Session | None = None
         self._generation = ""
         self._looked_at = -inf
+        self._clock_ahead_s = 0.0
+        self._clock_at = -inf
 
     @property
     def generation(self) -> str | None:
@@ -40,6 +45,12 @@ class Lane:
         is_open = self._connection is not None and not self._connection.is_closed()
         is_fresh = time.monotonic() - self._looked_at < GENERATION_MAX_AGE_S
         return self._generation if is_open and is_fresh else None
+
+    @property
+    def clock_ahead_s(self) -> float | None:
+        """How far our clock is ahead of the server's; None while that is not known."""
+        is_fresh = time.monotonic() - self._clock_at < CLOCK_MAX_AGE_S
+        return self._clock_ahead_s if is_fresh else None
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Session]:
@@ -51,8 +62,10 @@ class Lane:
                     self._database_url, self._settings, CONNECT_TIMEOUT_S
                 )
                 await self.look()
+            session = self._connection
+            session.is_wait_cancelled = False
             try:
-                yield self._connection
+                yield session
             except PostgresError:
                 raise  # the server has answered: the connection is as good as before
             except BaseException:
@@ -60,6 +73,8 @@ class Lane:
                 # send. The unique index decides at the retry; this connection is not used again.
                 self._give_up()
                 raise
+            if session.is_wait_cancelled:
+                raise NotReplicated("the wait for a standby was cancelled")
 
     async def look(self) -> None:
         """Learn which data is behind the open connection; give the connection up if that fails."""
@@ -67,17 +82,17 @@ class Lane:
         if self._connection is None:
             return
         try:
-            self._generation = await read_generation(self._connection)
+            self._generation, self._clock_ahead_s = await read_identity(self._connection)
         except BaseException:
             self._give_up()
             raise
-        self._looked_at = started
+        self._looked_at = self._clock_at = started
 
     def _give_up(self) -> None:
         """Close the connection behind our back, so that asyncpg can still cancel its statement."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            closing = asyncio.create_task(_close(connection))
+            closing = asyncio.create_task(hosts.close(connection))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
@@ -86,12 +101,3 @@ class Lane:
         async with self._lock:
             self._give_up()
         await asyncio.gather(*self._closing)
-
-
-async def _close(connection: asyncpg.Connection) -> None:
-    try:
-        # Its own time-out does not cover the answer to a cancelled statement.
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await connection.close()
-    except Exception:  # noqa: BLE001 - whatever it was, nobody uses it any more
-        connection.terminate()

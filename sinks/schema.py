@@ -1,5 +1,7 @@
-"""The schema of the database: bring it up to date, look at it, apply the retention."""
+"""The schema of the database: bring it up to date, tell whose data is in it, make chunks."""
 
+import time
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -11,43 +13,28 @@ from uuid import uuid4
 
 import asyncpg
 
-from sinks.session import leads_through_a_pooler, milliseconds, role_settings
+from sinks.session import milliseconds
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 CHUNK_INTERVAL = timedelta(days=1)
-DELETE_ROWS = 50_000
+# Of the hash: as many characters of every key in Redis are a third more.
+GENERATION_BYTES = 9
 # Any number that no other program locks in the same database.
 _MIGRATION_LOCK = 7_205_759_403
+# Times as numbers: their text follows the settings of the session.
+_IDENTITY = """
+SELECT extract(epoch FROM clock_timestamp())::float8, value,
+    (SELECT system_identifier FROM pg_control_system()),
+    left(pg_walfile_name(pg_current_wal_lsn()), 8),
+    (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8,
+    (SELECT oid FROM pg_database WHERE datname = current_database()),
+    'events'::regclass::oid
+FROM generation
+"""
 
 
 class SchemaError(Exception):
     """The schema is not the one that this version needs; the message says what to do."""
-
-
-class AddressError(Exception):
-    """The driver does not understand the address of the database, which is not told here."""
-
-
-class NoAnswer(Exception):
-    """The database cannot be reached, or lets nobody in; the message is one line."""
-
-
-async def connect(
-    database_url: str, *, timeout_s: float, command_timeout_s: float | None = None
-) -> asyncpg.Connection:
-    """Return a connection for an operator's command; raises AddressError or NoAnswer."""
-    try:
-        return await asyncpg.connect(
-            database_url,
-            timeout=timeout_s,
-            command_timeout=command_timeout_s,
-            statement_cache_size=0,  # a pooler may lose what was prepared under a name
-        )
-    except ValueError:
-        raise AddressError("not an address that the driver understands") from None
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        detail = str(error).partition("\n")[0] or type(error).__name__
-        raise NoAnswer(f"does not answer: {detail}") from None
 
 
 @cache
@@ -62,7 +49,7 @@ async def migrate(connection: asyncpg.Connection) -> Sequence[str]:
     Safe to run from several places at once: the first one works, the others wait and find
     nothing left to do.
     """
-    async with _at_leisure(connection):
+    async with at_leisure(connection):
         await connection.execute(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
         await connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations ("
@@ -72,13 +59,13 @@ async def migrate(connection: asyncpg.Connection) -> Sequence[str]:
         for name in missing:
             await connection.execute(migrations()[name])
             await connection.execute("INSERT INTO schema_migrations (name) VALUES ($1)", name)
-    async with _at_leisure(connection):
+    async with at_leisure(connection):
         await keep_chunk_ahead(connection)
     return missing
 
 
 @asynccontextmanager
-async def _at_leisure(connection: asyncpg.Connection) -> AsyncIterator[None]:
+async def at_leisure(connection: asyncpg.Connection) -> AsyncIterator[None]:
     """Run a command's statements as one transaction, without the time-outs of a gateway's role."""
     async with connection.transaction():
         await connection.execute(
@@ -96,27 +83,33 @@ async def missing_migrations(connection: asyncpg.Connection) -> Sequence[str]:
     return [name for name in migrations() if name not in applied]
 
 
-async def read_generation(connection: asyncpg.Connection) -> str:
-    """Return a short name for the data behind a connection, other for any other data.
+class Identity(NamedTuple):
+    """Whose data is behind a connection, and how far our clock is ahead of its server's."""
 
-    It starts with the random value that the migration stored. What follows changes when that
-    value was copied with the data: the cluster, its timeline (a restored backup starts a new one,
-    and so does a fail-over), the database and the table.
+    generation: str
+    clock_ahead_s: float
+
+
+async def read_identity(connection: asyncpg.Connection) -> Identity:
+    """Return a short name for the data behind a connection, other for any other data; the clock.
+
+    The name is a hash of the random value that the migration stored, and of what changes when
+    that value was copied with the data: the cluster, its timeline (a restored backup starts a new
+    one, and so does a fail-over), the start of the server (a snapshot of its disk that was put
+    back stays on the timeline), the database and the table.
 
     Raises SchemaError where migrations are missing.
     """
     if missing := await missing_migrations(connection):
         raise SchemaError(f"migration {missing[0]} is missing: run `python -m app migrate`")
-    record = await connection.fetchrow(
-        "SELECT value, (SELECT system_identifier FROM pg_control_system()), "
-        "left(pg_walfile_name(pg_current_wal_lsn()), 8), "
-        "(SELECT oid FROM pg_database WHERE datname = current_database()), "
-        "'events'::regclass::oid FROM generation"
-    )
+    before = time.time()
+    record = await connection.fetchrow(_IDENTITY)
+    after = time.time()
     if record is None:
         raise SchemaError("the table `generation` is empty: it was filled by the migration")
-    value, *identity = record
-    return f"{value}" + blake2b(repr(identity).encode(), digest_size=2).hexdigest()
+    server_clock, *identity = record
+    digest = blake2b(repr(identity).encode(), digest_size=GENERATION_BYTES).digest()
+    return Identity(urlsafe_b64encode(digest).decode(), (before + after) / 2 - server_clock)
 
 
 async def timescaledb_version(connection: asyncpg.Connection) -> str | None:
@@ -125,49 +118,6 @@ async def timescaledb_version(connection: asyncpg.Connection) -> str | None:
         "SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'"
     )
     return version
-
-
-class Server(NamedTuple):
-    """What `inspect` finds: versions, and the settings that matter, as they are in force."""
-
-    version: str
-    timescaledb: str | None
-    missing_migrations: Sequence[str]
-    settings: Mapping[str, str]
-    role: str  # as SQL writes it
-    is_pooled: bool
-
-    def lacking(self, commit_timeout_s: float) -> Mapping[str, str]:
-        """Return the settings that the role needs behind a pooler, each with what gives it them."""
-        return {
-            name: f"ALTER ROLE {self.role} SET {name} = '{wanted}';"
-            for name, wanted in role_settings(commit_timeout_s).items()
-            if self.is_pooled and not _is_enough(name, self.settings[name], wanted)
-        }
-
-
-def _is_enough(name: str, value: str, wanted: str) -> bool:
-    if not wanted.isdigit():
-        return value == wanted
-    # A Unix socket has no keepalives, and says so; without TCP none are needed.
-    return 0 < int(value) <= int(wanted) or (value == "0" and name.startswith("tcp_"))
-
-
-async def inspect(connection: asyncpg.Connection) -> Server:
-    """Return what an operator should know of a database."""
-    names = ["server_version", "fsync", "synchronous_commit", "deadlock_timeout", "max_connections"]
-    settings = await connection.fetch(
-        "SELECT name, setting FROM pg_settings WHERE name = ANY($1)", [*names, *role_settings(0)]
-    )
-    values = {record["name"]: record["setting"] for record in settings}
-    return Server(
-        values["server_version"],
-        await timescaledb_version(connection),
-        await missing_migrations(connection),
-        values,
-        await connection.fetchval("SELECT quote_ident(current_user)"),
-        await leads_through_a_pooler(connection),
-    )
 
 
 async def is_hypertable(connection: asyncpg.Connection) -> bool:
@@ -208,41 +158,3 @@ async def keep_chunk_ahead(connection: asyncpg.Connection, lock_timeout_s: float
                 f"VALUES ('{event_id}', '{moment}', '{moment}', '', '', '', '', '{{}}'); "
                 f"DELETE FROM events WHERE occurred_at = '{moment}' AND event_id = '{event_id}'"
             )
-
-
-async def retain(connection: asyncpg.Connection, retention_d: int) -> AsyncIterator[str]:
-    """Delete what occurred more than `retention_d` days ago; yields lines of progress.
-
-    A hypertable loses whole chunks; an ordinary table loses rows, some at a time.
-    """
-    cutoff = datetime.now(UTC) - timedelta(days=retention_d)
-    if await is_hypertable(connection):
-        async with _at_leisure(connection):
-            chunks = await connection.fetch("SELECT drop_chunks('events', $1::timestamptz)", cutoff)
-        yield f"events: {len(chunks)} chunks dropped that ended before {cutoff:%Y-%m-%d %H:%M} UTC"
-        # A chunk that has not ended keeps its rows, so their stable IDs are kept too.
-        cutoff -= CHUNK_INTERVAL
-    else:
-        async for line in _delete(connection, "events", cutoff):
-            yield line
-    async for line in _delete(connection, "stable_events", cutoff):
-        yield line
-
-
-async def _delete(
-    connection: asyncpg.Connection, table: str, cutoff: datetime
-) -> AsyncIterator[str]:
-    deleted = 0
-    while True:
-        async with _at_leisure(connection):
-            status = await connection.execute(
-                f"DELETE FROM {table} WHERE ctid = ANY(ARRAY("  # noqa: S608 - made of constants
-                f"SELECT ctid FROM {table} WHERE occurred_at < $1 LIMIT {DELETE_ROWS}))",
-                cutoff,
-            )
-        rows = int(status.split()[-1])
-        deleted += rows
-        if rows < DELETE_ROWS:
-            break
-        yield f"{table}: {deleted} rows deleted so far"
-    yield f"{table}: {deleted} rows deleted that occurred before {cutoff:%Y-%m-%d %H:%M} UTC"

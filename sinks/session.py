@@ -5,12 +5,27 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 
 import asyncpg
 from asyncpg.exceptions import PostgresError, ProtocolViolationError
+from asyncpg.pool import PoolConnectionProxy
 
-# A commit that was answered must survive a crash, whatever the role or the database says.
-_DURABLE = """
-SELECT set_config('synchronous_commit', 'on', {is_local})
-WHERE current_setting('synchronous_commit') = 'off'
+from sinks import hosts
+
+# A commit that was answered must survive a crash, and be where the standbys are asked to have it,
+# whatever the role or the database says; and the server must be let to say where it is not. Set
+# also where it is so already: what is set here does not follow a change of the server's files.
+DURABLE = """
+SELECT set_config(name, CASE WHEN current_setting(name) = ANY (weaker) THEN needed
+    ELSE current_setting(name) END, {is_local})
+FROM (VALUES
+    ('synchronous_commit', 'on', ARRAY['off', 'local', 'remote_write']),
+    ('client_min_messages', 'warning', ARRAY['error'])
+) AS wanted (name, needed, weaker)
 """
+# Where the server tells that the wait for a standby was cancelled. The text is in its language.
+_CANCELLED_WAIT = "SyncRepWaitForLSN"
+
+
+class NotReplicated(Exception):
+    """A commit ended before the standbys had it: whether they ever will is not known."""
 
 
 class Session(asyncpg.Connection):
@@ -25,6 +40,8 @@ class Session(asyncpg.Connection):
 
     is_pooled = False
     lock_timeout_ms = "0"
+    # Whether a commit's wait for the standbys was cancelled; to be forgotten by who asks.
+    is_wait_cancelled = False
 
     async def wait_for_locks(self, timeout_s: float) -> None:
         """From now on, give up on a lock after so long."""
@@ -37,7 +54,7 @@ class Session(asyncpg.Connection):
         """What begins a transaction, in one message."""
         if not self.is_pooled:
             return "BEGIN"
-        durable = _DURABLE.format(is_local="true")
+        durable = DURABLE.format(is_local="true")
         return f"BEGIN; {durable}; SET LOCAL lock_timeout = {self.lock_timeout_ms}"
 
 
@@ -57,35 +74,50 @@ def role_settings(commit_timeout_s: float) -> dict[str, str]:
 
 
 async def open_session(database_url: str, settings: Mapping[str, str], timeout_s: float) -> Session:
-    """Return a session in which `settings` are in force, as far as it depends on us.
+    """Return a session with the primary in which `settings` are in force, as far as we can.
 
-    They must name `application_name` and `lock_timeout`, in milliseconds. Raises what asyncpg
-    does, after `timeout_s` for each of two attempts.
+    They must name `application_name` and `lock_timeout`, in milliseconds. Each host may take
+    `timeout_s`. Raises `hosts.AddressError` or `hosts.NoAnswer`.
     """
-    session = await _open_direct(database_url, settings, timeout_s)
-    if session is None:
-        session = await asyncpg.connect(
-            database_url,
-            timeout=timeout_s,
-            connection_class=Session,
-            statement_cache_size=0,
-            server_settings={"application_name": settings["application_name"]},
-        )
-        session.is_pooled = True
+
+    async def open_at(url: str) -> Session:
+        return await _open_direct(url, settings) or await _open_pooled(url, settings)
+
+    session = await hosts.open_primary(database_url, open_at, timeout_s)
     session.lock_timeout_ms = settings["lock_timeout"]
+    session.add_log_listener(_hear)
     return session
 
 
-async def _open_direct(
-    database_url: str, settings: Mapping[str, str], timeout_s: float
-) -> Session | None:
+def _hear(
+    session: asyncpg.Connection | PoolConnectionProxy, message: asyncpg.PostgresLogMessage
+) -> None:
+    """Note a cancelled wait: asyncpg calls this before the one who has committed goes on."""
+    is_cancelled = message.server_source_function == _CANCELLED_WAIT
+    if is_cancelled and isinstance(session, Session):
+        session.is_wait_cancelled = True
+
+
+async def _open_pooled(url: str, settings: Mapping[str, str]) -> Session:
+    session = await asyncpg.connect(
+        url,
+        connection_class=Session,
+        statement_cache_size=0,
+        server_settings={"application_name": settings["application_name"]},
+        target_session_attrs=hosts.ANY_ROLE,
+    )
+    session.is_pooled = True
+    return session
+
+
+async def _open_direct(url: str, settings: Mapping[str, str]) -> Session | None:
     """Return a session without a pooler; None where there is one."""
     try:
         session = await asyncpg.connect(
-            database_url,
-            timeout=timeout_s,
+            url,
             connection_class=Session,
             server_settings=dict(settings),
+            target_session_attrs=hosts.ANY_ROLE,
         )
     except ProtocolViolationError:
         return None  # so PgBouncer refuses settings; if it is anything else, it will come again
@@ -93,7 +125,7 @@ async def _open_direct(
         if await leads_through_a_pooler(session):  # which has ignored the settings
             await session.close()
             return None
-        await session.execute(_DURABLE.format(is_local="false"))
+        await session.execute(DURABLE.format(is_local="false"))
     except BaseException:
         session.terminate()
         raise
@@ -128,9 +160,12 @@ async def transaction(session: Session, end: str = "COMMIT") -> AsyncIterator[No
     await session.execute(end)
 
 
-def statement(session: Session) -> AbstractAsyncContextManager[None]:
-    """Run one statement: by itself, but behind a pooler in a transaction, with its settings."""
-    if session.is_pooled and not session.is_in_transaction():
+def unit(session: Session, *, is_whole: bool) -> AbstractAsyncContextManager[None]:
+    """Run statements one by one; as one transaction where they are to be `is_whole`.
+
+    Behind a pooler too, where the settings come with it. Inside of one they are a part of it.
+    """
+    if (is_whole or session.is_pooled) and not session.is_in_transaction():
         return transaction(session)
     return nullcontext()
 

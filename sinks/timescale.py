@@ -42,6 +42,11 @@ class TimescaleSink:
         """Which data the batches go to; None while that is not known."""
         return self._batches.generation
 
+    @property
+    def clock_ahead_s(self) -> float | None:
+        """See `Sink`. Measured each second; known for ten."""
+        return self._batches.clock_ahead_s
+
     async def write(self, events: Sequence[Event], *, contested: bool) -> Sequence[Outcome]:
         """See `Sink`. Takes no longer than the commit time-out."""
         lane = self._twins if contested else self._batches

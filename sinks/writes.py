@@ -17,7 +17,8 @@ from asyncpg.exceptions import (
 
 from app.event import Event, Outcome
 from sinks.encoding import COLUMNS, TYPES, as_arrays, encode_rows
-from sinks.session import Session, patience, statement, transaction
+from sinks.search import find_rows, find_stable
+from sinks.session import Session, patience, transaction, unit
 
 # How long a write waits for a row or a chunk that somebody else is writing: a batch, and the
 # search for what holds a batch up. A healthy writer is done in milliseconds; a frozen one must
@@ -30,24 +31,15 @@ NAMED_MAX = 5
 _NAMES = ", ".join(COLUMNS)
 _ARRAYS = ", ".join(f"${place}::{type_}[]" for place, type_ in enumerate(TYPES, 1))
 
-# One statement is one transaction: the stable ID and the row are there together or not at all.
+# The target is named: an index of somebody else's must not make an event a duplicate.
 _INSERT = f"""
-WITH sent AS (
-    SELECT * FROM unnest({_ARRAYS}, ${len(TYPES) + 1}::boolean[]) AS sent ({_NAMES}, has_stable_id)
-), entered AS (
-    INSERT INTO stable_events (event_id, occurred_at)
-    SELECT event_id, occurred_at FROM sent WHERE has_stable_id
-    ON CONFLICT DO NOTHING RETURNING event_id
-)
-INSERT INTO events ({_NAMES})
-SELECT {_NAMES} FROM sent
-WHERE NOT has_stable_id OR event_id IN (SELECT event_id FROM entered)
-ON CONFLICT DO NOTHING RETURNING event_id
+INSERT INTO events ({_NAMES}) SELECT * FROM unnest({_ARRAYS})
+ON CONFLICT (occurred_at, event_id) DO NOTHING RETURNING event_id
 """  # noqa: S608 - made of constants
 _ENTER_STABLE = """
 INSERT INTO stable_events (event_id, occurred_at)
 SELECT * FROM unnest($1::uuid[], $2::timestamptz[])
-ON CONFLICT DO NOTHING RETURNING event_id
+ON CONFLICT (event_id) DO NOTHING RETURNING event_id
 """
 
 _LINE = re.compile(r"COPY events, line ([0-9]+)")
@@ -65,6 +57,10 @@ class _RowRefused(PostgresError):
         self.event = event
 
 
+class _RowSwallowed(PostgresError):
+    """The server has taken a row, and it is not there: somebody's trigger has left it out."""
+
+
 async def write_batch(connection: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
     """Write all events at once, or else all but those that must be written alone."""
     # In the order of the index: writers who all go the same way do not deadlock.
@@ -74,8 +70,8 @@ async def write_batch(connection: Session, events: Sequence[Event]) -> dict[byte
     except UnicodeEncodeError:
         pass  # an adapter's mistake: the row is found like any other culprit
     except PostgresError as error:
-        # Some rows are there already, or many are at fault, or locked: the search tells which.
-        if not isinstance(error, UniqueViolationError) and not _blames_a_row(error):
+        # Some rows are there already, or many are at fault, or locked: halving tells which.
+        if not _blames_a_row(error):
             raise
     async with patience(connection, SEARCH_LOCK_TIMEOUT_S, then_s=BATCH_LOCK_TIMEOUT_S):
         return await _insert_halving(connection, ordered)
@@ -148,27 +144,44 @@ async def _copy(connection: Session, events: Sequence[Event]) -> dict[bytes, Out
     # the server from all others for good.
     if connection.is_pooled:
         return await _insert(connection, events)
-    stable = [event for event in events if event.has_stable_id]
-    if not stable:
-        await _copy_rows(connection, events)
-        return {event.event_id: Outcome.WRITTEN for event in events}
+    if not any(event.has_stable_id for event in events):
+        if await _copy_rows(connection, events):
+            return {event.event_id: Outcome.WRITTEN for event in events}
+        # Those that are there are ours: had they been there before, the index had refused them.
+        return await _search(connection, events, is_ours=True)
     async with transaction(connection):
-        records = await connection.fetch(
-            _ENTER_STABLE,
-            [UUID(bytes=event.event_id) for event in stable],
-            [event.occurred_at for event in stable],
-        )
-        known = {event.event_id for event in stable} - {record[0].bytes for record in records}
-        await _copy_rows(connection, [event for event in events if event.event_id not in known])
+        known = await _enter_stable(connection, events)
+        new = [event for event in events if event.event_id not in known]
+        if new and not await _copy_rows(connection, new):
+            raise _RowSwallowed("COPY has left rows out")
     return {
         event.event_id: Outcome.DUPLICATE if event.event_id in known else Outcome.WRITTEN
         for event in events
     }
 
 
-async def _copy_rows(connection: Session, events: Sequence[Event]) -> None:
+async def _enter_stable(connection: Session, events: Sequence[Event]) -> set[bytes]:
+    """Enter the stable IDs, where there are any; returns those that were there before."""
+    stable = [event for event in events if event.has_stable_id]
+    if not stable:
+        return set()
+    records = await connection.fetch(
+        _ENTER_STABLE,
+        [UUID(bytes=event.event_id) for event in stable],
+        [event.occurred_at for event in stable],
+    )
+    entered = {record[0].bytes for record in records}
+    rest = [event for event in stable if event.event_id not in entered]
+    known = await find_stable(connection, rest) if rest else set()
+    if len(known) < len(rest):
+        raise _RowSwallowed("stable IDs are neither entered nor there")
+    return known
+
+
+async def _copy_rows(connection: Session, events: Sequence[Event]) -> bool:
+    """Return whether the server has as many rows more as it was sent."""
     try:
-        await connection.copy_to_table(
+        status = await connection.copy_to_table(
             "events",
             # Mere bytes would be taken for the name of a file. The type is not declared, but taken.
             source=memoryview(encode_rows(events)),  # type: ignore[arg-type]
@@ -180,6 +193,7 @@ async def _copy_rows(connection: Session, events: Sequence[Event]) -> None:
         if line is None or not _refuses_data(error):
             raise
         raise _RowRefused(error, events[int(line[1]) - 1]) from None
+    return bool(status == f"COPY {len(events)}")
 
 
 async def _insert_halving(connection: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
@@ -197,18 +211,37 @@ async def _insert_halving(connection: Session, events: Sequence[Event]) -> dict[
 
 
 async def _insert(connection: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
+    """Insert what is not there, and search for the rest: only what is found is a duplicate."""
+    # A stable ID and its row are there together or not at all.
+    is_whole = any(event.has_stable_id for event in events)
     try:
-        arrays = as_arrays(events)
+        async with unit(connection, is_whole=is_whole):
+            known = await _enter_stable(connection, events)
+            new = [event for event in events if event.event_id not in known]
+            records = await connection.fetch(_INSERT, *as_arrays(new)) if new else []
+            written = {record[0].bytes for record in records}
+            rest = [event for event in new if event.event_id not in written]
+            outcomes = dict.fromkeys(known, Outcome.DUPLICATE)
+            outcomes |= dict.fromkeys(written, Outcome.WRITTEN)
+            if rest:
+                outcomes |= await _search(connection, rest, is_ours=False)
+                if Outcome.CONTESTED in outcomes.values() and (
+                    connection.is_in_transaction() or len(events) == 1
+                ):
+                    raise _RowSwallowed("a row is neither written nor there")
     except UnicodeEncodeError as error:  # an adapter's mistake; the server would say the same
         raise DataError(str(error)) from None
-    stable = [event.has_stable_id for event in events]
-    async with statement(connection):
-        records = await connection.fetch(_INSERT, *arrays, stable)
-    written = {record[0].bytes for record in records}
-    return {
-        event.event_id: Outcome.WRITTEN if event.event_id in written else Outcome.DUPLICATE
-        for event in events
-    }
+    return outcomes
+
+
+async def _search(
+    connection: Session, events: Sequence[Event], *, is_ours: bool
+) -> dict[bytes, Outcome]:
+    """Tell what became of rows that the server does not say it has written."""
+    found = dict.fromkeys(
+        await find_rows(connection, events), Outcome.WRITTEN if is_ours else Outcome.DUPLICATE
+    )
+    return {event.event_id: found.get(event.event_id, Outcome.CONTESTED) for event in events}
 
 
 def _refuses_data(error: PostgresError) -> bool:
@@ -218,5 +251,10 @@ def _refuses_data(error: PostgresError) -> bool:
 
 
 def _blames_a_row(error: PostgresError) -> bool:
-    """Whether some rows are the cause: their data, or the locks of others on them."""
-    return _refuses_data(error) or isinstance(error, _RowRefused | LockNotAvailableError)
+    """Whether some rows are the cause: their data, the locks of others on them, or an index.
+
+    The last may be somebody else's: then only the row that it refuses raises, when it is alone.
+    """
+    return _refuses_data(error) or isinstance(
+        error, _RowRefused | _RowSwallowed | LockNotAvailableError | UniqueViolationError
+    )

@@ -9,6 +9,7 @@ import asyncpg
 import msgspec
 
 from app.event import Event
+from sinks.schema import read_identity
 from sinks.timescale import TimescaleSink
 
 OCCURRED_AT = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
@@ -41,6 +42,11 @@ async def stored(connection: asyncpg.Connection) -> set[str]:
     users = [record[0] for record in await connection.fetch("SELECT user_id FROM events")]
     assert len(users) == len(set(users))
     return set(users)
+
+
+async def generation_of(connection: asyncpg.Connection) -> str:
+    """The name of the data behind a connection."""
+    return (await read_identity(connection)).generation
 
 
 async def until_lost(sink: TimescaleSink) -> None:

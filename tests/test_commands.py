@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from sinks import schema
+from tests.events import generation_of
 from tests.gateways import ROOT, Process, Services, environment, inherited, workspaces_toml
 
 COMMANDS = ("dev", "serve", "migrate", "check", "retain")
@@ -190,7 +191,7 @@ async def state_of(database_url: str) -> list[object]:
     """What a second migration must not change."""
     connection = await asyncpg.connect(database_url)
     applied = await connection.fetch("SELECT name, applied_at FROM schema_migrations")
-    state = [*applied, await schema.read_generation(connection)]
+    state = [*applied, await generation_of(connection)]
     await connection.close()
     return state
 

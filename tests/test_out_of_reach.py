@@ -20,7 +20,7 @@ COMMIT_TIMEOUT_S = 0.5
 @pytest.fixture
 async def proxy(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:
     """A way to the test's database that can be closed without anybody being told."""
-    monkeypatch.setattr("sinks.lane.CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("sinks.hosts.CLOSE_TIMEOUT_S", 0.1)
     proxy = Proxy(urlsplit(database_url).port or 5432)
     await proxy.open()
     yield proxy

@@ -51,6 +51,8 @@ async def test_overload(tmp_path: Path) -> None:
 class Slow:
     """A sink that writes nothing until it is let, and then everything."""
 
+    clock_ahead_s = 0.0
+
     def __init__(self) -> None:
         self.batches: list[Counter[str]] = []
         self.is_let = asyncio.Event()

@@ -16,10 +16,10 @@ import pytest
 from app.claims import Claims
 from app.embedded import EmbeddedError
 from app.event import Outcome
-from sinks.schema import _MIGRATION_LOCK, read_generation
+from sinks.schema import _MIGRATION_LOCK
 from sinks.timescale import TimescaleSink
 from tests import test_exactly_once, test_out_of_reach, test_poison, test_timescale
-from tests.events import event, events, stored
+from tests.events import event, events, generation_of, stored
 from tests.gateways import Gateways, Process, Services, environment
 from tests.pgbouncer import BARE, README, Arrangement, PgBouncer, find_pgbouncer, pgbouncer
 from tests.test_commands import run
@@ -264,11 +264,11 @@ async def test_other_data_behind_the_pooler(
     await bouncer.command("RELOAD")
     sink = TimescaleSink(bouncer.url_of("led"), commit_timeout_s=5)
     assert await sink.write(events("a"), contested=False) == [WRITTEN]
-    assert sink.generation == await read_generation(connection)
+    assert sink.generation == await generation_of(connection)
     bouncer.configure(led=second)
     await bouncer.command("RELOAD")
     async with asyncio.timeout(10):
-        while sink.generation != await read_generation(other):
+        while sink.generation != await generation_of(other):
             await asyncio.sleep(0.02)
     assert await sink.write(events("a", "b"), contested=False) == [WRITTEN, WRITTEN]
     assert (await stored(connection), await stored(other)) == ({"a"}, {"a", "b"})

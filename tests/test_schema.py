@@ -10,7 +10,7 @@ import pytest
 
 from app import embedded
 from app.event import Outcome
-from sinks import schema
+from sinks import retention, schema
 from sinks.timescale import TimescaleSink
 from tests.events import event
 from tests.gateways import Gateways, Services
@@ -46,7 +46,7 @@ async def test_plain_postgresql(plain: Services, tmp_path_factory: pytest.TempPa
     assert await connection.fetchval("SELECT sum(revenue_amount) FROM revenue_events") == Decimal(
         "1.5"
     )
-    lines = [line async for line in schema.retain(connection, 62)]
+    lines = [line async for line in retention.retain(connection, 62)]
     assert lines == [line for line in lines if " rows deleted " in line]
     assert await connection.fetchval("SELECT count(*) FROM events") == 0
     assert await connection.fetchval("SELECT count(*) FROM stable_events") == 0
@@ -108,7 +108,7 @@ async def test_retention_keeps_what_is_young(connection: Connection, sink: Times
         batch = [event(name, occurred_at=occurred_at, has_stable_id=True),
                  event(f"{name} too", occurred_at=occurred_at)]  # fmt: skip
         await sink.write(batch, contested=False)
-    assert [line async for line in schema.retain(connection, 62)]
+    assert [line async for line in retention.retain(connection, 62)]
     users = await connection.fetch("SELECT user_id FROM events ORDER BY user_id")
     assert [user[0] for user in users] == ["new", "new too", "young", "young too"]
     assert await connection.fetchval("SELECT count(*) FROM stable_events") == 2

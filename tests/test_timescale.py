@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 
 from app.event import Event, Outcome
-from sinks.schema import migrate, read_generation, timescaledb_version
+from sinks.schema import migrate, timescaledb_version
 from sinks.timescale import TimescaleSink
-from tests.events import OCCURRED_AT, event, events, stored, until_lost
+from tests.events import OCCURRED_AT, event, events, generation_of, stored, until_lost
 from tests.gateways import Services
 
 WRITTEN, DUPLICATE, REFUSED, CONTESTED = (
@@ -262,7 +262,7 @@ async def test_commits_are_durable(services: Services, database_url: str) -> Non
 async def test_lost_connection_is_replaced(sink: TimescaleSink, connection: Connection) -> None:
     """A backend that is terminated costs at most one batch, and the name of the data with it."""
     assert await sink.write(events("a"), contested=False) == [WRITTEN]
-    assert sink.generation == await read_generation(connection)
+    assert sink.generation == await generation_of(connection)
     await connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE application_name = 'flokit-gateway' AND datname = current_database()"
@@ -320,7 +320,7 @@ async def test_copy_of_a_database_is_other_data(
     name = "gateway_copy"
     await services.execute(None, f"CREATE DATABASE {name} TEMPLATE {template}")
     copy = await asyncpg.connect(services.url_of(name))
-    assert await read_generation(copy) != await read_generation(connection)
+    assert await generation_of(copy) != await generation_of(connection)
     await copy.close()
     await services.execute(None, f"DROP DATABASE {name} WITH (FORCE)")
 

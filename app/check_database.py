@@ -1,0 +1,125 @@
+"""The part of `check` about the database: is it there, is it ours, does it keep what it commits?"""
+
+import time
+
+import asyncpg
+
+from app.report import Report
+from app.settings import Settings, SettingsError, check_deadlock_timeout
+from sinks import hosts, inspection, schema
+
+TIMEOUT_S = 3.0
+CLOCKS_APART_MAX_S = 300.0
+# What the promise stands on, and what another value means.
+DURABLE = {
+    "fsync": {"on": "", "off": "a crash of its machine may cost all data"},
+    "synchronous_commit": {
+        "on": "",
+        "remote_apply": "",
+        "remote_write": "a standby's crash may cost what it confirmed",
+        "local": "no commit waits for a standby",
+        "off": "a crash may cost what was committed",
+    },
+}
+RAISED = "the gateway sets its own to on, others' commits have what the role has"
+
+
+async def check_database(report: Report, settings: Settings) -> None:
+    """Tell all that an operator should know of DATABASE_URL and what answers there."""
+    try:
+        connection = await hosts.connect(
+            settings.database_url, timeout_s=TIMEOUT_S, command_timeout_s=TIMEOUT_S
+        )
+    except hosts.AddressError as error:
+        report.fail("DATABASE_URL", str(error), exit_code=2)
+        return
+    except hosts.NoAnswer as error:
+        for host in error.hosts:
+            report.fail("database", host)
+        return
+    try:
+        await _check_server(report, settings, await inspection.inspect(connection))
+        await _check_data(report, connection)
+        await _check_commit(report, connection)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        report.fail("database", str(error) or type(error).__name__)
+    finally:
+        await hosts.close(connection)
+
+
+async def _check_server(report: Report, settings: Settings, server: inspection.Server) -> None:
+    if server.timescaledb:
+        report.ok("database", f"TimescaleDB {server.timescaledb} on PostgreSQL {server.version}")
+    else:
+        report.warn("database", f"PostgreSQL {server.version} without TimescaleDB: a plain table")
+    for name, meanings in DURABLE.items():
+        value = server.settings[name]
+        if meaning := meanings[value]:
+            raised = f"; {RAISED}" if name == "synchronous_commit" else ""
+            report.fail(f"database setting {name}", f"{value}: {meaning}{raised}")
+        else:
+            report.ok(f"database setting {name}", value)
+    deadlock_timeout = server.settings["deadlock_timeout"]
+    try:
+        check_deadlock_timeout(settings.commit_timeout_s, int(deadlock_timeout) / 1000)
+        report.ok("database setting deadlock_timeout", f"{deadlock_timeout} ms")
+    except SettingsError as error:
+        report.fail("database setting deadlock_timeout", str(error), exit_code=2)
+    needed = 2 * settings.workers
+    report.ok(
+        "database setting max_connections",
+        f"{server.settings['max_connections']}; this host's workers use {needed}",
+    )
+    if server.is_pooled:
+        _check_role(report, settings, server)
+
+
+def _check_role(report: Report, settings: Settings, server: inspection.Server) -> None:
+    """Tell what a pooler keeps the gateway from setting, and the role does not have either."""
+    report.ok("pooler", "another process works for us than was told at the log-in")
+    lacking = server.lacking(settings.commit_timeout_s)
+    for name, mend in lacking.items():
+        value = server.settings[name]
+        report.fail(f"role setting {name}", f"{value} behind a pooler, which keeps none: {mend}")
+    if lacking:
+        report.warn("pooler", "its connections take what the role has when they open: RECONNECT")
+    else:
+        report.ok("role settings", "all that the gateway needs behind a pooler")
+
+
+async def _check_data(report: Report, connection: asyncpg.Connection) -> None:
+    """Tell whether the tables are there, whose data is in them, and what time it is there."""
+    try:
+        generation, ahead_s = await schema.read_identity(connection)
+    except schema.SchemaError as error:
+        report.fail("schema", str(error))
+        return
+    report.ok("schema", f"up to date, generation {generation}")
+    for stranger, meaning in (await inspection.strangers(connection)).items():
+        report.warn("schema", f"{stranger} is not ours: {meaning}")
+    apart = f"ours is {abs(ahead_s):.1f} s {'ahead of it' if ahead_s > 0 else 'behind it'}"
+    if abs(ahead_s) > CLOCKS_APART_MAX_S:
+        report.fail("database clock", f"{apart}: one of them is wrong")
+    else:
+        report.ok("database clock", apart)
+
+
+async def _check_commit(report: Report, connection: asyncpg.Connection) -> None:
+    """Commit something, and tell whether the standbys that are to confirm it do."""
+    standbys = await connection.fetchval("SHOW synchronous_standby_names")
+    subject = "database setting synchronous_standby_names"
+    started = time.monotonic()
+    try:
+        await inspection.try_commit(connection)
+    except asyncpg.InsufficientPrivilegeError as error:
+        report.fail("database commit", f"{error}: without it no duplicate can be told")
+    except TimeoutError:
+        report.fail(
+            subject,
+            f"{standbys}: none of them confirms a commit within {TIMEOUT_S:.0f} s, every callback "
+            "is answered 500",
+        )
+    else:
+        took_ms = 1000 * (time.monotonic() - started)
+        confirmed = f"{standbys}: a commit was confirmed in {took_ms:.0f} ms"
+        report.ok(subject, confirmed if standbys else "none: no commit waits for a standby")

@@ -1,0 +1,197 @@
+"""The hosts that DATABASE_URL names: the first of them that is a primary will do."""
+
+import asyncio
+import re
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+from urllib.parse import quote, unquote_plus
+
+import asyncpg
+from asyncpg.connect_utils import SessionAttribute
+
+# What the driver is to make of a `target_session_attrs`: it would ask host after host.
+ANY_ROLE = SessionAttribute.any
+# The next host is tried when the one before has failed, or has not answered for so long.
+STAGGER_S = 0.25
+CLOSE_TIMEOUT_S = 2.0
+
+# As asyncpg takes it apart: the first @ ends the credentials.
+_ADDRESS = re.compile(r"([^:]*://)([^/?#@]*@)?([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?", re.DOTALL)
+
+Connection = TypeVar("Connection", bound=asyncpg.Connection)
+
+
+class AddressError(Exception):
+    """The driver does not understand the address of the database, which is not told here."""
+
+
+class NoAnswer(ConnectionError):
+    """No host is a primary that lets us in; the message is one line, `hosts` has one for each."""
+
+    def __init__(self, hosts: Sequence[str]) -> None:
+        super().__init__("; ".join(hosts))
+        self.hosts = hosts
+
+
+class _IsStandby(Exception):
+    """The host answers, but takes no writes."""
+
+
+class _Host(NamedTuple):
+    """One host of an address, as messages name it, and the address with no other host in it."""
+
+    name: str
+    url: str
+
+
+async def connect(
+    database_url: str, *, timeout_s: float, command_timeout_s: float | None = None
+) -> asyncpg.Connection:
+    """Return a connection for an operator's command; raises AddressError or NoAnswer."""
+
+    async def open_at(url: str) -> asyncpg.Connection:
+        return await asyncpg.connect(
+            url,
+            command_timeout=command_timeout_s,
+            statement_cache_size=0,  # a pooler may lose what was prepared under a name
+            target_session_attrs=ANY_ROLE,
+        )
+
+    return await open_primary(database_url, open_at, timeout_s)
+
+
+async def open_primary(
+    database_url: str, open_at: Callable[[str], Awaitable[Connection]], timeout_s: float
+) -> Connection:
+    """Return the connection to the first host that turns out to be a primary.
+
+    `open_at` opens one to the only host of an address; it must not leave the choice of a host by
+    its role to the driver. Raises AddressError, or NoAnswer where no host will do.
+    """
+    try:
+        hosts, timeout_s = _hosts_of(database_url, timeout_s)
+    except ValueError:
+        raise AddressError("not an address that the driver understands") from None
+    waiting = list(hosts)
+    failures: dict[_Host, str] = {}
+    attempts: dict[asyncio.Task[Connection], _Host] = {}
+    try:
+        while waiting or attempts:
+            if waiting:
+                host = waiting.pop(0)
+                attempt = asyncio.create_task(_open_one(open_at, host.url, timeout_s))
+                attempts[attempt] = host
+            ended, _ = await asyncio.wait(
+                attempts,
+                timeout=STAGGER_S if waiting else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for attempt in ended:
+                host = attempts.pop(attempt)
+                if attempt.exception() is None:
+                    return attempt.result()
+                failures[host] = _failure(attempt, host, len(hosts))
+    finally:
+        await _give_up(attempts)
+    raise NoAnswer([failures[host] for host in hosts])
+
+
+async def _open_one(
+    open_at: Callable[[str], Awaitable[Connection]], url: str, timeout_s: float
+) -> Connection:
+    async with asyncio.timeout(timeout_s):
+        connection = await open_at(url)
+        try:
+            # Not as a prepared statement, which a pooler may lose. The status tells the rows.
+            if await connection.execute("SELECT WHERE pg_is_in_recovery()") != "SELECT 0":
+                raise _IsStandby
+        except _IsStandby:
+            await close(connection)
+            raise
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+
+def _failure(attempt: asyncio.Task[Connection], host: _Host, hosts: int) -> str:
+    """Return what is wrong with a host; raises what is wrong with the address, or with us."""
+    named = f"{host.name} " if hosts > 1 else ""
+    detail: Exception
+    try:
+        attempt.result()
+    except _IsStandby:
+        return f"{host.name} is a standby"
+    except ssl.SSLCertVerificationError as error:  # a ValueError too
+        return f"{named}shows a certificate that is refused: {error.verify_message}"
+    except (OSError, asyncpg.PostgresError) as error:
+        detail = error
+    except ValueError:  # of the driver's InterfaceErrors too, those that are about the address
+        raise AddressError("not an address that the driver understands") from None
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        detail = error
+    return f"{named}does not answer: {str(detail).partition(chr(10))[0] or type(detail).__name__}"
+
+
+async def _give_up(attempts: dict[asyncio.Task[Connection], _Host]) -> None:
+    for attempt in attempts:
+        attempt.cancel()
+    for late in await asyncio.gather(*attempts, return_exceptions=True):
+        if not isinstance(late, BaseException):
+            late.terminate()
+
+
+async def close(connection: asyncpg.Connection) -> None:
+    """Close a connection that nobody uses any more, in good order if that goes quickly."""
+    try:
+        # Its own time-out does not cover the answer to a cancelled statement.
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await connection.close()
+    except Exception:  # noqa: BLE001 - whatever it was, nobody uses it any more
+        connection.terminate()
+
+
+def _hosts_of(database_url: str, timeout_s: float) -> tuple[list[_Host], float]:
+    """Return the hosts, and how long each may take: no longer than a `connect_timeout` says.
+
+    That is libpq's, and would be a setting of the server for asyncpg. Raises ValueError.
+    """
+    parts = _ADDRESS.fullmatch(database_url)
+    if parts is None:
+        raise ValueError
+    scheme, credentials, netloc, path, query = (part or "" for part in parts.groups())
+    pairs = [pair.partition("=")[::2] for pair in query.split("&") if pair]
+    said = {name: unquote_plus(value) for name, value in pairs}
+    wished_s = float(said.get("connect_timeout") or 0)
+    in_query = not netloc and bool(said.get("host"))
+    left_out = {"connect_timeout", *(("host", "port") if in_query else ())}
+    kept = "&".join(f"{name}={value}" for name, value in pairs if name not in left_out)
+    # An @ that was not encoded: what stands for a host may be a part of the password.
+    is_plain = "@" not in netloc + path + query
+    found = []
+    for place, (host, port) in enumerate(_places(said) if in_query else _split(netloc), 1):
+        address = f"host={quote(host)}" + f"&port={port}" * bool(port) if in_query else ""
+        options = "&".join(filter(None, (kept, address)))
+        url = f"{scheme}{credentials}{'' if in_query else host}{path}" + f"?{options}" * bool(
+            options
+        )
+        name = f"{host}:{port}" if port else host or "the server"
+        found.append(_Host(name if is_plain else f"host {place}", url))
+    return found, min(timeout_s, wished_s) if wished_s > 0 else timeout_s
+
+
+def _split(netloc: str) -> list[tuple[str, str]]:
+    """Return each host of the usual place, with its port in it."""
+    hosts = netloc.split(",")
+    if len(hosts) > 1 and not all(hosts):
+        raise ValueError
+    return [(host, "") for host in hosts]
+
+
+def _places(said: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return each host of the query, with its port."""
+    hosts, ports = said["host"].split(","), said.get("port", "").split(",")
+    if not all(hosts):
+        raise ValueError
+    return list(zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=True))
