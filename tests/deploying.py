@@ -23,5 +23,5 @@ def commands(heading: str) -> list[str]:
 
 def lines(heading: str) -> list[str]:
     """The lines of the blocks without a language: of configuration files, and addresses."""
-    blocks: list[str] = re.findall(r"\n\n```\n(.*?)```", _section(heading), re.DOTALL)
+    blocks: list[str] = re.findall(r"(?:^|\n)\n```\n(.*?)```", _section(heading), re.DOTALL)
     return [line for block in blocks for line in block.splitlines()]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateways import Process, Services
+from tests.gateways import Process, Services, environment
 from tests.outcomes import Parameters, callbacks, forget, outcome, serving, until_told
 from tests.postgres_topologies import (
     HYPERTABLE,
@@ -18,6 +18,7 @@ from tests.postgres_topologies import (
     until_waiting,
     url_of,
 )
+from tests.test_commands import run
 
 # Soon over; the servers look for a deadlock after 100 ms.
 HASTY = {"COMMIT_TIMEOUT_S": "1", "CLAIM_LEASE_S": "2"}
@@ -191,3 +192,37 @@ async def test_role_that_waits_for_less(
             f"ALTER ROLE {OWNER} RESET synchronous_commit",
             "DROP TABLE levels; DROP FUNCTION note CASCADE",
         )
+
+
+async def line_of_check(pair: Pair, services: Services, folder: Path, subject: str) -> str:
+    """What `check` says of a setting of the database."""
+    environ = environment(url_of(pair.primary), services.redis_url, folder)
+    ended = await asyncio.to_thread(run, "check", **environ)
+    lines = [line for line in ended.stdout.splitlines() if f"database setting {subject}:" in line]
+    [line] = lines
+    return line
+
+
+async def test_check_tells_whether_the_standby_is_there(
+    pair: Pair, services: Services, tmp_path: Path
+) -> None:
+    """A configured standby that confirms is ok; one that is away is a failure."""
+    subject = "synchronous_standby_names"
+    line = await line_of_check(pair, services, tmp_path, subject)
+    assert (line.split()[0], "confirmed" in line) == ("ok", True)
+    pair.standby.pause()
+    line = await line_of_check(pair, services, tmp_path, subject)
+    assert (line.split()[0], "500" in line) == ("FAILED", True)
+
+
+@pytest.mark.parametrize("level", ["off", "local", "remote_write"])
+async def test_check_names_a_role_that_waits_for_less(
+    pair: Pair, services: Services, tmp_path: Path, level: str
+) -> None:
+    """What the role has is a failure where it is less than the gateway promises."""
+    await tell(pair.primary, f"ALTER ROLE {OWNER} SET synchronous_commit = '{level}'")
+    try:
+        line = await line_of_check(pair, services, tmp_path, "synchronous_commit")
+        assert (line.split()[0], level in line) == ("FAILED", True)
+    finally:
+        await tell(pair.primary, f"ALTER ROLE {OWNER} RESET synchronous_commit")
