@@ -3,14 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from app.embedded import EmbeddedError
+from app.embedded_process import Server
 from tests.gateways import Process, Services, environment
 from tests.outcomes import Parameters, callbacks, forget, outcome, serving, until_told
+from tests.pgbouncer import find_pgbouncer, pgbouncer
 from tests.postgres_topologies import (
     HYPERTABLE,
     OWNER,
+    PASSWORD,
     PLAIN,
     Pair,
     ask,
@@ -25,7 +30,18 @@ HASTY = {"COMMIT_TIMEOUT_S": "1", "CLAIM_LEASE_S": "2"}
 # Whatever ends a wait of these, it is not their own time-out.
 PATIENT = {"COMMIT_TIMEOUT_S": "20", "CLAIM_LEASE_S": "40"}
 COUNT = "SELECT count(*) FROM events WHERE user_id = $1"
-in_both_tables = pytest.mark.parametrize("database", [HYPERTABLE, PLAIN])
+
+
+class Route(NamedTuple):
+    """How gateways get to a database of the pair."""
+
+    name: str  # as it may stand in a URL
+    url: str
+    database: str
+
+
+ROUTES = {"hypertable": HYPERTABLE, "plain table": PLAIN, "behind PgBouncer": PLAIN}
+on_each_route = pytest.mark.parametrize("route", ROUTES, indirect=True)
 
 
 @pytest.fixture
@@ -38,10 +54,33 @@ async def pair(postgres_pair: Pair) -> AsyncIterator[Pair]:
 
 
 @pytest.fixture
-def patient(pair: Pair, services: Services, tmp_path: Path, database: str) -> Iterator[Process]:
-    """A gateway that waits for a standby longer than any test does."""
+def route(request: pytest.FixtureRequest, pair: Pair, tmp_path: Path) -> Iterator[Route]:
+    """The way to a table of each kind, and to one through a pooler."""
+    name, database = request.param.replace(" ", "-"), ROUTES[request.param]
     url = url_of(pair.primary, database=database)
-    with serving(url, services.redis_url, tmp_path, **PATIENT) as gateway:
+    if request.param != "behind PgBouncer":
+        yield Route(name, url, database)
+        return
+    try:
+        program = find_pgbouncer()
+    except EmbeddedError as why:
+        pytest.skip(str(why))
+    with pgbouncer(program, tmp_path / "pgbouncer", url, OWNER, PASSWORD) as bouncer:
+        yield Route(name, bouncer.url_of(database), database)
+
+
+@pytest.fixture
+def hasty(services: Services, tmp_path: Path, route: Route) -> Iterator[Process]:
+    """A gateway that soon gives up."""
+    with serving(route.url, services.redis_url, tmp_path, **HASTY) as gateway:
+        gateway.wait_until_ready()
+        yield gateway
+
+
+@pytest.fixture
+def patient(services: Services, tmp_path: Path, route: Route) -> Iterator[Process]:
+    """A gateway that waits for a standby longer than any test does."""
+    with serving(route.url, services.redis_url, tmp_path, **PATIENT) as gateway:
         gateway.wait_until_ready()
         yield gateway
 
@@ -54,66 +93,63 @@ async def assert_waits(pair: Pair, answer: asyncio.Task[str]) -> None:
     await waiting
 
 
-async def assert_standby_has(pair: Pair, database: str, *users: str) -> None:
+async def assert_standby_has(pair: Pair, route: Route, *sent: Parameters) -> None:
     """Fail unless one row of each is there when the primary burns down now."""
     pair.primary.kill()
     await pair.promote()
-    for user in users:
-        assert await ask(pair.primary, COUNT, user, database=database) == 1, user
+    for callback in sent:
+        assert await rows(pair.primary, route, callback) == 1, callback
 
 
-@in_both_tables
+async def rows(server: Server, route: Route, callback: Parameters) -> int:
+    """How many rows of a callback are visible on a server."""
+    return int(await ask(server, COUNT, callback["user_id"], database=route.database))
+
+
+@on_each_route
 async def test_retry_waits_for_the_standby(
-    pair: Pair, services: Services, tmp_path: Path, database: str
+    pair: Pair, hasty: Process, services: Services, route: Route
 ) -> None:
     """A row that is visible and on no standby is a 500 at each retry, then a duplicate for good."""
-    sent = callbacks(f"retried-{database}").values()
-    url = url_of(pair.primary, database=database)
-    with serving(url, services.redis_url, tmp_path, **HASTY) as gateway:
-        gateway.wait_until_ready()
-        pair.standby.pause()
-        for callback in sent:
-            assert await outcome(gateway, callback) == "500"
-            assert await ask(pair.primary, COUNT, callback["user_id"], database=database) == 1
-            assert await outcome(gateway, callback) == "500"
-            await forget(services.redis_url)
-            assert await outcome(gateway, callback) == "500"
-        pair.standby.resume()
-        assert {await until_told(gateway, callback) for callback in sent} == {"duplicate"}
-        users = [callback["user_id"] for callback in sent]
-        await assert_standby_has(pair, database, *users)
+    sent = list(callbacks(f"retried-{route.name}").values())
+    pair.standby.pause()
+    for callback in sent:
+        assert await outcome(hasty, callback) == "500"
+        assert await rows(pair.primary, route, callback) == 1
+        assert await outcome(hasty, callback) == "500"
+        await forget(services.redis_url)
+        assert await outcome(hasty, callback) == "500"
+    pair.standby.resume()
+    assert {await until_told(hasty, callback) for callback in sent} == {"duplicate"}
+    await assert_standby_has(pair, route, *sent)
 
 
-@in_both_tables
+@on_each_route
 async def test_batch_of_duplicates_waits_for_the_standby(
-    pair: Pair, services: Services, tmp_path: Path, database: str
+    pair: Pair, hasty: Process, route: Route
 ) -> None:
-    """Retries of many at once are told nothing either, beside what is new."""
+    """Retries of many at once are told nothing either, beside repeats and what is new."""
     sent: list[Parameters] = [
         callback for number in range(5)
-        for callback in callbacks(f"many-{number}-{database}").values()
+        for callback in callbacks(f"many-{number}-{route.name}").values()
     ]  # fmt: skip
-    url = url_of(pair.primary, database=database)
-    with serving(url, services.redis_url, tmp_path, **HASTY) as gateway:
-        gateway.wait_until_ready()
-        pair.standby.pause()
-        for some in (sent[:-2], sent, sent):
-            answers = await asyncio.gather(*(outcome(gateway, callback) for callback in some))
-            assert set(answers) == {"500"}
-        pair.standby.resume()
-        told = await asyncio.gather(*(until_told(gateway, callback) for callback in sent))
-        assert set(told) <= {"written", "duplicate"}
-    for callback in sent:
-        assert await ask(pair.primary, COUNT, callback["user_id"], database=database) == 1
+    pair.standby.pause()
+    for some in (sent[:-2], sent, sent):
+        answers = await asyncio.gather(*(outcome(hasty, callback) for callback in some * 2))
+        assert set(answers) == {"500"}
+    pair.standby.resume()
+    told = await asyncio.gather(*(until_told(hasty, callback) for callback in sent))
+    assert set(told) <= {"written", "duplicate"}
+    assert {await rows(pair.primary, route, callback) for callback in sent} == {1}
 
 
-@in_both_tables
+@on_each_route
 @pytest.mark.parametrize("way", ["pg_cancel_backend", "pg_terminate_backend"])
 async def test_ended_wait_is_not_an_answer(
-    pair: Pair, patient: Process, database: str, way: str
+    pair: Pair, patient: Process, route: Route, way: str
 ) -> None:
     """A wait for the standby that an administrator ends is a 500, and the retry waits too."""
-    for kind, callback in callbacks(f"{way}-{database}").items():
+    for kind, callback in callbacks(f"{way}-{route.name}").items():
         pair.standby.pause()
         answer = asyncio.create_task(outcome(patient, callback))
         await assert_waits(pair, answer)
@@ -125,15 +161,15 @@ async def test_ended_wait_is_not_an_answer(
         pair.standby.resume()
         assert await retry == "duplicate", kind
         await pair.until_synchronous()
-        assert await ask(pair.standby, COUNT, callback["user_id"], database=database) == 1
+        assert await rows(pair.standby, route, callback) == 1
 
 
-@in_both_tables
+@on_each_route
 async def test_crash_of_the_primary_ends_no_wait(
-    pair: Pair, patient: Process, database: str
+    pair: Pair, patient: Process, route: Route
 ) -> None:
     """Commits that waited when the primary crashed are there after it, and told when replicated."""
-    sent = callbacks(f"crashed-{database}")
+    sent = callbacks(f"crashed-{route.name}")
     for callback in sent.values():
         pair.standby.pause()
         answer = asyncio.create_task(outcome(patient, callback))
@@ -141,28 +177,29 @@ async def test_crash_of_the_primary_ends_no_wait(
         pair.primary.kill()
         assert await answer == "500"
         await asyncio.to_thread(pair.primary.start)
-        assert await ask(pair.primary, COUNT, callback["user_id"], database=database) == 1
+        assert await rows(pair.primary, route, callback) == 1
         retry = asyncio.create_task(until_told(patient, callback))
         await assert_waits(pair, retry)
         pair.standby.resume()
         assert await retry == "duplicate"
-    await assert_standby_has(pair, database, *(c["user_id"] for c in sent.values()))
+    await assert_standby_has(pair, route, *sent.values())
 
 
-async def test_standby_killed(pair: Pair, services: Services, tmp_path: Path) -> None:
+@pytest.mark.parametrize("route", ["hypertable"], indirect=True)
+async def test_standby_killed(pair: Pair, hasty: Process, route: Route) -> None:
     """A standby that is gone is waited for, until it is back."""
     [callback, _] = callbacks("killed").values()
-    url = url_of(pair.primary)
-    with serving(url, services.redis_url, tmp_path, **HASTY) as gateway:
-        gateway.wait_until_ready()
-        pair.standby.kill()
-        assert [await outcome(gateway, callback) for _ in range(2)] == ["500", "500"]
-        await asyncio.to_thread(pair.standby.start)
-        assert await until_told(gateway, callback) == "duplicate"
-        await assert_standby_has(pair, HYPERTABLE, callback["user_id"])
+    pair.standby.kill()
+    assert [await outcome(hasty, callback) for _ in range(2)] == ["500", "500"]
+    await asyncio.to_thread(pair.standby.start)
+    assert await until_told(hasty, callback) == "duplicate"
+    await assert_standby_has(pair, route, callback)
 
 
-@pytest.mark.parametrize("level", ["off", "local", "remote_write"])
+LESS = ("off", "local", "remote_write")
+
+
+@pytest.mark.parametrize("level", LESS)
 async def test_role_that_waits_for_less(
     pair: Pair, services: Services, tmp_path: Path, level: str
 ) -> None:
@@ -215,7 +252,7 @@ async def test_check_tells_whether_the_standby_is_there(
     assert (line.split()[0], "500" in line) == ("FAILED", True)
 
 
-@pytest.mark.parametrize("level", ["off", "local", "remote_write"])
+@pytest.mark.parametrize("level", LESS)
 async def test_check_names_a_role_that_waits_for_less(
     pair: Pair, services: Services, tmp_path: Path, level: str
 ) -> None:
