@@ -11,10 +11,6 @@ from app.event import Callback, Drop, Event, Workspace
 class Adapter(Protocol):
     """What a vendor's module offers. See README.md in this folder."""
 
-    def app_token(self, callback: Callback) -> str | None:
-        """Return the vendor's name for the app, or None where it is absent."""
-        ...
-
     def parse(self, callback: Callback, workspace: Workspace) -> Event | Drop:
         """Return the event that the callback tells of, or why there is none. Pure and total."""
         ...

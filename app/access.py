@@ -1,49 +1,135 @@
-"""May this caller speak for this vendor? Secrets and addresses."""
+"""May this caller speak for this app? Secrets and addresses."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from hmac import compare_digest
 from ipaddress import IPv6Address, ip_address
+from typing import NamedTuple
 
+from app.callback import clean, decode, find
 from app.errors import NotConfigured, Unverified
-from app.settings import Network, VendorAccess
+from app.settings import SECRET_MAX, Network, VendorAccess, secret_owner
 
+# Every byte of a secret may be escaped; what is longer is none, and is not decoded.
+_ENCODED_MAX_BYTES = 3 * 4 * SECRET_MAX
 # A stranger may send kilobytes in place of an address, and the cache would keep them.
 _ADDRESS_MAX = 64
 # Some proxies write the port of the caller too; an IPv6 address then stands in brackets.
 _WITH_PORT = re.compile(r"^(?:\[([^]]*)\]|([0-9.]+))(?::[0-9]+)?$")
+# For vendors whose credential is sent in a header, by rank.
+CREDENTIAL_HEADERS = ("x-flokit-secret", "authorization")
+_BEARER = re.compile(r"bearer +", re.IGNORECASE)
+
+
+class _Secret(NamedTuple):
+    text: bytes
+    owner: str
+    place: int
 
 
 class Access:
     """Verifies callers against the secrets and allowlists of the settings."""
 
     def __init__(self, vendors: Mapping[str, VendorAccess]) -> None:
-        self._vendors = {
-            vendor: (tuple(secret.encode() for secret in access.secrets), access.allowlist)
+        self._allowlists = {vendor: access.allowlist for vendor, access in vendors.items()}
+        # By owner: a workspace as `secret_owner` writes it, the empty text for the vendor itself.
+        self._secrets = {
+            vendor: {
+                owner: [
+                    _Secret(secret.encode(), owner, place) for place, secret in enumerate(secrets)
+                ]
+                for owner, secrets in {"": access.secrets, **access.workspaces}.items()
+                if secrets
+            }
             for vendor, access in vendors.items()
         }
-        # Whether each secret was accepted; who has looked at it, sets it back.
-        self.used = {vendor: [False] * len(access.secrets) for vendor, access in vendors.items()}
+        # Whether each secret was accepted since it was last reset, by vendor, owner and place.
+        self.used = {
+            vendor: {owner: [False] * len(secrets) for owner, secrets in owners.items()}
+            for vendor, owners in self._secrets.items()
+        }
 
-    def verify(self, vendor: str, secret: str, address: str) -> None:
-        """Return if `secret` is one of the vendor's and `address` is allowed.
+    def verify(
+        self, vendor: str, workspace: str | None, candidates: Sequence[bytes], address: str
+    ) -> None:
+        """Return if one of the candidates is a valid secret and `address` is allowed.
 
-        `address` is the caller's, as text; it may be empty where the proxies did not tell it.
-        Raises NotConfigured where no secret is configured, else Unverified.
+        Valid are the secrets of the workspace, where it has its own, else the vendor's; of an app
+        that belongs to no workspace all of them. `address` is the caller's, as text; it may be
+        empty where the proxies did not tell it. Raises NotConfigured where no secret is
+        configured, else Unverified.
         """
-        secrets, allowlist = self._vendors.get(vendor, ((), ()))
-        if not secrets:
+        owners = self._secrets.get(vendor, {})
+        if workspace is None:
+            valid = [secret for secrets in owners.values() for secret in secrets]
+        else:
+            valid = owners.get(secret_owner(workspace)) or owners.get("", [])
+        if not valid:
             raise NotConfigured("no_secret_configured")
+        allowlist = self._allowlists[vendor]
         if allowlist and (len(address) > _ADDRESS_MAX or not _is_allowed(address, allowlist)):
             raise Unverified("address_not_allowed")
         # Every secret is compared, so that the time tells nothing about which one came close.
-        sent = secret.encode("utf-8", "surrogatepass")
-        matches = [compare_digest(sent, configured) for configured in secrets]
-        try:
-            self.used[vendor][matches.index(True)] = True
-        except ValueError:
-            raise Unverified("wrong_secret") from None
+        matches = [
+            secret for secret in valid for sent in candidates if compare_digest(sent, secret.text)
+        ]
+        if not matches:
+            raise Unverified("wrong_secret")
+        self.used[vendor][matches[0].owner][matches[0].place] = True
+
+
+def sent_secrets(query: bytes, headers: Mapping[str, str]) -> Sequence[bytes]:
+    """Return what may be the secret of a request: of its URL, or else of a header.
+
+    `query` is the raw query of the URL; the names of `headers` are in lower case.
+    """
+    value = find(query, b"secret=")
+    if value is not None:
+        if value.isalnum():  # as a rule
+            return (value,)
+        text = _decoded(value)
+        return () if text is None else (text.encode("utf-8", "surrogatepass"),)
+    for name in CREDENTIAL_HEADERS:
+        if header := headers.get(name):
+            sent = header.encode("utf-8", "surrogateescape")
+            bearer = _BEARER.match(header)
+            return (sent, sent[bearer.end() :]) if bearer else (sent,)
+    return ()
+
+
+def sent_app_token(query: bytes) -> str | None:
+    """Return the clean app token of a raw query; None where there is none."""
+    value = find(query, b"app_token=")
+    if not value or value.isalnum():  # as a rule
+        return value.decode() if value else None
+    text = _decoded(value)
+    return clean(text) if text else None
+
+
+def _decoded(value: bytes) -> str | None:
+    """Return a value as it was meant; None where it is longer than any that is configured."""
+    return decode(value) if len(value) <= _ENCODED_MAX_BYTES else None
+
+
+class PublicHeaders(Mapping[str, str]):
+    """The headers of a request but for those that may hold a secret; read only when asked for."""
+
+    __slots__ = ("_headers",)
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = headers
+
+    def __getitem__(self, name: str) -> str:
+        if name.lower() in CREDENTIAL_HEADERS:
+            raise KeyError(name)
+        return self._headers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._headers if name.lower() not in CREDENTIAL_HEADERS)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def counted_address(forwarded: Sequence[str], proxies: int) -> str:

@@ -1,7 +1,7 @@
 """`check`: is everything well? One line for each thing, and an exit code."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,18 @@ from app.redis_addresses import Finder, Kind, Place, open_redis, read_address
 from app.report import Report
 from app.settings import (
     ALLOWLIST_SUFFIX,
+    OWNER_SEPARATOR,
     SECRET_SUFFIX,
     Settings,
     SettingsError,
     VendorAccess,
     read_settings,
+    secret_owner,
 )
 
 TIMEOUT_S = 3.0
+# So many workspaces are named in a line.
+LISTED_MAX = 10
 
 
 def run() -> int:
@@ -47,7 +51,33 @@ def _check_workspaces(
         return ()
     ids = {workspace.id for workspace in apps.values()}
     report.ok("workspaces", f"{len(ids)} with {len(apps)} apps")
+    for vendor, access in sorted(settings.vendors.items()):
+        _check_owners(report, vendor, access, {a.id for a in apps.values() if a.vendor == vendor})
     return {vendor for vendor, _ in apps}
+
+
+def _check_owners(
+    report: Report, vendor: str, access: VendorAccess, workspace_ids: Collection[str]
+) -> None:
+    """Report the workspaces that share a secret, and secrets of workspaces that are not there."""
+    name = f"secrets of vendor {vendor}"
+    shared = sorted(id_ for id_ in workspace_ids if secret_owner(id_) not in access.workspaces)
+    if shared and not access.secrets and access.workspaces:
+        report.fail(name, f"none for {_listed(shared)}: their callbacks are answered 503")
+    elif len(shared) > 1:
+        report.warn(
+            name,
+            f"{_listed(shared)} share {vendor.upper()}{SECRET_SUFFIX}: each customer can write "
+            f"into the tables of the others; see {vendor.upper()}{SECRET_SUFFIX}{OWNER_SEPARATOR}…",
+        )
+    known = {secret_owner(id_) for id_ in workspace_ids}
+    if unknown := sorted(access.workspaces.keys() - known):
+        report.warn(name, f"no workspace in the file is meant by {_listed(unknown)}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED_MAX} more" if len(names) > LISTED_MAX else ""
+    return ", ".join(names[:LISTED_MAX]) + more
 
 
 def _check_vendor(
@@ -61,14 +91,15 @@ def _check_vendor(
     variable = vendor.upper() + SECRET_SUFFIX
     if vendor not in vendors:
         report.warn(f"vendor {vendor}", f"settings for it, but no adapter; see {variable}")
-    elif not access.secrets:
+    elif not access.has_secret:
         say = report.fail if vendor in used else report.warn
         say(f"vendor {vendor}", f"no secret in {variable}: every callback is answered 503")
     else:
         addresses = f"{len(access.allowlist)} networks" if access.allowlist else "any address"
         report.ok(
             f"vendor {vendor}",
-            f"{len(access.secrets)} secrets, {addresses} ({vendor.upper()}{ALLOWLIST_SUFFIX})",
+            f"{len(access.secrets)} secrets, {len(access.workspaces)} workspaces with their own, "
+            f"{addresses} ({vendor.upper()}{ALLOWLIST_SUFFIX})",
         )
 
 

@@ -54,6 +54,13 @@ class MalformedBody(Rejected):
     message = "Malformed body."
 
 
+class TooManyParameters(Rejected):
+    """More parameters than any vendor sends."""
+
+    status = 400
+    message = "Too many parameters."
+
+
 class NotConfigured(Rejected):
     """No secret is configured for the vendor: our own fault, and nobody is let in."""
 
@@ -62,7 +69,7 @@ class NotConfigured(Rejected):
 
 
 class Unavailable(GatewayError):
-    """Not now: the buffer is full, or closed."""
+    """Not now: the buffer is full, or closed, or a clock is wrong."""
 
     status = 503
     message = "Service Unavailable"

@@ -21,38 +21,50 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True):
     `query` holds the parameters of the URL, `parameters` those and the body's (the URL's win).
     Both are clean: no NUL, no lone surrogate, no white space around a value. `headers` (names
     in lower case) and `body` are for vendors that put more than parameters there.
-    `occurred_from` is the oldest `occurred_at` that is accepted today.
+    `occurred_from` is the oldest `occurred_at` that is accepted today; with `any_time` every one
+    is, for a gateway that cannot trust its own clock.
     """
 
     query: Mapping[str, str]
     parameters: Mapping[str, str]
     received_at: datetime
     occurred_from: datetime = OLDEST_OCCURRED_AT
+    any_time: bool = False
     headers: Mapping[str, str] = {}
     body: bytes = b""
 
     def accepts(self, occurred_at: datetime) -> bool:
         """Whether an event of this moment may be kept: not too old, and not from the future."""
-        return self.occurred_from <= occurred_at <= self.received_at + AHEAD_MAX
+        return self.occurred_from <= occurred_at <= self.received_at + AHEAD_MAX or self.any_time
+
+
+# One parameter, or several that identify an event only together.
+StableName = str | tuple[str, ...]
 
 
 class Workspace(msgspec.Struct, frozen=True, kw_only=True):
-    """What one app of one workspace has configured: who it is, and how its callbacks map."""
+    """The configuration of one app of a workspace: its names, and how its callbacks map.
+
+    `keep` None keeps every parameter that is sent; `stable_id` None is the vendor's default.
+    """
 
     id: str
     vendor: str
     app_token: str
     events: Mapping[str, str] = {}
     activities: Mapping[str, str] = {}
-    keep: tuple[str, ...] = ()
-    stable_id: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    keep: tuple[str, ...] | None = None
+    omit: tuple[str, ...] = ()
+    stable_id: tuple[StableName, ...] | None = None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """The canonical event, as it is stored: one field for each column of `events`.
 
     `has_stable_id` says that `event_id` does not depend on `occurred_at`, so that the sink must
-    also recognise the event under another time.
+    also recognise the event under another time. `ignored` names the identifiers that were sent
+    with a machine-made word for nothing, and so count as absent; it is not stored.
     """
 
     event_id: bytes
@@ -70,12 +82,14 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     country: str | None = None
     properties: Mapping[str, str] = {}
     has_stable_id: bool = False
+    ignored: tuple[str, ...] = ()
 
 
 class DropReason(Enum):
     """Why a callback is answered `dropped`; the values are the `reason` label of the metric."""
 
     UNKNOWN_APP = "unknown_app"
+    IGNORED = "ignored"  # on purpose: the app lists it
     UNFILLED_PLACEHOLDER = "unfilled_placeholder"
     UNMAPPED_EVENT = "unmapped_event"
     INVALID_TIMESTAMP = "invalid_timestamp"
@@ -83,9 +97,13 @@ class DropReason(Enum):
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """A callback that will never become an event, and why."""
+    """A callback that will never become an event, and why.
+
+    `subject` is the entry of the app's `ignore` that it matched, else empty.
+    """
 
     reason: DropReason
+    subject: str = ""
 
 
 class Claim(Enum):
@@ -113,7 +131,7 @@ def event_id(
     event_type: str,
     occurred_at: datetime,
     raw_event_id: str,
-    stable_id: str | None,
+    stable_id: str | tuple[str, ...] | None,
 ) -> bytes:
     """Return the 16 bytes that identify an event, whichever way and however often it is sent.
 

@@ -1,28 +1,34 @@
 """The path of a callback: access, adapter, buffer, commit (claim, write, settle), receipt."""
 
 import asyncio
-import logging
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+from msgspec.structs import replace
 
 from adapters import Adapter
 from app import metrics
-from app.access import Access
+from app.access import Access, PublicHeaders, sent_app_token, sent_secrets
 from app.buffer import WriteBuffer
-from app.callback import clean_form, decode, parse_body, split_form
-from app.claims import Claims
-from app.errors import MalformedBody, Unavailable, UnknownVendor, WriteFailed
-from app.event import OLDEST_OCCURRED_AT, Callback, Claim, Drop, DropReason, Event, Outcome
+from app.callback import PARAMETERS_MAX, parse_body, parse_form
+from app.errors import MalformedBody, TooManyParameters, Unavailable, UnknownVendor
+from app.event import (
+    OLDEST_OCCURRED_AT,
+    Callback,
+    Drop,
+    DropReason,
+    Event,
+    Outcome,
+    Workspace,
+)
 from app.settings import ROW_LIFE_MIN_D
 from app.workspaces import Workspaces
-from sinks import Sink
 
 BODY_AT_ONCE_BYTES = 64 * 1024
-
-log = logging.getLogger(__name__)
+# Beyond it a time that is ahead or too old may be the gateway's own fault.
+CLOCK_TOLERANCE_S = 300.0
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -40,12 +46,6 @@ RECEIPTS = {
     Outcome.DUPLICATE: msgspec.json.encode(Receipt(duplicate=1)),
     Outcome.REFUSED: DROPPED,
 }
-_COUNTED = {
-    Outcome.WRITTEN: (metrics.WRITTEN, None),
-    Outcome.DUPLICATE: (metrics.DUPLICATE, None),
-    Outcome.REFUSED: (metrics.DROPPED, DropReason.REFUSED.value),
-}
-_COMMITTED = (Outcome.WRITTEN, Outcome.DUPLICATE)
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -71,56 +71,74 @@ class Ingest:
         access: Access,
         workspaces: Workspaces,
         buffer: WriteBuffer[Event, Outcome],
+        clock_ahead_s: Callable[[], float | None],
         retention_d: int = 0,
     ) -> None:
         self._adapters = adapters
         self._access = access
         self._workspaces = workspaces
         self._buffer = buffer
+        self._clock_ahead_s = clock_ahead_s
         self._retention_d = retention_d
+        # One thread: of several, each would take its turn of 5 ms before the loop has its own.
+        self._large_bodies = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
+
+    @property
+    def is_clock_right(self) -> bool:
+        """Whether the gateway's clock is known to agree with the database's."""
+        ahead_s = self._clock_ahead_s()
+        return ahead_s is not None and abs(ahead_s) <= CLOCK_TOLERANCE_S
 
     async def handle(self, request: Request) -> bytes:
         """Return the receipt of a callback once it is committed or dropped; raises GatewayError."""
         adapter = self._adapters.get(request.vendor)
         if adapter is None:
             raise UnknownVendor(request.vendor)
-        query = self._verified_query(request)
+        app = self._verified_app(request)
         body = await request.read_body() if request.read_body else b""
-        callback = await self._callback(query, request.headers, body)
-        workspace, event = self._parsed(request.vendor, adapter, callback)
-        if isinstance(event, Drop):
-            metrics.count(metrics.DROPPED, request.vendor, workspace, event.reason.value)
-            return DROPPED
+        callback = await self._callback(request, body)
+        workspace = app.id if app else ""
         try:
+            event = self._event(adapter, callback, app)
+            if isinstance(event, Drop):
+                return _dropped(event, request.vendor, workspace)
             size_bytes = len(request.query) + len(body)
-            del query, body, callback  # up to megabytes, which nobody needs while it waits
+            del body, callback  # up to megabytes, which nobody needs while it waits
             outcome = await self._buffer.submit(event, workspace, size_bytes)
         except Unavailable as error:  # not even tried: nobody else counts it
             metrics.count(metrics.FAILED, request.vendor, workspace, error.reason)
             raise
         return RECEIPTS[outcome]
 
-    def _verified_query(self, request: Request) -> dict[str, str]:
-        """Return the clean parameters of the URL, without the secret that they were sent with."""
-        query = split_form(request.query)
-        secret = decode(query.pop("secret", ""))
-        self._access.verify(request.vendor, secret, request.address)
-        return clean_form(query)
+    def _verified_app(self, request: Request) -> Workspace | None:
+        """Return the app that a request is for, None where it is unknown; raises GatewayError.
 
-    async def _callback(
-        self, query: dict[str, str], headers: Mapping[str, str], body: bytes
-    ) -> Callback:
+        Nothing of the request is taken apart before its secret is verified.
+        """
+        app = self._workspaces.find(request.vendor, sent_app_token(request.query))
+        secrets = sent_secrets(request.query, request.headers)
+        self._access.verify(request.vendor, app.id if app else None, secrets, request.address)
+        return app
+
+    async def _callback(self, request: Request, body: bytes) -> Callback:
+        query = parse_form(request.query)
+        query.pop("secret", None)
+        headers = PublicHeaders(request.headers)
         parameters = query
         if body:
             content_type = headers.get("content-type", "")
             if len(body) <= BODY_AT_ONCE_BYTES:
                 in_body = parse_body(content_type, body)
-            else:  # it may take the better part of a second: the others do not wait for it
-                in_body = await asyncio.to_thread(parse_body, content_type, body)
+            else:  # it may take a fifth of a second: the others do not wait for it
+                in_body = await asyncio.get_running_loop().run_in_executor(
+                    self._large_bodies, parse_body, content_type, body
+                )
             if in_body is None:
                 raise MalformedBody("malformed_body")
             in_body.pop("secret", None)
             parameters = in_body | query
+            if len(parameters) > PARAMETERS_MAX:
+                raise TooManyParameters("too_many_parameters")
         received_at = datetime.now(UTC)
         return Callback(
             query=query,
@@ -137,113 +155,33 @@ class Ingest:
         retained_from = received_at - timedelta(days=self._retention_d)
         return max(OLDEST_OCCURRED_AT, retained_from + timedelta(days=ROW_LIFE_MIN_D))
 
-    def _parsed(
-        self, vendor: str, adapter: Adapter, callback: Callback
-    ) -> tuple[str, Event | Drop]:
-        """Return the ID of the workspace, empty where there is none, and what the adapter says."""
-        workspace_id = ""
+    def _event(self, adapter: Adapter, callback: Callback, app: Workspace | None) -> Event | Drop:
+        """Return the event of a callback, or the reason to drop it; raises Unavailable."""
+        if app is None:
+            return Drop(DropReason.UNKNOWN_APP)
         try:
-            workspace = self._workspaces.find(vendor, adapter.app_token(callback))
-            if workspace is None:
-                return workspace_id, Drop(DropReason.UNKNOWN_APP)
-            workspace_id = workspace.id
-            return workspace_id, adapter.parse(callback, workspace)
-        except Exception:
-            metrics.count(metrics.FAILED, vendor, workspace_id, "adapter_error")
+            event = adapter.parse(callback, app)
+            if isinstance(event, Event):
+                for name in event.ignored:
+                    metrics.IDENTIFIERS_IGNORED.labels(app.vendor, name).inc()
+            elif (
+                event.reason is DropReason.INVALID_TIMESTAMP
+                and not self.is_clock_right
+                # Nothing but the time speaks against it.
+                and isinstance(adapter.parse(replace(callback, any_time=True), app), Event)
+            ):
+                raise Unavailable("clock_differs")
+        except Unavailable:
             raise
+        except Exception:
+            metrics.count(metrics.FAILED, app.vendor, app.id, "adapter_error")
+            raise
+        return event
 
 
-async def commit(
-    events: Sequence[Event], claims: Claims, sink: Sink
-) -> Sequence[Outcome | WriteFailed]:
-    """Commit one batch, and return what became of each event, in order.
-
-    Repeats of one event become one. A CONTESTED event goes on to `commit_contested`; a failed
-    one may be tried again.
-    """
-    metrics.BATCH_EVENTS.observe(len(events))
-    with metrics.COMMIT_SECONDS.time():
-        unique = {event.event_id: event for event in reversed(events)}
-        with metrics.CLAIM_SECONDS.time():
-            claimed = dict(zip(unique, await claims.claim(list(unique)), strict=True))
-        outcomes: dict[bytes, Outcome | WriteFailed] = {
-            event_id: Outcome.DUPLICATE if claim is Claim.SEEN else Outcome.CONTESTED
-            for event_id, claim in claimed.items()
-        }
-        held = [event for event_id, event in unique.items() if claimed[event_id] is Claim.HELD]
-        if held:
-            outcomes |= await _write(held, claims, sink, contested=False)
-    return _tell(events, outcomes)
-
-
-async def commit_contested(
-    events: Sequence[Event], claims: Claims, sink: Sink
-) -> Sequence[Outcome | WriteFailed]:
-    """Commit events that must be written alone: the database decides, without a claim."""
-    return _tell(events, await _write(events, claims, sink, contested=True))
-
-
-async def hand_over(event: Event, twins: WriteBuffer[Event, Outcome], claims: Claims) -> Outcome:
-    """Give a CONTESTED event to the buffer of those that are written alone."""
-    try:
-        return await twins.submit(event, event.workspace_id)
-    except Unavailable as error:
-        await claims.release([event.event_id])
-        metrics.count(metrics.FAILED, event.vendor, event.workspace_id, error.reason)
-        raise WriteFailed(error.reason) from None
-
-
-async def _write(
-    events: Sequence[Event], claims: Claims, sink: Sink, *, contested: bool
-) -> dict[bytes, Outcome | WriteFailed]:
-    """Write, then settle what is committed and release what is not."""
-    ids = [event.event_id for event in events]
-    try:
-        with metrics.WRITE_SECONDS.time():
-            outcomes = dict(zip(ids, await sink.write(events, contested=contested), strict=True))
-    except asyncio.CancelledError:
-        await claims.release(ids)
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever it was, a retry is safe and wanted
-        await claims.release(ids)
-        log.error(
-            "batch failed",
-            # Only the first line: in those that follow PostgreSQL shows the row.
-            extra={
-                "events": len(events),
-                "error": type(error).__name__,
-                "detail": str(error).partition("\n")[0],
-            },
-        )
-        return dict.fromkeys(ids, WriteFailed("write_failed"))
-    with metrics.SETTLE_SECONDS.time():
-        if contested:
-            # Another connection wrote it, maybe to other data than the claims are about. The next
-            # delivery finds the row, and settles.
-            await claims.release(ids)
-        else:
-            await claims.settle([id_ for id_ in ids if outcomes[id_] in _COMMITTED])
-            await claims.release([id_ for id_ in ids if outcomes[id_] is Outcome.REFUSED])
-    return dict(outcomes)
-
-
-def _tell(
-    events: Sequence[Event], outcomes: dict[bytes, Outcome | WriteFailed]
-) -> list[Outcome | WriteFailed]:
-    """Return each event's own outcome, and count it: of repeats, only the first was written."""
-    answers = []
-    for event in events:
-        answers.append(outcome := outcomes[event.event_id])
-        if outcome is Outcome.WRITTEN:
-            outcomes[event.event_id] = Outcome.DUPLICATE  # for those that repeat it
-    tally = Counter(
-        (event.vendor, event.workspace_id, answer)
-        for event, answer in zip(events, answers, strict=True)
-    )
-    for (vendor, workspace_id, answer), number in tally.items():
-        if isinstance(answer, WriteFailed):
-            metrics.count(metrics.FAILED, vendor, workspace_id, answer.reason, number=number)
-        elif answer is not Outcome.CONTESTED:  # not decided yet: counted when it is
-            metric, reason = _COUNTED[answer]
-            metrics.count(metric, vendor, workspace_id, reason, number=number)
-    return answers
+def _dropped(drop: Drop, vendor: str, workspace: str) -> bytes:
+    """Count a drop, and return its receipt."""
+    metrics.count(metrics.DROPPED, vendor, workspace, drop.reason.value)
+    if drop.reason is DropReason.IGNORED:
+        metrics.count(metrics.IGNORED, vendor, workspace, drop.subject)
+    return DROPPED

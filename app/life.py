@@ -24,7 +24,7 @@ async def _start(app: App) -> None:
     gateway = app.ctx.gateway
     # Not `app.add_task`: Sanic cancels its own tasks before it stops to accept connections.
     for vendor in adapters.load():
-        if not gateway.settings.vendors.get(vendor, VendorAccess()).secrets:
+        if not gateway.settings.vendors.get(vendor, VendorAccess()).has_secret:
             log.warning("no secret: every callback is answered 503", extra={"vendor": vendor})
     for work in (probes.ask_sink(app), probes.measure(app), gateway.workspaces.watch()):
         gateway.tasks.append(asyncio.create_task(work))

@@ -18,10 +18,11 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 CALLBACK = ("vendor", "workspace")
 # Those that begin at 0. Prometheus takes no rise from the first value of a series that appears, and
 # so would not see the failures of a minute in which everything fails for the first time.
-FAILURES = ("write_failed", "buffer_full")
+FAILURES = ("write_failed", "buffer_full", "clock_differs")
 REJECTIONS = (
     "wrong_secret", "address_not_allowed", "no_secret_configured", "unknown_vendor",
-    "malformed_body", "unknown_path", "method_not_allowed", "response_timeout",
+    "malformed_body", "too_many_parameters", "unknown_path", "method_not_allowed",
+    "response_timeout",
 )  # fmt: skip
 CLOSINGS = (
     "too_large", "head_too_slow", "body_too_slow", "not_http", "no_room", "answers_not_read",
@@ -40,6 +41,16 @@ WRITTEN = Counter("flokit_callbacks_written", "Callbacks answered `written`.", C
 DUPLICATE = Counter("flokit_callbacks_duplicate", "Callbacks answered `duplicate`.", CALLBACK)
 DROPPED = Counter(
     "flokit_callbacks_dropped", "Callbacks answered `dropped`, by reason.", (*CALLBACK, "reason")
+)
+IGNORED = Counter(
+    "flokit_callbacks_ignored",
+    "Callbacks dropped on purpose, by the entry of the app's `ignore`; among the dropped ones too.",
+    (*CALLBACK, "subject"),
+)
+IDENTIFIERS_IGNORED = Counter(
+    "flokit_identifiers_ignored",
+    "Identifiers that were sent as a machine-made word for nothing, or as zeros, by parameter.",
+    ("vendor", "name"),
 )
 FAILED = Counter(
     "flokit_callbacks_failed",
@@ -114,10 +125,15 @@ WORKSPACES_VERSION = Gauge(
     "A number made of the content of the workspaces file in use: equal wherever that is equal.",
     multiprocess_mode="livemax",
 )
+CLOCK_AHEAD = Gauge(
+    "flokit_clock_ahead_seconds",
+    "The gateway's clock less the database's; NaN = not known.",
+    multiprocess_mode="livemostrecent",
+)
 SECRET_LAST_USED = Gauge(
     "flokit_secret_last_used_timestamp_seconds",
-    "When a secret was last accepted, by its place in the vendor's list; 0 = not since the start.",
-    ("vendor", "position"),
+    "When a secret was last accepted, by its place in the list; 0 = not since the start.",
+    ("vendor", "workspace", "position"),
     multiprocess_mode="max",  # also of workers that have ended
 )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from math import nan
 from types import SimpleNamespace
 
 import msgspec
@@ -13,6 +14,7 @@ from sanic.response import HTTPResponse
 from app.metrics import (
     BUFFER_EVENTS,
     BUFFER_LIMIT,
+    CLOCK_AHEAD,
     IN_FLIGHT,
     SECRET_LAST_USED,
     begin,
@@ -48,8 +50,20 @@ async def ask_sink(app: App) -> None:
 
 async def measure(app: App) -> None:
     """Keep the gauges, for a scrape that another worker answers; never returns."""
+    was_right = True
     while True:
         _measure(app)
+        is_right = app.ctx.gateway.ingest.is_clock_right
+        if is_right != was_right and app.ctx.gateway.sink_answered:
+            was_right = is_right
+            if is_right:
+                log.info("the clock agrees with that of the database")
+            else:
+                log.error(
+                    "the clock differs from that of the database, or that is not known: "
+                    "times that it would refuse are answered 503",
+                    extra={"ahead_s": app.ctx.gateway.sink.clock_ahead_s},
+                )
         await asyncio.sleep(PROBE_S)
 
 
@@ -62,12 +76,15 @@ def _measure(app: App) -> None:
     IN_FLIGHT.set(gateway.in_flight)
     BUFFER_EVENTS.set(len(gateway.buffer))
     BUFFER_LIMIT.set(gateway.settings.buffer_max_events)
-    for vendor, used in gateway.access.used.items():
-        for position, is_used in enumerate(used):
-            last_used = SECRET_LAST_USED.labels(vendor, position + 1)
-            if is_used:
-                last_used.set_to_current_time()
-                used[position] = False
+    ahead_s = gateway.sink.clock_ahead_s
+    CLOCK_AHEAD.set(nan if ahead_s is None else ahead_s)
+    for vendor, owners in gateway.access.used.items():
+        for owner, used in owners.items():
+            for position, is_used in enumerate(used):
+                last_used = SECRET_LAST_USED.labels(vendor, owner, position + 1)
+                if is_used:
+                    last_used.set_to_current_time()
+                    used[position] = False
 
 
 async def _healthz(_: Request) -> HTTPResponse:
@@ -85,8 +102,14 @@ async def _readyz(request: Request) -> HTTPResponse:
             "events": len(gateway.buffer),
             "max_events": gateway.settings.buffer_max_events,
         },
+        "clock": _clock(gateway.ingest.is_clock_right, gateway.sink.clock_ahead_s),
     }
     return _json(body, 503 if draining or not gateway.sink_answered else 200)
+
+
+def _clock(is_right: bool, ahead_s: float | None) -> dict[str, object]:
+    state = "right" if is_right else "not known" if ahead_s is None else "wrong"
+    return {"state": state, "ahead_s": None if ahead_s is None else round(ahead_s, 3)}
 
 
 async def _metrics(request: Request) -> HTTPResponse:

@@ -17,11 +17,12 @@ from app import life, probes, traces
 from app.access import Access, counted_address
 from app.buffer import WriteBuffer
 from app.claims import Claims, RedisClaims
+from app.commit import commit, commit_contested, hand_over
 from app.edge import GatewayErrors, read_body
 from app.errors import WriteFailed
 from app.event import Event, Outcome
 from app.http import sanic_config
-from app.ingest import Ingest, commit, commit_contested, hand_over
+from app.ingest import Ingest
 from app.ingest import Request as IngestRequest
 from app.settings import Settings
 from app.usual import LazyHeaders, UsualCallback
@@ -93,6 +94,7 @@ class Gateway:
             access=self.access,
             workspaces=self.workspaces,
             buffer=self.buffer,
+            clock_ahead_s=lambda: self.sink.clock_ahead_s,
             retention_d=settings.retention_d,
         )
         self.commit, self.commit_contested = commit, commit_contested

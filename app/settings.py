@@ -2,7 +2,9 @@
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal
 
@@ -14,6 +16,13 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 SECRET_SUFFIX = "_CALLBACK_SECRET"  # noqa: S105 - part of a name
 ALLOWLIST_SUFFIX = "_IP_ALLOWLIST"
+# <VENDOR>_CALLBACK_SECRET__<WORKSPACE> has the secrets of one workspace.
+OWNER_SEPARATOR = "__"
+_VENDOR = re.compile(r"[A-Z][A-Z0-9_]*")
+_VENDOR_SETTING = re.compile(rf"({_VENDOR.pattern})(?:{SECRET_SUFFIX}|{ALLOWLIST_SUFFIX})")
+
+# Longer ones would cost a stranger's request more than a look over its head.
+SECRET_MAX = 1024
 
 # The lease must outlive a commit with room for clocks and pauses.
 LEASE_PER_COMMIT = 2
@@ -41,10 +50,19 @@ class SettingsError(Exception):
 
 
 class VendorAccess(msgspec.Struct, frozen=True):
-    """The secrets that are valid for a vendor now, and the networks it may call from."""
+    """The secrets that are valid for a vendor now, and the networks it may call from.
+
+    `workspaces` has the secrets of workspaces with their own, by `secret_owner`.
+    """
 
     secrets: tuple[str, ...] = ()
     allowlist: tuple[Network, ...] = ()
+    workspaces: Mapping[str, tuple[str, ...]] = {}
+
+    @property
+    def has_secret(self) -> bool:
+        """Whether any secret is configured."""
+        return bool(self.secrets or self.workspaces)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,17 +131,33 @@ def _checked_url(name: str, text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=4096)
+def secret_owner(workspace: str) -> str:
+    """Return a workspace's ID as it stands at the end of the variable with its secrets."""
+    return re.sub(r"[^A-Z0-9_]", "_", workspace.upper())
+
+
 def _read_vendors(environ: Mapping[str, str]) -> dict[str, VendorAccess]:
-    vendors: dict[str, VendorAccess] = {}
-    for suffix in (SECRET_SUFFIX, ALLOWLIST_SUFFIX):
-        for name in environ:
-            if re.fullmatch(rf"[A-Z][A-Z0-9_]*{suffix}", name):
-                vendor = name.removesuffix(suffix).lower()
-                vendors[vendor] = VendorAccess(
-                    _read_secrets(vendor.upper() + SECRET_SUFFIX, environ),
-                    _read_allowlist(vendor.upper() + ALLOWLIST_SUFFIX, environ),
-                )
-    return vendors
+    own_secrets: defaultdict[str, dict[str, tuple[str, ...]]] = defaultdict(dict)
+    vendors: set[str] = set()
+    for name in environ:
+        vendor, is_own, owner = name.partition(SECRET_SUFFIX + OWNER_SEPARATOR)
+        if is_own and _VENDOR.fullmatch(vendor):
+            if not owner or owner != secret_owner(owner):
+                wanted = vendor + is_own + (secret_owner(owner) or "<WORKSPACE>")
+                raise SettingsError(f"{name}: the name must be {wanted}")
+            if secrets := _read_secrets(name, environ):
+                own_secrets[vendor][owner] = secrets
+        elif match := _VENDOR_SETTING.fullmatch(name):
+            vendors.add(match[1])
+    return {
+        vendor.lower(): VendorAccess(
+            _read_secrets(vendor + SECRET_SUFFIX, environ),
+            _read_allowlist(vendor + ALLOWLIST_SUFFIX, environ),
+            own_secrets[vendor],
+        )
+        for vendor in sorted(vendors | own_secrets.keys())
+    }
 
 
 def _read_secrets(name: str, environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -135,6 +169,8 @@ def _read_secrets(name: str, environ: Mapping[str, str]) -> tuple[str, ...]:
             raise SettingsError(f"{name}: secret {place} of {len(secrets)} is empty")
         if secret != secret.strip():
             raise SettingsError(f"{name}: secret {place} begins or ends with white space")
+        if len(secret) > SECRET_MAX:
+            raise SettingsError(f"{name}: secret {place} is longer than {SECRET_MAX} characters")
         # Bytes of the environment that are no text come as lone surrogates.
         if any("\ud800" <= character <= "\udfff" for character in secret):
             raise SettingsError(f"{name}: secret {place} is not UTF-8")

@@ -55,7 +55,7 @@ def add(app: App) -> None:
 
 def _dress(gateway: Any, spans: "Spans") -> None:
     gateway.ingest.handle = spans.of_callback(gateway.ingest.handle)
-    gateway.workspaces.find = spans.with_workspace(gateway.workspaces.find)
+    gateway.access.verify = spans.with_workspace(gateway.access.verify)
     gateway.buffer.submit = spans.while_waiting(gateway.buffer.submit)
     gateway.commit = spans.of_batch(gateway.commit)
     gateway.commit_contested = spans.of_batch(gateway.commit_contested)
@@ -93,14 +93,13 @@ class Spans:
 
         return traced
 
-    def with_workspace(self, find: Callable[..., Any]) -> Callable[..., Any]:
-        """Tell the callback's span whose it is."""
+    def with_workspace(self, verify: Callable[..., None]) -> Callable[..., None]:
+        """Name the workspace in the span of a verified callback."""
 
-        def traced(vendor: str, app_token: str | None) -> Any:
-            workspace = find(vendor, app_token)
+        def traced(vendor: str, workspace: str | None, *parts: Any) -> None:
+            verify(vendor, workspace, *parts)
             if workspace is not None:
-                trace.get_current_span().set_attribute("flokit.workspace", workspace.id)
-            return workspace
+                trace.get_current_span().set_attribute("flokit.workspace", workspace)
 
         return traced
 

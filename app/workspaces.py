@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import re
 import time
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated
@@ -12,17 +13,25 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from app.event import Workspace
+from app.callback import WHITE_SPACE
+from app.event import StableName, Workspace
 from app.metrics import WORKSPACES_LOADED, WORKSPACES_REFUSED, WORKSPACES_VERSION, begin
+from app.settings import secret_owner
 
 POLL_S = 1.0
 FILE_MAX_BYTES = 16 * 1024 * 1024
 
 # Values that end up in an index or a metric are short, and can be stored.
-Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Parameter = Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^\S+$")]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+# What is never stored would leave an event that nobody can identify or place in time.
+NEVER_OMITTED = frozenset({
+    "app_token", "created_at", "event_token", "event", "activity_kind", "revenue", "currency",
+})  # fmt: skip
 
 Apps = Mapping[tuple[str, str], Workspace]
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_PLACEHOLDER = re.compile(r"\{[A-Za-z0-9_|. -]{1,80}\}")
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +45,10 @@ class _App(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     app_token: Name
     events: dict[Name, Name] = {}
     activities: dict[Name, Name] = {}
-    keep: tuple[Parameter, ...] = ()
-    stable_id: tuple[Parameter, ...] = ("transaction_id", "deduplication_id")
+    ignore: tuple[Name, ...] = ()
+    keep: tuple[Name, ...] | None = None
+    omit: tuple[Name, ...] = ()
+    stable_id: tuple[Name | Annotated[tuple[Name, ...], Meta(min_length=1)], ...] | None = None
 
 
 class _Workspace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,21 +74,67 @@ def decode(text: bytes, vendors: Collection[str]) -> Apps:
     except (ValueError, msgspec.ValidationError) as error:
         raise WorkspacesError(str(error)) from None
     apps: dict[tuple[str, str], Workspace] = {}
+    owners: dict[str, str] = {}
     for w, workspace in enumerate(file.workspaces):
+        _check_text(workspace.id, f"$.workspaces[{w}].id")
+        # Of the same name in another spelling, neither could have secrets of its own.
+        if (other := owners.setdefault(secret_owner(workspace.id), workspace.id)) != workspace.id:
+            raise WorkspacesError(
+                f"Workspaces {other!r} and {workspace.id!r} would share the name of a setting, "
+                f"{secret_owner(workspace.id)} - at `$.workspaces[{w}].id`"
+            )
         for a, app in enumerate(workspace.apps):
             place = f"$.workspaces[{w}].apps[{a}]"
             key = (app.vendor, app.app_token)
-            if app.vendor not in vendors:
-                raise WorkspacesError(f"No adapter for vendor {app.vendor!r} - at `{place}.vendor`")
+            _check_app(app, vendors, place)
             if key in apps:
                 raise WorkspacesError(
                     f"App token {app.app_token!r} of {app.vendor} is also in workspace "
                     f"{apps[key].id!r} - at `{place}.app_token`"
                 )
-            if "secret" in (*app.keep, *app.stable_id):
-                raise WorkspacesError(f"The secret is never kept - at `{place}`")
             apps[key] = Workspace(id=workspace.id, **msgspec.structs.asdict(app))
     return apps
+
+
+def _check_app(app: _App, vendors: Collection[str], place: str) -> None:
+    """Raise WorkspacesError for an entry without effect, or with an effect that nobody wants."""
+    if app.vendor not in vendors:
+        raise WorkspacesError(f"No adapter for vendor {app.vendor!r} - at `{place}.vendor`")
+    for name, text in _entries(app):
+        _check_text(text, f"{place}.{name}")
+        if text == "secret" and name.startswith(("keep", "stable_id")):
+            raise WorkspacesError(f"The secret is never kept - at `{place}.{name}`")
+        if name.startswith("ignore") and (text in app.events or text in app.activities):
+            raise WorkspacesError(f"{text!r} is mapped as well - at `{place}.{name}`")
+        if name.startswith("omit") and text in NEVER_OMITTED:
+            raise WorkspacesError(f"{text!r} cannot be left out - at `{place}.{name}`")
+
+
+def _entries(app: _App) -> Iterator[tuple[str, str]]:
+    """Yield every text of an app that is compared or stored, behind its place in the app."""
+    yield "app_token", app.app_token
+    for name, mapping in (("events", app.events), ("activities", app.activities)):
+        for sent, event_type in mapping.items():
+            yield name, sent
+            yield name, event_type
+    lists: tuple[tuple[str, Sequence[StableName] | None], ...] = (
+        ("ignore", app.ignore), ("keep", app.keep), ("omit", app.omit),
+        ("stable_id", app.stable_id),
+    )  # fmt: skip
+    for name, entries in lists:
+        for number, entry in enumerate(entries or ()):
+            for text in (entry,) if isinstance(entry, str) else entry:
+                yield f"{name}[{number}]", text
+
+
+def _check_text(text: str, place: str) -> None:
+    """Raise WorkspacesError for a text that is never sent, or that cannot be stored."""
+    if _CONTROL.search(text):
+        raise WorkspacesError(f"{text!r} holds a control character - at `{place}`")
+    if text != text.strip(WHITE_SPACE):
+        raise WorkspacesError(f"{text!r} begins or ends with white space - at `{place}`")
+    if _PLACEHOLDER.fullmatch(text):
+        raise WorkspacesError(f"{text!r} is a placeholder, which counts as absent - at `{place}`")
 
 
 def read(path: Path, vendors: Collection[str]) -> Apps:

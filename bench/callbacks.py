@@ -15,7 +15,6 @@ WORKSPACES = "".join(
     + "".join(
         f'[[workspaces.apps]]\nvendor = "adjust"\napp_token = "{app}"\n'
         f"events = {{ {', '.join(f'{token} = {name!r}' for token, name in EVENTS.items())} }}\n"
-        'keep = ["tracker_name"]\n'
         for app, owner in APPS.items()
         if owner == workspace
     )

@@ -11,7 +11,7 @@ class Sink(Protocol):
 
     @property
     def clock_ahead_s(self) -> float | None:
-        """How far our clock is ahead of the sink's own, in seconds; None while nobody knows."""
+        """The gateway's clock less the sink's, in seconds; None while that is not known."""
         ...
 
     async def write(self, events: Sequence[Event], *, contested: bool) -> Sequence[Outcome]:

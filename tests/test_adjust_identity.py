@@ -83,6 +83,51 @@ def test_a_stable_id_is_missed(changes: Changes, stable_id: str | None) -> None:
     assert (event(changes).event_id == event({"transaction_id": stable_id}).event_id) or not same
 
 
+def test_kinds_of_one_type_are_two_events() -> None:
+    """Two subtypes that are mapped to one type, in one second, are two events; each is itself."""
+    app = msgspec.structs.replace(WORKSPACE, activities={"subscription": "sub"})
+    kinds = [
+        event(
+            {"event_token": None, "activity_kind": "subscription", "subscription_event_type": t},
+            app,
+        )
+        for t in ("activation", "renewal", None, "activation")
+    ]
+    assert len({kind.event_id for kind in kinds}) == 3
+    assert kinds[0].event_id == kinds[3].event_id
+
+
+def test_listed_stable_id_identifies_without_a_user() -> None:
+    """Where the app lists the stable ID and nobody is named, nothing else tells events apart."""
+    app = msgspec.structs.replace(WORKSPACE, stable_id=("sk_transaction_id",))
+    sent = NOBODY | {"sk_transaction_id": "t"}
+    same: list[Changes] = [sent, sent | {"nonce": "1"}, sent | {"created_at": "1750500777"}]
+    assert len({event(changes, app).event_id for changes in same}) == 1
+    assert event(sent | {"adid": "a"}, app).event_id != event(sent, app).event_id
+    by_default = msgspec.structs.replace(WORKSPACE, stable_id=None)
+    strangers = [NOBODY | {"transaction_id": "t", "nonce": nonce} for nonce in ("1", "2", "1")]
+    assert len({event(changes, by_default).event_id for changes in strangers}) == 2
+    renamed = NOBODY | {"deduplication_id": "t", "nonce": "1"}
+    assert event(renamed, by_default).event_id == event(strangers[0], by_default).event_id
+
+
+def test_names_in_a_list_identify_only_together() -> None:
+    """A list counts where each of its names is present; else the next entry does."""
+    app = msgspec.structs.replace(WORKSPACE, stable_id=(("a", "b"), "c", ("d",)))
+    stable = [
+        event(changes, app)
+        for changes in (
+            {"a": "1", "b": "2"}, {"a": "1", "b": "3"}, {"a": "12", "b": ""}, {"a": "1", "c": "1"},
+            {"a": "1", "b": "null", "c": "1"}, {"d": "1"}, {"a": "1", "b": "2", "c": "9"},
+        )
+    ]  # fmt: skip
+    assert [found.has_stable_id for found in stable] == [True, True, False, True, True, True, True]
+    ids = [found.event_id for found in stable]
+    assert ids[0] == ids[6]
+    assert ids[3] == ids[4] == ids[5]
+    assert len(set(ids)) == 4
+
+
 def test_another_app_has_other_stable_ids() -> None:
     """Each app names the parameters that identify its events for good, or none."""
     sent = {"order": "7", "transaction_id": "1"}

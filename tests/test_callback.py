@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.callback import FORM, clean_form, escape, parse_body, split_form
+from app.callback import FORM, PARAMETERS_MAX, escape, parse_body, parse_form
+from app.errors import TooManyParameters
 
 JSON = "application/json"
 
@@ -55,16 +56,44 @@ FORMS = {
 @pytest.mark.parametrize(("raw", "expected"), FORMS.values(), ids=FORMS)
 def test_form_encoding_in_the_wild(raw: bytes, expected: dict[str, str]) -> None:
     """A query string and a form body of the same bytes give the same clean parameters."""
-    assert clean_form(split_form(raw)) == expected
+    assert parse_form(raw) == expected
     assert parse_body(FORM, raw) == expected
 
 
 def test_many_parameters_are_all_read() -> None:
-    """No parameter is lost to a limit on their number, and the first of them still wins."""
-    raw = "&".join(f"name{number}={number}" for number in range(20_000)) + "&name0=x"
-    parameters = clean_form(split_form(raw.encode()))
-    assert len(parameters) == 20_000
-    assert (parameters["name0"], parameters["name19999"]) == ("0", "19999")
+    """As many parameters as are allowed are all there, and the first of them still wins."""
+    raw = "&".join(f"name{number}={number}" for number in range(PARAMETERS_MAX - 1)) + "&name0=x"
+    parameters = parse_form(raw.encode())
+    assert len(parameters) == PARAMETERS_MAX - 1
+    assert (parameters["name0"], parameters["name3998"]) == ("0", "3998")
+    with pytest.raises(TooManyParameters):
+        parse_form(raw.encode() + b"&")
+
+
+MANY = {
+    "a form": b"&".join(b"a%d=1" % number for number in range(PARAMETERS_MAX + 1)),
+    "one name again and again": b"&".join([b"a=1"] * (PARAMETERS_MAX + 1)),
+    "an object": b'{"x":1'
+    + b"".join(b',"a%d":1' % number for number in range(PARAMETERS_MAX))
+    + b"}",
+    "an object with one name": b'{"a":1' + b',"a":1' * PARAMETERS_MAX + b"}",
+    "an object without end": b'{"a":1' + b',"a":1' * 100_000,
+}
+
+
+@pytest.mark.parametrize("body", MANY.values(), ids=MANY)
+def test_too_many_parameters_are_refused(body: bytes) -> None:
+    """One parameter more than allowed is refused, however it is written."""
+    with pytest.raises(TooManyParameters):
+        parse_body(JSON if body.startswith(b"{") else FORM, body)
+
+
+def test_large_values_are_no_parameters() -> None:
+    """What stands inside of a value is not counted, and costs no more than its bytes."""
+    nested = json.dumps([{"a": number, "b": "x:y"} for number in range(PARAMETERS_MAX)])
+    quoted = json.dumps({"value": nested, "list": [1, {"k": "\\"}]})
+    assert parse_body(JSON, b'{"a":' + nested.encode() + b',"b":1}') == {"a": nested, "b": "1"}
+    assert parse_body(JSON, quoted.encode()) == {"value": nested, "list": '[1, {"k": "\\\\"}]'}
 
 
 DIGITS = "9" * 400
@@ -86,6 +115,15 @@ OBJECTS = {
     "a repeated name, first null": (b'{"a":null,"a":2}', {"a": ""}),
     "a repeated name, first empty": (b'{"a":"","a":2}', {"a": ""}),
     "a repeated name, one escaped": (b'{"\\u0061":1,"a":2}', {"a": "1"}),
+    "a repeated name beside a nested one": (
+        b'{"a":{"a":1},"b":"\\"a\\":","a":2}',
+        {"a": '{"a":1}', "b": '"a":'},
+    ),
+    "a repeated name, nested last": (b'{"a":1,"a":{"a":{"a":1}}}', {"a": "1"}),
+    "a repeated name behind a backslash": (b'{"x\\\\":1,"b":2,"b":3}', {"x\\": "1", "b": "2"}),
+    "a colon in a text": (b'{"a":"x: y","b" : "http://z"}', {"a": "x: y", "b": "http://z"}),
+    "a text like a member": (b'{"a":"\\"b\\":1","c":2}', {"a": '"b":1', "c": "2"}),
+    "names that are one when clean": (b'{"a ":1," a":2}', {"a": "1"}),
     "white space and NUL in a name": (b'{" a\\u0000":1}', {"a": "1"}),
     "white space and NUL in a value": (b'{"a":"\\u0000 x\\n"}', {"a": "x"}),
     "a no-break space": ('{"a":"\xa0"}'.encode(), {"a": "\xa0"}),
@@ -189,7 +227,7 @@ any_json = st.recursive(
 @example(b"%00=%ED%A0%80&\x00\xff+=+\x7f%")
 def test_any_bytes_as_a_form(raw: bytes) -> None:
     """Whatever bytes arrive as a form: never an exception, and always storable."""
-    assert_storable(clean_form(split_form(raw)))
+    assert_storable(parse_form(raw))
 
 
 @given(st.sampled_from([FORM, JSON, "", "text/plain", ";", "x/\x00+json"]), st.binary())
@@ -235,4 +273,4 @@ def test_escape_round_trips(raw: bytes) -> None:
 def test_raw_bytes_read_like_escaped_ones(sent: dict[str, str]) -> None:
     """A sender that does not encode its values is understood as if it did."""
     raw = "&".join(f"{name}={value}" for name, value in sent.items()).encode()
-    assert clean_form(split_form(raw)) == clean_form(split_form(escape(raw)))
+    assert parse_form(raw) == parse_form(escape(raw))

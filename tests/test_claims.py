@@ -9,8 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from app.claims import RedisClaims
+from app.commit import commit
 from app.event import Claim, Outcome
-from app.ingest import commit
 from sinks.timescale import TimescaleSink
 from tests.events import event, events, stored, until_lost
 from tests.gateways import Services, make_claims

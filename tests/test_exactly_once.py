@@ -10,9 +10,9 @@ import pytest
 
 from app.buffer import WriteBuffer
 from app.claims import Claims, RedisClaims
+from app.commit import commit, commit_contested
 from app.errors import WriteFailed
 from app.event import Claim, Outcome
-from app.ingest import commit, commit_contested
 from sinks.timescale import TimescaleSink
 from tests.client import head
 from tests.events import event, events, stored

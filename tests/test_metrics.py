@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters import adjust
 from app import metrics
 from app.event import DropReason
 from tests.client import Answer, exchange, get, head
@@ -140,7 +141,9 @@ async def test_caller_that_hangs_up_stays_in_flight(gateways: Gateways) -> None:
 async def test_rotation(run: RUNS) -> None:
     """Each secret has the time of its own last use, also when the worker that saw it has ended."""
     secrets = f"new-one,{SECRET},another"
-    first, second, third = (f'{LAST_USED}{{position="{n}",vendor="adjust"}}' for n in (1, 2, 3))
+    first, second, third = (
+        f'{LAST_USED}{{position="{n}",vendor="adjust",workspace=""}}' for n in (1, 2, 3)
+    )
     with run(WORKERS="2", ADJUST_CALLBACK_SECRET=secrets) as process:
         await asyncio.to_thread(wait_for_workers, process, 2)
         found = await until(process, lambda found: third in found)
@@ -250,6 +253,7 @@ LABELS = {
     "workspace": {"", "ws_test"},
     "stage": set(STAGES),
     "position": {"1"},
+    "name": {*adjust.USER_NAMES, "transaction_id", "deduplication_id"},
     "reason": {*metrics.FAILURES, *metrics.REJECTIONS, *metrics.CLOSINGS}
     | {"adapter_error", "buffer_closed", "cancelled"}
     | {reason.value for reason in DropReason},

@@ -78,9 +78,15 @@ AMOUNTS: list[tuple[dict[str, str], str | None]] = [
     ({"revenue": "9" * 140_000}, None),
     ({"revenue": "0." + "9" * 20_000}, None),
     ({"revenue": "345", "revenue_float": "NaN"}, None),
+    ({"revenue": "1e3"}, "1000"),
+    ({"revenue": "-1.2E-05"}, "-0.000012"),
+    ({"revenue": ".5e+2"}, "50"),
+    ({"revenue": "1e999"}, "1" + "0" * 999),
+    ({"revenue": "1e-999"}, "0." + "0" * 998 + "1"),
     *(
         ({"revenue": text}, None)
-        for text in ("", "NaN", "Infinity", "-inf", "1e3", "$5.00", "5,00", "1_000", ".", "-",
+        for text in ("", "NaN", "Infinity", "-inf", "e3", "1e", "1e1000", "12e999", "1.2e-999",
+                     "1e+", "1e3.5", "1e 3", "$5.00", "5,00", "1_000", ".", "-",
                      "0x10", "5 ", "\u0665", "1.2.3", "--1", "5\n")
     ),
 ]  # fmt: skip

@@ -27,8 +27,10 @@ vendor = "adjust"
 app_token = "abc123token"
 events = { g3mz3t = "purchase" }          # vendor event token -> canonical event type
 activities = { install = "app_install" }
-keep = ["tracker_name", "campaign_name"]
-stable_id = ["order"]
+keep = ["tracker_name", "campaign name"]
+ignore = ["click", "impression"]
+omit = ["ip_address", "adid"]
+stable_id = ["order", ["part", "kind of part"]]
 
 [[workspaces.apps]]
 vendor = "other"
@@ -59,21 +61,21 @@ def test_a_good_file_is_read_wrongly() -> None:
             app_token=DEMO,
             events={"g3mz3t": "purchase"},
             activities={"install": "app_install"},
-            keep=("tracker_name", "campaign_name"),
-            stable_id=("order",),
+            keep=("tracker_name", "campaign name"),
+            ignore=("click", "impression"),
+            omit=("ip_address", "adid"),
+            stable_id=("order", ("part", "kind of part")),
         ),
         ("other", "abc123token"): Workspace(
             id="ws_demo",
             vendor="other",
             app_token=DEMO,
-            stable_id=("transaction_id", "deduplication_id"),
         ),
         ("adjust", "Abc123token"): Workspace(
             id="ws_\N{SNOWMAN}",
             vendor="adjust",
             app_token="A" + DEMO[1:],
             events={"a.b": "c"},
-            stable_id=("transaction_id", "deduplication_id"),
         ),
     }
 
@@ -108,13 +110,41 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     "an event type with NUL": (app('events = { a = "\\u0000" }'), f"{APP}.events"),
     "an activity as a text": (app('activities = "install"'), f"{APP}.activities"),
     "keep as a text": (app('keep = "tracker_name"'), f"{APP}.keep"),
-    "keep with a space": (app('keep = ["ok", "tracker name"]'), f"{APP}.keep[1]"),
+    "keep with a space around": (app('keep = ["ok", "tracker "]'), f"{APP}.keep[1]"),
+    "keep with a line break": (app('keep = ["tracker\\nname"]'), f"{APP}.keep[0]"),
+    "a token with a line break": (app(name='"abc\\n"'), f"{APP}.app_token"),
+    "a token with white space": (app(name='" abc"'), f"{APP}.app_token"),
+    "a token that is a placeholder": (app(name='"{app_token}"'), f"{APP}.app_token"),
+    "an event with white space": (app('events = { "a " = "b" }'), f"{APP}.events"),
+    "an event that is a placeholder": (app('events = { "{event}" = "b" }'), f"{APP}.events"),
+    "a type with a line break": (app('events = { a = "b\\n" }'), f"{APP}.events"),
+    "an activity with white space": (app('activities = { "\\ta" = "b" }'), f"{APP}.activities"),
+    "an ID with a line break": (app().replace('"ws"', '"ws\\n"'), "$.workspaces[0].id"),
+    "an ID with white space": (app().replace('"ws"', '"ws "'), "$.workspaces[0].id"),
+    "ignored and mapped": (
+        app('events = { a = "b" }\nignore = ["x", "a"]'), f"{APP}.ignore[1]",
+    ),
+    "ignored and mapped as activity": (
+        app('activities = { "a:b" = "c" }\nignore = ["a:b"]'), f"{APP}.ignore[0]",
+    ),
+    "an empty list of names": (app("stable_id = [[]]"), f"{APP}.stable_id[0]"),
+    "lists within lists": (app('stable_id = [[["a"]]]'), f"{APP}.stable_id[0]"),
+    "the secret in a list of names": (app('stable_id = [["a", "secret"]]'), f"{APP}.stable_id[0]"),
+    **{
+        f"{name} left out": (app(f'omit = ["x", "{name}"]'), f"{APP}.omit[1]")
+        for name in (
+            "app_token", "created_at", "event_token", "activity_kind", "revenue", "currency",
+        )
+    },
+    "two IDs for one setting": (
+        app() + app(name='"b"').replace('"ws"', '"WS"'), "$.workspaces[1].id",
+    ),
     "keep with an empty name": (app('keep = [""]'), f"{APP}.keep[0]"),
     "the secret is kept": (app('keep = ["tracker_name", "secret"]'), APP),
     "the secret as a stable ID": (app('stable_id = ["secret"]'), APP),
     "an app twice": (app() + table(), "$.workspaces[0].apps[1].app_token"),
     "an app of two workspaces": (app() + app(), "$.workspaces[1].apps[0].app_token"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "place"), WRONG.values(), ids=WRONG)

@@ -1,0 +1,100 @@
+"""Values that every vendor sends in its own spelling: times, identifiers, countries, OS names."""
+
+import re
+from datetime import UTC, datetime, timedelta, timezone
+
+from app.event import EPOCH
+
+OS_NAMES = {"ios": "ios", "ipados": "ios", "android": "android"}
+# What programs print where they have no value: `null` of Java's and Dart's string templates,
+# `(null)` of Objective-C, `<nil>` of Go, `[object Object]` of JavaScript, `None` of Python.
+NOTHING = frozenset({
+    "null", "nil", "none", "undefined", "nan", "n/a", "na", "unknown", "0", "-1", "anonymous",
+    "guest", "object object",
+})  # fmt: skip
+_PAIRS = {"(": ")", "<": ">", "[": "]", '"': '"', "'": "'", "`": "`"}
+_NOTHING_MAX = max(map(len, NOTHING)) + 2
+# Most identifiers begin with none of these, so that one look is enough.
+_SUSPECT = frozenset(
+    {*"-0", *_PAIRS, *(word[0] for word in NOTHING), *(word[0].upper() for word in NOTHING)}
+)
+
+_SECOND_DIGITS = 10
+_MILLISECOND_DIGITS = 13  # of a moment of this era
+_LEAP_SECOND = 60
+_MINUTES = 60
+_COUNTRY = re.compile(r"[A-Za-z]{2,3}")
+_ALL_ZERO = re.compile(r"-*0[0-]*")
+_UNIX = re.compile(r"([0-9]{1,13})(?:\.([0-9]+))?")
+_ISO = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[T ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:[.,]([0-9]+))?"
+    # The SDKs write a Z before the offset; form decoding turns its + into a space.
+    r"(?:Z|Z?([+ -])([0-9]{2}):?([0-9]{2}))?"
+)
+
+
+def identifier(text: str) -> str | None:
+    """Return an identifier as it was sent; None where it is a word for nothing, or all zeros."""
+    if text[:1] in _SUSPECT and (is_nothing(text) or is_zero(text)):
+        return None
+    return text
+
+
+def is_nothing(text: str) -> bool:
+    """Whether a text is a word that programs print for nothing, also within one pair of marks."""
+    if len(text) > _NOTHING_MAX:
+        return False
+    word = text.lower()
+    if _PAIRS.get(word[:1]) == word[-1:]:
+        word = word[1:-1]
+    return word in NOTHING
+
+
+def is_zero(text: str) -> bool:
+    """Whether an identifier is all zeros, as every device has it whose user denied tracking."""
+    return _ALL_ZERO.fullmatch(text) is not None
+
+
+def country(text: str) -> str | None:
+    """Return the upper-case code of a country; None where the text is no code."""
+    return text.upper() if _COUNTRY.fullmatch(text) else None
+
+
+def os_name(text: str) -> str | None:
+    """Return `ios` or `android`; None for any other system."""
+    return OS_NAMES.get(text.lower())
+
+
+def time(text: str) -> datetime | None:
+    """Read Unix seconds, Unix milliseconds or ISO 8601; None for anything else."""
+    try:
+        if len(text) == _SECOND_DIGITS and text.isascii() and text.isdecimal():
+            return datetime.fromtimestamp(int(text), UTC)  # nearly always, and takes half the time
+        if unix := _UNIX.fullmatch(text):
+            digits, fraction = unix[1], unix[2] or ""
+            decimals = 3 if len(digits) == _MILLISECOND_DIGITS else 6
+            microseconds = int(digits + fraction[:decimals].ljust(decimals, "0"))
+            return EPOCH + timedelta(microseconds=microseconds)
+        if iso := _ISO.fullmatch(text):
+            return _iso_time(iso)
+    except (ValueError, OverflowError):
+        pass  # not a date of the calendar: as wrong as any other text
+    return None
+
+
+def _iso_time(iso: re.Match[str]) -> datetime:
+    year, month, day, hour, minute, second = (int(iso[group]) for group in range(1, 7))
+    leap_second = second == _LEAP_SECOND
+    zone = UTC
+    if iso[8]:
+        offset = timedelta(hours=int(iso[9]), minutes=_below_60(int(iso[10])))
+        zone = timezone(-offset if iso[8] == "-" else offset)
+    microsecond = int((iso[7] or "")[:6].ljust(6, "0"))
+    moment = datetime(year, month, day, hour, minute, second - leap_second, microsecond, zone)
+    return moment.astimezone(UTC) + timedelta(seconds=leap_second)
+
+
+def _below_60(minutes: int) -> int:
+    if minutes >= _MINUTES:
+        raise ValueError("an offset of 60 minutes or more")
+    return minutes
