@@ -14,6 +14,7 @@ from tests.client import Answer
 from tests.gateways import PATIENCE_S, POLL_S, Process, Target
 
 Parameters = Mapping[str, str]
+COMMITTED = {"written", "duplicate"}
 CALLERS = 4
 
 

@@ -57,6 +57,10 @@ CREATE DATABASE {PLAIN}
 """
 # What makes a server commit without a standby.
 ALONE = ("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()")
+WAITING = """
+SELECT pid FROM pg_stat_activity
+WHERE wait_event = 'SyncRep' AND application_name = 'flokit-gateway'
+"""
 # Recovery to the end of the WAL that is in the backup, and a new timeline from there on.
 RECOVERY_CONF = "restore_command = 'false'\n"
 
@@ -109,21 +113,12 @@ async def until_primary(server: Server) -> None:
     await until(lambda: ask(server, "SELECT NOT pg_is_in_recovery()"))
 
 
-async def waiting_for_standby(server: Server) -> Sequence[int]:
-    """The processes of gateways whose commit waits for a standby now."""
-    return list(
-        await ask(
-            server,
-            "SELECT coalesce(array_agg(pid), '{}') FROM pg_stat_activity "
-            "WHERE wait_event = 'SyncRep' AND application_name = 'flokit-gateway'",
-        )
-    )
-
-
 async def until_waiting(server: Server) -> Sequence[int]:
-    """Return the processes of gateways that wait for a standby, when there are any."""
-    found: Sequence[int] = await until(lambda: waiting_for_standby(server))
-    return found
+    """Return the processes of gateways whose commits wait for a standby, when there are any."""
+    async with asking(server) as connection, asyncio.timeout(PATIENCE_S):
+        while not (found := await connection.fetch(WAITING)):
+            await asyncio.sleep(POLL_S)
+    return [record["pid"] for record in found]
 
 
 @dataclass

@@ -133,7 +133,7 @@ async def test_clock_that_nobody_can_compare(services: Services, tmp_path: Path)
         assert await clock_state(gateway) == (503, "not known")
 
 
-@pytest.mark.parametrize("how", WRONG)
+@pytest.mark.parametrize("how", ["25 hours slow", "6 minutes fast"])
 async def test_check_compares_the_clocks(
     services: Services, database_url: str, tmp_path: Path, clock: Clock, how: str
 ) -> None:
