@@ -1,4 +1,4 @@
-"""The part of `check` about the database: is it there, is it ours, does it keep what it commits?"""
+"""The part of `check` about the database: whether it is there, ours, and keeps what it commits."""
 
 import time
 
@@ -10,18 +10,17 @@ from sinks import hosts, inspection, schema
 
 TIMEOUT_S = 3.0
 CLOCKS_APART_MAX_S = 300.0
-# What the promise stands on, and what another value means.
+# What the promise stands on, and what another value means for what was committed.
 DURABLE = {
-    "fsync": {"on": "", "off": "a crash of its machine may cost all data"},
+    "fsync": {"on": "", "off": "a crash of the server's machine may cost all data"},
     "synchronous_commit": {
         "on": "",
         "remote_apply": "",
-        "remote_write": "a standby's crash may cost what it confirmed",
-        "local": "no commit waits for a standby",
-        "off": "a crash may cost what was committed",
+        "remote_write": "a commit waits for no standby's disk; the gateway's do",
+        "local": "a commit waits for no standby; the gateway's do",
+        "off": "a commit waits for no disk; the gateway's do",
     },
 }
-RAISED = "the gateway sets its own to on, others' commits have what the role has"
 
 
 async def check_database(report: Report, settings: Settings) -> None:
@@ -38,16 +37,20 @@ async def check_database(report: Report, settings: Settings) -> None:
             report.fail("database", host)
         return
     try:
-        await _check_server(report, settings, await inspection.inspect(connection))
-        await _check_data(report, connection)
+        server = await inspection.inspect(connection)
+        _check_server(report, settings, server)
+        if server.missing_migrations:
+            report.fail("schema", f"{server.missing_migrations[0]} is missing: run migrate")
+        else:
+            await _check_data(report, connection)
         await _check_commit(report, connection)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, schema.SchemaError, OSError) as error:
         report.fail("database", str(error) or type(error).__name__)
     finally:
         await hosts.close(connection)
 
 
-async def _check_server(report: Report, settings: Settings, server: inspection.Server) -> None:
+def _check_server(report: Report, settings: Settings, server: inspection.Server) -> None:
     if server.timescaledb:
         report.ok("database", f"TimescaleDB {server.timescaledb} on PostgreSQL {server.version}")
     else:
@@ -55,8 +58,8 @@ async def _check_server(report: Report, settings: Settings, server: inspection.S
     for name, meanings in DURABLE.items():
         value = server.settings[name]
         if meaning := meanings[value]:
-            raised = f"; {RAISED}" if name == "synchronous_commit" else ""
-            report.fail(f"database setting {name}", f"{value}: {meaning}{raised}")
+            report.fail(f"database setting {name}", value)
+            report.warn(f"database setting {name}", meaning)
         else:
             report.ok(f"database setting {name}", value)
     deadlock_timeout = server.settings["deadlock_timeout"]
@@ -88,12 +91,8 @@ def _check_role(report: Report, settings: Settings, server: inspection.Server) -
 
 
 async def _check_data(report: Report, connection: asyncpg.Connection) -> None:
-    """Tell whether the tables are there, whose data is in them, and what time it is there."""
-    try:
-        generation, ahead_s = await schema.read_identity(connection)
-    except schema.SchemaError as error:
-        report.fail("schema", str(error))
-        return
+    """Tell whose data it is, what of the tables is not ours, and what time it is there."""
+    generation, ahead_s = await schema.read_identity(connection)
     report.ok("schema", f"up to date, generation {generation}")
     for stranger, meaning in (await inspection.strangers(connection)).items():
         report.warn("schema", f"{stranger} is not ours: {meaning}")

@@ -14,11 +14,12 @@ from app.event import Event
 from sinks.session import Session, unit
 
 _WORD = "pg_logical_emit_message(true, 'flokit', '')"
-# The bounds are for TimescaleDB, which leaves out chunks for them, and not for the array.
+# The bounds are for TimescaleDB, which leaves out chunks for them, and not for a join.
 _ROWS = f"""
-SELECT array_agg(event_id), {_WORD} FROM events
-WHERE occurred_at BETWEEN $3 AND $4
-    AND occurred_at = ANY($1::timestamptz[]) AND event_id = ANY($2::uuid[])
+SELECT array_agg(event_id), {_WORD}
+FROM events JOIN unnest($1::timestamptz[], $2::uuid[]) AS sent (occurred_at, event_id)
+    USING (occurred_at, event_id)
+WHERE events.occurred_at BETWEEN $3 AND $4
 HAVING count(*) > 0
 """  # noqa: S608 - made of constants
 _STABLE = f"""

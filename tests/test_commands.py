@@ -248,6 +248,35 @@ async def test_the_database_is_not_what_it_should_be(
     assert "FAILED   database setting synchronous_commit: off\n" in ended.stdout
 
 
+STRANGERS = """
+CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+CREATE TRIGGER keep BEFORE INSERT ON stable_events FOR EACH ROW EXECUTE FUNCTION keep();
+CREATE UNIQUE INDEX once ON events (adid, occurred_at);
+CREATE INDEX amounts ON events (((properties ->> 'revenue')::numeric));
+CREATE INDEX harmless ON events (user_id);
+"""
+WARNED = (
+    "trigger keep on stable_events is not ours: an event that it leaves out",
+    "index once on events is not ours: it is unique",
+    "index amounts on events is not ours: an event that its expression fails for is dropped",
+)
+
+
+async def test_what_is_not_ours_is_not_told(environ: Mapping[str, str], database_url: str) -> None:
+    """Triggers and indexes that may keep events out are told, and others are not."""
+    environ = {**environ, "DATABASE_URL": database_url}
+    assert "not ours" not in (await asyncio.to_thread(run, "check", **environ)).stdout
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(STRANGERS)
+    await connection.close()
+    ended = await asyncio.to_thread(run, "check", **environ)
+    assert ended.returncode == 0
+    assert ended.stdout.count("warning  schema: ") == len(WARNED)
+    for warned in WARNED:
+        assert f"warning  schema: {warned}" in ended.stdout
+    assert "ok       database clock: ours is 0." in ended.stdout
+
+
 # retain
 
 AGES_D = [0, 40, 61.5, 62.25, 62.5, 62.75, 63, 63.5, 64.5, 90, 400]

@@ -1,246 +1,193 @@
-"""Several hosts for one database: gateways find the primary among them, and follow a promotion."""
+"""Several hosts in DATABASE_URL: one that hangs, one that is a standby, and none that will do."""
 
 import asyncio
 import socket
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
+import asyncpg
 import pytest
 
-from app.embedded import EmbeddedError
-from app.embedded_process import free_port
-from tests.deploying import lines, statements
-from tests.gateways import Services, environment
-from tests.haproxy import DATABASE, HAProxy, find_haproxy, haproxy
-from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
-from tests.postgres_topologies import (
-    ALONE,
-    HYPERTABLE,
-    OWNER,
-    PASSWORD,
-    Pair,
-    ask,
-    asking,
-    tell,
-    url_of,
-)
+from app import embedded
+from app.embedded import Embedded
+from app.event import Outcome
+from sinks import hosts
+from sinks.timescale import TimescaleSink
+from tests.events import events
+from tests.gateways import Process, Services, environment
 from tests.test_commands import assert_one_line, run
 
-READ_WRITE = "?target_session_attrs=read-write"
-# From the fault to the next answer; the promotion itself takes a fraction of a second.
-GAP_MAX_S = 15.0
+
+def at(database_url: str, *places: str, query: str = "") -> str:
+    """The address with other hosts."""
+    parts = urlsplit(database_url)
+    netloc = f"{parts.netloc.rpartition('@')[0]}@{','.join(places)}"
+    return urlunsplit(parts._replace(netloc=netloc, query=query))
+
+
+def place_of(database_url: str) -> str:
+    """The host and port of an address."""
+    return urlsplit(database_url).netloc.rpartition("@")[2]
 
 
 @pytest.fixture
-async def pair(postgres_pair: Pair) -> AsyncIterator[Pair]:
-    """A primary and a synchronous standby, both well."""
-    await postgres_pair.mend()
-    yield postgres_pair
-    postgres_pair.standby.resume()
-
-
-@contextmanager
-def silent() -> Iterator[int]:
-    """A port on which connections are taken, and nothing is ever said."""
+def silent() -> Iterator[str]:
+    """A host that accepts connections and never says anything."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener.getsockname()[1]
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+NOBODY = "127.0.0.1:1"
 
 
 @contextmanager
-def standby(pair: Pair) -> Iterator[int]:
-    """The port of a standby."""
-    yield pair.standby.port
+def in_recovery(servers: Embedded) -> Iterator[None]:
+    """Let a server be a standby, of a primary that there is not."""
+    signal_file = servers.postgres.folder / "standby.signal"
+    servers.postgres.stop()
+    signal_file.touch()
+    signal_file.chmod(0o666)
+    servers.postgres.start()
+    try:
+        yield
+    finally:
+        servers.postgres.stop()
+        signal_file.unlink()
+        servers.postgres.start()
 
 
-@contextmanager
-def hanging(pair: Pair) -> Iterator[int]:
-    """The port of a server that stands still."""
-    pair.standby.pause()
-    yield pair.standby.port
-    pair.standby.resume()
+@pytest.fixture(scope="module")
+def standby(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server that takes no writes."""
+    folder = tmp_path_factory.mktemp("standby")
+    with embedded.start(folder, fallback=True) as servers, in_recovery(servers):
+        yield servers.database_url
 
 
-@contextmanager
-def refused() -> Iterator[int]:
-    """A port on which nobody listens."""
-    yield free_port()
+async def open_at(url: str) -> asyncpg.Connection:
+    """Open a connection as the product does."""
+    return await asyncpg.connect(url, target_session_attrs=hosts.ANY_ROLE)
 
 
-def at(*ports: int, words: str = "") -> str:
-    """The address of the database on these ports, in this order."""
-    hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
-    return f"postgresql://{OWNER}:{PASSWORD}@{hosts}/{HYPERTABLE}{words}"
+@pytest.mark.parametrize("form", ["netloc", "query", "query with one port"])
+@pytest.mark.parametrize("query", ["", "target_session_attrs=read-write", "connect_timeout=2"])
+async def test_first_host_hangs(database_url: str, silent: str, form: str, query: str) -> None:
+    """The second host is reached soon, in whichever way both are named."""
+    primary = place_of(database_url)
+    if form == "netloc":
+        url = at(database_url, silent, primary, query=query)
+    else:
+        port = primary.rpartition(":")[2]
+        address = (
+            f"host=192.0.2.1,127.0.0.1&port={port}"
+            if form == "query with one port"
+            else f"host=127.0.0.1,127.0.0.1&port={silent.rpartition(':')[2]},{port}"
+        )
+        url = at(database_url, "", query="&".join(filter(None, (address, query))))
+    started = time.monotonic()
+    connection = await hosts.open_primary(url, open_at, 20.0)
+    assert time.monotonic() - started < 10
+    assert await connection.fetchval("SELECT 1") == 1
+    await connection.close()
 
 
-@pytest.mark.parametrize(
-    ("first", "words"),
-    [
-        ("standby", ""),
-        ("standby", READ_WRITE),
-        ("hanging", READ_WRITE),
-        ("silent", ""),
-        ("refused", ""),
-    ],
-)
-async def test_primary_is_found_behind_another(
-    pair: Pair, services: Services, tmp_path: Path, first: str, words: str
-) -> None:
-    """Whatever is listed first and is no primary, the primary behind it gets the events."""
-    await tell(pair.primary, *ALONE)
-    others: dict[str, AbstractContextManager[int]] = {
-        "standby": standby(pair),
-        "hanging": hanging(pair),
-        "silent": silent(),
-        "refused": refused(),
-    }
-    with others[first] as port:
-        url = at(port, pair.primary.port, words=words)
-        with serving(url, services.redis_url, tmp_path) as gateway:
-            await asyncio.to_thread(gateway.wait_until_ready)
-            for kind, callback in callbacks(f"behind-{first}{len(words)}").items():
-                assert await until_told(gateway, callback) in COMMITTED, kind
+@pytest.mark.parametrize("first", ["standby", "nobody"])
+async def test_first_host_is_no_primary(database_url: str, standby: str, first: str) -> None:
+    """A gateway goes on to the host that takes writes."""
+    other = {"standby": place_of(standby), "nobody": NOBODY}[first]
+    if first == "standby":  # with the user and the password of its own
+        url = at(standby, other, NOBODY)
+        with pytest.raises(hosts.NoAnswer) as raised:
+            await hosts.open_primary(url, open_at, 20.0)
+        assert raised.value.hosts[0] == f"{other} is a standby"
+        assert raised.value.hosts[1].startswith(f"{NOBODY} does not answer: ")
+        return
+    sink = TimescaleSink(at(database_url, other, place_of(database_url)), commit_timeout_s=10)
+    assert await sink.write(events("a"), contested=False) == [Outcome.WRITTEN]
+    await sink.close()
 
 
 @pytest.mark.parametrize("command", ["migrate", "retain", "check"])
-async def test_commands_find_the_primary(
-    pair: Pair, services: Services, tmp_path: Path, command: str
+@pytest.mark.parametrize("query", ["", "target_session_attrs=read-write"])
+def test_command_meets_only_standbys(
+    services: Services, standby: str, tmp_path: Path, command: str, query: str
 ) -> None:
-    """A command works on the primary, behind a host that hangs and a standby."""
-    with silent() as port:
-        url = at(port, pair.standby.port, pair.primary.port, words=READ_WRITE)
-        environ = environment(url, services.redis_url, tmp_path, RETENTION_D="62")
-        ended = await asyncio.to_thread(run, command, **environ)
-        assert ended.stderr == ""
-        failed = [line for line in ended.stdout.splitlines() if line.startswith("FAILED")]
-        assert [line for line in failed if "fsync" not in line] == []
-        assert ended.returncode == len(failed)
-
-
-@pytest.mark.parametrize("words", ["", READ_WRITE])
-async def test_nothing_but_standbys(
-    pair: Pair, services: Services, tmp_path: Path, words: str
-) -> None:
-    """Where only a standby answers, it is said in a line; `serve` waits for its promotion."""
-    url = at(free_port(), pair.standby.port, words=words)
-    environ = environment(url, services.redis_url, tmp_path, RETENTION_D="62")
-    [callback, _] = callbacks(f"only-standbys{len(words)}").values()
-    with serving(url, services.redis_url, tmp_path) as gateway:
-        for command in ("migrate", "retain"):
-            ended = await asyncio.to_thread(run, command, **environ)
-            assert_one_line(ended, 1, "is a standby")
-        ended = await asyncio.to_thread(run, "check", **environ)
-        [line] = [line for line in ended.stdout.splitlines() if "is a standby" in line]
-        assert (ended.returncode, line.split()[0]) == (1, "FAILED")
-        assert (gateway.status("/healthz"), gateway.status("/readyz")) == (200, 503)
-        assert await outcome(gateway, callback) == "500"
-        pair.primary.kill()
-        await pair.promote()
-        assert await until_told(gateway, callback) in COMMITTED
-        assert "Traceback" not in gateway.log.read_text()
-
-
-async def test_promoted_without_a_standby(pair: Pair, services: Services, tmp_path: Path) -> None:
-    """A promoted server with the copied setting answers nothing, and `check` says why."""
-    pair.primary.kill()
-    await pair.promote_as_it_is()
-    url = url_of(pair.primary)
-    environ = environment(url, services.redis_url, tmp_path)
-    ended = await asyncio.to_thread(run, "check", **environ)
-    failed = [line for line in ended.stdout.splitlines() if line.startswith("FAILED")]
-    assert ended.returncode == 1
-    assert any("synchronous" in line for line in failed), ended.stdout
-    [callback, _] = callbacks("promoted-alone").values()
-    hasty = {"COMMIT_TIMEOUT_S": "1", "CLAIM_LEASE_S": "2"}
-    with serving(url, services.redis_url, tmp_path, **hasty) as gateway:
-        gateway.wait_until_ready()
-        assert await outcome(gateway, callback) == "500"
-        alone = statements("A synchronous standby")[-1]
-        async with asking(pair.primary) as connection:
-            for statement in filter(str.strip, alone.split(";")):
-                await connection.execute(statement)
-        assert await until_told(gateway, callback) in COMMITTED
-    ended = await asyncio.to_thread(run, "check", **environ)
-    assert not any("synchronous" in line for line in ended.stdout.splitlines() if "FAIL" in line)
-
-
-async def fail_over(pair: Pair, fault: str) -> None:
-    """Lose the primary, and promote the standby; the old one is not heard of again."""
-    if fault == "killed":
-        pair.primary.kill()
+    """Each host has its words, and none of them is a traceback."""
+    place = place_of(standby)
+    url = at(standby, place, place, query=query)
+    ended = run(command, **environment(url, services.redis_url, tmp_path, RETENTION_D="400"))
+    said = f"{place} is a standby"
+    if command == "check":
+        assert ended.returncode == 1
+        assert ended.stdout.count(f"FAILED   database: {said}\n") == 2
     else:
-        pair.primary.pause()
-    await pair.promote()
+        assert_one_line(ended, 1, f"database: {said}; {said}\n")
 
 
-async def assert_nothing_lost(pair: Pair, callers: Callers, what: str) -> None:
-    """Fail unless each callback has one row, and nobody waited too long; print how long."""
-    rows = await ask(
-        pair.primary,
-        "SELECT array_agg(user_id ORDER BY user_id) FROM events WHERE user_id LIKE $1 || '-%'",
-        callers.prefix,
-    )
-    assert rows == sorted(callers.told)
-    gap_s = callers.longest_gap_s()
-    sys.stdout.write(f"{what}: {len(rows)} callbacks, longest gap {gap_s:.1f} s\n")
-    assert gap_s < GAP_MAX_S
+def test_serve_starts_on_a_standby(services: Services, standby: str, tmp_path: Path) -> None:
+    """Where only a standby answers, the gateway is there, not ready, and says why."""
+    url = at(standby, place_of(standby), query="target_session_attrs=primary")
+    with Process(url, services.redis_url, tmp_path) as process:
+        deadline = time.monotonic() + 30
+        while "is a standby" not in process.log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
-@pytest.mark.parametrize("fault", ["killed", "frozen"])
-async def test_promotion_under_a_running_gateway(
-    pair: Pair, services: Services, tmp_path: Path, fault: str
-) -> None:
-    """A gateway with several hosts finds the promoted one, and nothing told is lost."""
-    url = at(pair.primary.port, pair.standby.port)
-    with serving(url, services.redis_url, tmp_path) as gateway:
-        await asyncio.to_thread(gateway.wait_until_ready)
-        callers = Callers(gateway, f"hosts-{fault}")
-        async with callers.calling():
-            await fail_over(pair, fault)
-            await callers.more()
-    await assert_nothing_lost(pair, callers, f"several hosts, primary {fault}")
+def test_certificate_is_refused(services: Services, tmp_path: Path, database_url: str) -> None:
+    """A wrong certificate, or a file that is not there, is not told as a wrong address."""
+    query = f"sslmode=verify-full&sslrootcert={tmp_path}/none.pem"
+    url = at(database_url, place_of(database_url), query=query)
+    ended = run("migrate", **environment(url, services.redis_url, tmp_path))
+    assert_one_line(ended, 1, "database: does not answer: ")
 
 
-@pytest.fixture(scope="session")
-def program() -> Path:
-    """The HAProxy to run."""
-    try:
-        return find_haproxy()
-    except EmbeddedError as why:
-        pytest.skip(str(why))
+WRONG = [
+    "postgresql://u:hush-hush@a,,b/x",
+    "postgresql://u:hush-hush@/x?host=a,b&port=1,2,3",
+    "postgresql://u:hush-hush@a/x?connect_timeout=soon",
+    "postgresql://u:hush-hush@a:b,c/x",
+]
 
 
-@pytest.fixture
-async def proxy(pair: Pair, tmp_path: Path, program: Path) -> AsyncIterator[HAProxy]:
-    """HAProxy in front of both servers, with what the documentation says."""
-    [role] = statements("HAProxy by role")
-    [rule] = [line for line in lines("HAProxy by role") if line.startswith("host")]
-    if not await ask(pair.primary, "SELECT count(*) FROM pg_roles WHERE rolname = 'haproxy'"):
-        async with asking(pair.primary) as connection:
-            await connection.execute(role)
-    servers = (pair.primary, pair.standby)
-    for server in servers:
-        rules = server.folder / "pg_hba.conf"
-        here = rule.replace("10.0.0.9/32", "127.0.0.1/32")
-        rules.write_text(f"{here}\n{rules.read_text()}")
-        await tell(server, "SELECT pg_reload_conf()")
-    ports = {server.name: server.port for server in servers}
-    with haproxy(tmp_path, ports, program, DATABASE) as proxy:
-        await asyncio.to_thread(proxy.wait_until, pair.primary.name, "UP")
-        await asyncio.to_thread(proxy.wait_until, pair.standby.name, "DOWN")
-        yield proxy
+@pytest.mark.parametrize("url", WRONG)
+async def test_address_is_wrong(url: str) -> None:
+    """What nobody understands is told as such, without what stands in it."""
+    with pytest.raises(hosts.AddressError) as raised:
+        await hosts.open_primary(url, open_at, 5.0)
+    assert "hush" not in str(raised.value)
 
 
-@pytest.mark.parametrize("fault", ["killed", "frozen"])
-async def test_promotion_behind_haproxy(
-    pair: Pair, proxy: HAProxy, services: Services, tmp_path: Path, fault: str
-) -> None:
-    """HAProxy leads a gateway to the promoted server, and nothing told is lost."""
-    with serving(at(proxy.port), services.redis_url, tmp_path) as gateway:
-        await asyncio.to_thread(gateway.wait_until_ready)
-        callers = Callers(gateway, f"haproxy-{fault}")
-        async with callers.calling():
-            await fail_over(pair, fault)
-            await callers.more()
-    await assert_nothing_lost(pair, callers, f"HAProxy, primary {fault}")
+async def test_password_that_was_not_encoded(standby: str) -> None:
+    """A part of a password that looks like a host is not told."""
+    url = f"postgresql://u:127.0.0.1,hush/@{place_of(standby)}/x"
+    with pytest.raises((hosts.NoAnswer, hosts.AddressError)) as raised:
+        await hosts.open_primary(url, open_at, 5.0)
+    assert "hush" not in str(raised.value).partition("does not answer")[0]
+
+
+async def test_other_places_of_a_host(database_url: str) -> None:
+    """IPv6 literals and Unix sockets are hosts like others."""
+    port = place_of(database_url).rpartition(":")[2]
+    for url in (
+        at(database_url, "[::1]:1", place_of(database_url)),
+        at(database_url, "%2Fnowhere", place_of(database_url)),
+        at(database_url, "", query=f"host=/nowhere,127.0.0.1&port={port}"),
+    ):
+        connection = await hosts.open_primary(url, open_at, 20.0)
+        await connection.close()
+
+
+async def test_slow_hosts_are_given_up(silent: str, database_url: str) -> None:
+    """A time-out of the caller leaves no attempt behind."""
+    url = at(database_url, silent, silent)
+    before = asyncio.all_tasks()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.6):
+            await hosts.open_primary(url, open_at, 20.0)
+    assert asyncio.all_tasks() == before
+    with pytest.raises(hosts.NoAnswer, match=f"{silent} does not answer: TimeoutError"):
+        await hosts.open_primary(url, open_at, 0.2)

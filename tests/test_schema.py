@@ -14,6 +14,7 @@ from sinks import retention, schema
 from sinks.timescale import TimescaleSink
 from tests.events import event
 from tests.gateways import Gateways, Services
+from tests.test_timescale import skip_without_timescaledb
 
 Connection = asyncpg.Connection
 
@@ -118,6 +119,46 @@ async def test_retention_keeps_what_is_young(connection: Connection, sink: Times
     users = await connection.fetch("SELECT user_id FROM events ORDER BY user_id")
     assert [user[0] for user in users] == ["new", "new too", "young", "young too"]
     assert await connection.fetchval("SELECT count(*) FROM stable_events") == 2
+
+
+ENTER = """
+INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, app_token, event_type,
+    properties)
+SELECT gen_random_uuid(), now() - age * interval '1 day', now(), 'w', 'v', 'a', 't', '{}'
+FROM generate_series($1::int, $2) AS age
+"""
+
+
+async def test_retention_of_more_chunks_than_locks(
+    services: Services, connection: Connection
+) -> None:
+    """Chunks go in portions, the oldest first, however many there are."""
+    await skip_without_timescaledb(services, connection)
+    for first in range(63, 1663, 100):  # not all in one transaction either
+        await connection.execute(ENTER, first, first + 99)
+    lines = [line async for line in retention.retain(connection, 62)]
+    assert "events: 100 chunks dropped so far" in lines
+    assert [line for line in lines if line.startswith("events: 1600 chunks dropped that ended")]
+    assert await connection.fetchval("SELECT count(*) FROM events") == 0
+
+
+async def test_retention_of_partitions(connection: Connection) -> None:
+    """In a partitioned table the young rows stay that stand where old ones do in a partition."""
+    await connection.execute(
+        "CREATE SCHEMA parts; SET search_path = parts, public; CREATE TABLE events "
+        "(LIKE public.events) PARTITION BY RANGE (occurred_at); "
+        "CREATE TABLE stable_events (LIKE public.stable_events)"
+    )
+    cut = datetime.now(UTC) - timedelta(days=30)
+    await connection.execute(
+        f"CREATE TABLE young PARTITION OF events FOR VALUES FROM ('{cut}') TO (MAXVALUE); "
+        "CREATE TABLE rest PARTITION OF events DEFAULT"
+    )
+    await connection.execute(ENTER, 0, 9)
+    await connection.execute(ENTER, 63, 72)
+    assert [line async for line in retention.retain(connection, 62)]
+    young = await connection.fetchval("SELECT count(*) FROM events WHERE occurred_at > $1", cut)
+    assert (young, await connection.fetchval("SELECT count(*) FROM events")) == (10, 10)
 
 
 @pytest.mark.parametrize("retention_d", [0, 62, 400])

@@ -241,12 +241,11 @@ async def test_role_that_waits_for_less(
 
 
 async def line_of_check(pair: Pair, services: Services, folder: Path, subject: str) -> str:
-    """What `check` says of a setting of the database."""
+    """The first line of `check` about a setting of the database."""
     environ = environment(url_of(pair.primary), services.redis_url, folder)
     ended = await asyncio.to_thread(run, "check", **environ)
-    lines = [line for line in ended.stdout.splitlines() if f"database setting {subject}:" in line]
-    [line] = lines
-    return line
+    lines = ended.stdout.splitlines()
+    return next(line for line in lines if f"database setting {subject}:" in line)
 
 
 async def test_check_tells_whether_the_standby_is_there(
