@@ -28,6 +28,7 @@ from tests.postgres_topologies import (
 )
 from tests.test_commands import run
 
+HASTY = {"COMMIT_TIMEOUT_S": "1", "CLAIM_LEASE_S": "2"}
 READ_WRITE = "?target_session_attrs=read-write"
 # From the fault to the next answer; the promotion itself takes a fraction of a second.
 GAP_MAX_S = 15.0
@@ -148,8 +149,7 @@ async def test_promoted_without_a_standby(pair: Pair, services: Services, tmp_pa
     assert ended.returncode == 1
     assert any("synchronous" in line for line in failed), ended.stdout
     [callback, _] = callbacks("promoted-alone").values()
-    hasty = {"COMMIT_TIMEOUT_S": "1", "CLAIM_LEASE_S": "2"}
-    with serving(url, services.redis_url, tmp_path, **hasty) as gateway:
+    with serving(url, services.redis_url, tmp_path, **HASTY) as gateway:
         gateway.wait_until_ready()
         assert await outcome(gateway, callback) == "500"
         alone = statements("A synchronous standby")[-1]
@@ -159,6 +159,18 @@ async def test_promoted_without_a_standby(pair: Pair, services: Services, tmp_pa
         assert await until_told(gateway, callback) in COMMITTED
     ended = await asyncio.to_thread(run, "check", **environ)
     assert not any("synchronous" in line for line in ended.stdout.splitlines() if "FAIL" in line)
+
+
+async def test_old_primary_confirms_nothing(pair: Pair, services: Services, tmp_path: Path) -> None:
+    """A primary that comes back after a promotion waits for the standby that it has lost."""
+    pair.primary.pause()
+    await pair.promote()
+    old = pair.standby
+    old.resume()
+    with serving(url_of(old), services.redis_url, tmp_path, **HASTY) as gateway:
+        gateway.wait_until_ready()
+        for callback in callbacks("old-primary").values():
+            assert {await outcome(gateway, callback) for _ in range(2)} == {"500"}
 
 
 async def fail_over(pair: Pair, fault: str) -> None:
