@@ -11,7 +11,7 @@ CODE := app adapters sinks bench tests
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(VENV)/ready ## start everything on this machine; Ctrl-C stops it
+run: $(VENV)/run-ready ## start everything on this machine; Ctrl-C stops it
 	@$(BIN)/python -m app dev
 
 test: check-code ## all checks and tests, on a real TimescaleDB and a real Redis
@@ -47,18 +47,26 @@ lock: ## resolve the dependencies anew (needs uv)
 		--output-file requirements-traces.lock $(LOCK)
 	@uv pip compile pyproject.toml --all-extras --constraint requirements-traces.lock \
 		--output-file requirements-dev.lock $(LOCK)
+	@uv pip compile pyproject.toml --extra embedded --constraint requirements-dev.lock \
+		--output-file requirements-run.lock $(LOCK)
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate
 
 clean: ## remove the virtual environment (the events stay in data/)
 	@rm -rf $(VENV)
 
-$(VENV)/ready: requirements-dev.lock
-	@echo "installing the locked dependencies into $(VENV) (once)"
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+
+$(VENV)/run-ready: requirements-run.lock
+	@echo "installing what the gateway and its servers need into $(VENV) (once)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 …"; exit 1; }
 	@$(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "python3-venv is needed: apt-get install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-		--requirement requirements-dev.lock
+	@$(INSTALL) --requirement requirements-run.lock
+	@touch $@
+
+$(VENV)/ready: requirements-dev.lock $(VENV)/run-ready
+	@echo "installing what the tests and the bench need as well (once)"
+	@$(INSTALL) --requirement requirements-dev.lock
 	@touch $@

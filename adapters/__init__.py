@@ -17,8 +17,12 @@ class Adapter(Protocol):
 
 
 def load() -> Mapping[str, Adapter]:
-    """Return every adapter of this folder by its vendor's name."""
+    """Return every adapter of this folder by its vendor's name.
+
+    A module whose name begins with `_` is none: vendors may share one.
+    """
     return {
         module.name: cast("Adapter", importlib.import_module(f"{__name__}.{module.name}"))
         for module in pkgutil.iter_modules(__path__)
+        if not module.name.startswith("_")
     }

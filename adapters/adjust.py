@@ -6,6 +6,7 @@ https://help.adjust.com/en/article/placeholders.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 
 import msgspec
 
@@ -59,26 +60,40 @@ def parse(callback: Callback, workspace: Workspace) -> Event | Drop:
     occurred_at = normalize.time(created_at)
     if occurred_at is None or not callback.accepts(occurred_at):
         return Drop(DropReason.INVALID_TIMESTAMP)
+    event = _event(
+        present, workspace, raw_event_id=names[0], event_type=event_type,
+        occurred_at=occurred_at, received_at=callback.received_at,
+    )  # fmt: skip
+    return _without(event, workspace.omit) if workspace.omit else event
 
+
+def _event(
+    present: Values,
+    workspace: Workspace,
+    *,
+    raw_event_id: str,
+    event_type: str,
+    occurred_at: datetime,
+    received_at: datetime,
+) -> Event:
     identifiers, ignored = _identifiers(present)
     user_id, adid, gps_adid, idfa = identifiers
     stable_names, stable_id = _stable_id(present, _stable_names(workspace), ignored)
     is_own = workspace.stable_id is not None and stable_id is not None
     os_name = normalize.os_name(present.get("os_name", ""))
     country = normalize.country(present.get("country", ""))
-    event = Event(
+    return Event(
         event_id=event_id(
             vendor=workspace.vendor, app_token=workspace.app_token, event_type=event_type,
             user=_user(identifiers) or (NOBODY if is_own else _stranger(present, stable_names)),
-            occurred_at=occurred_at, raw_event_id=names[0], stable_id=stable_id,
+            occurred_at=occurred_at, raw_event_id=raw_event_id, stable_id=stable_id,
         ),
-        occurred_at=occurred_at, received_at=callback.received_at, workspace_id=workspace.id,
+        occurred_at=occurred_at, received_at=received_at, workspace_id=workspace.id,
         vendor=workspace.vendor, app_token=workspace.app_token, event_type=event_type,
         user_id=user_id, adid=adid, idfa=idfa, gps_adid=gps_adid, os_name=os_name, country=country,
         properties=_properties(present, os_name, country, ignored, workspace),
         has_stable_id=stable_id is not None, ignored=tuple(ignored),
     )  # fmt: skip
-    return _without(event, workspace.omit) if workspace.omit else event
 
 
 def _present(sent: Values) -> dict[str, str]:

@@ -1,5 +1,10 @@
 """The commands: dev, serve, migrate, check, retain."""
 
+from app import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()  # the rest takes the better part of a second to import
+
 import argparse
 import asyncio
 import sys
@@ -45,7 +50,10 @@ def main() -> int:
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, text) in commands.items():
         choices.add_parser(name, help=text, description=text)
-    run, _ = commands[parser.parse_args().command]
+    command = parser.parse_args().command
+    run, _ = commands[command]
+    if command != "serve":
+        signals.interrupt()
     try:
         return run()
     except tuple(_EXIT_CODES) as error:

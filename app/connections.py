@@ -1,8 +1,10 @@
-"""Connections that harm the others: too many of them, or with answers that nobody reads."""
+"""Connections that harm the others: too many, too large, or with answers that nobody reads."""
 
 import asyncio
 import resource
+from collections.abc import Iterable
 from operator import attrgetter
+from sys import getsizeof
 from time import monotonic
 
 from sanic.http import Stage
@@ -14,12 +16,45 @@ UNREAD_TIMEOUT_S = 20.0
 CONNECTIONS_MAX = 10_000
 # For the database, Redis, the workspaces file, and what Python itself opens.
 RESERVED_FILES = 64
+# What all requests of a process that have not come completely may take: a quarter of what the
+# documented container has.
+RECEIVED_MAX_BYTES = 128 * 1024 * 1024
+# A request of this size stays, however many others there are: connections are limited too.
+SMALL_BYTES = 4 * 1024
+# How much may come in before they are added up again, which takes 2 ms for 10,000 connections.
+ADD_UP_BYTES = 8 * 1024 * 1024
+
+
+class ReceiveBudget:
+    """Bounds the memory of requests that have not come completely, over all connections."""
+
+    def __init__(self) -> None:
+        self._received = 0
+
+    def spend(self, received: int, connections: "Iterable[Connection]") -> None:
+        """Count bytes that have come in; close the largest requests where there are too many."""
+        self._received += received
+        if self._received < ADD_UP_BYTES:
+            return
+        self._received = 0
+        sizes = [(connection.received_bytes, connection) for connection in connections]
+        # What comes in until the next time has room too.
+        excess = sum(size for size, _ in sizes) - (RECEIVED_MAX_BYTES - ADD_UP_BYTES)
+        if excess <= 0:
+            return
+        large = [(size, connection) for size, connection in sizes if size > SMALL_BYTES]
+        for size, connection in sorted(large, key=_largest_then_oldest):
+            if excess <= 0:
+                break
+            if connection.is_unfinished:
+                excess -= size
+                connection.refuse("no_room")
 
 
 class Connection(HttpProtocol):
     """Sanic's own class, but for callers that do not read their answers, or are too many."""
 
-    __slots__ = ("_buffer_max", "_more", "_unread")
+    __slots__ = ("_budget", "_buffer_max", "_more", "_unread")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a new connection, and have it in place of an old one where there are too many."""
@@ -27,17 +62,23 @@ class Connection(HttpProtocol):
         self._unread: asyncio.TimerHandle | None = None
         self._more: asyncio.Future[None] | None = None
         self._buffer_max: int = self.app.config.REQUEST_BUFFER_SIZE
+        self._budget: ReceiveBudget = self.app.ctx.receive_budget
         if len(self.connections) > _connections_max():
             self._make_room()
 
     def _make_room(self) -> None:
         """Close the connections that have been silent the longest, but none with a callback."""
         silent = [connection for connection in self.connections if connection.is_silent]
-        silent.sort(key=attrgetter("_time"))
+        silent.sort(key=attrgetter("last_active_at"))
         # Several at once: they are searched for among thousands. If there are none, the new one.
         for connection in silent[: len(silent) // 50 + 1] or [self]:
             UNANSWERED.labels("no_room").inc()
             connection.close()
+
+    @property
+    def last_active_at(self) -> float:
+        """When something was last received or sent, on the clock of `monotonic`."""
+        return self._time
 
     @property
     def is_silent(self) -> bool:
@@ -45,6 +86,29 @@ class Connection(HttpProtocol):
         if self.http is None or self.transport is None or self.transport.is_closing():
             return False
         return self.http.stage is (Stage.REQUEST if self.recv_buffer else Stage.IDLE)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether no callback is under way: its request is still to come, or its answer is."""
+        if self.http is None or self.transport is None or self.transport.is_closing():
+            return False
+        is_handled = self.http.stage is Stage.HANDLER and not self.http.request_body
+        return not is_handled or not self._can_write.is_set()
+
+    @property
+    def received_bytes(self) -> int:
+        """The memory of what has come in and has not been handled."""
+        http = self.http
+        if http is not None and http.stage is Stage.HANDLER and http.request_body:
+            received: int = http.request_bytes - http.request_bytes_left
+            return getsizeof(self.recv_buffer) + received
+        return getsizeof(self.recv_buffer)
+
+    def refuse(self, reason: str) -> None:
+        """Close the connection at once, unanswered."""
+        UNANSWERED.labels(reason).inc()
+        if self.transport is not None:
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Take what has come in, and wake who waits for it."""
@@ -54,6 +118,7 @@ class Connection(HttpProtocol):
             self.transport.pause_reading()
         if self._more is not None and not self._more.done():
             self._more.set_result(None)
+        self._budget.spend(len(data), self.connections)
 
     async def receive_more(self) -> None:
         """Wait until more has come in.
@@ -81,9 +146,12 @@ class Connection(HttpProtocol):
             self._unread.cancel()
 
     def _give_up(self) -> None:
-        UNANSWERED.labels("answers_not_read").inc()
-        if self.transport is not None:
-            self.transport.abort()
+        self.refuse("answers_not_read")
+
+
+def _largest_then_oldest(sized: tuple[int, Connection]) -> tuple[int, float]:
+    size, connection = sized
+    return -size, connection.last_active_at
 
 
 def _connections_max() -> int:

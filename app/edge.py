@@ -18,14 +18,12 @@ from sanic.handlers import ErrorHandler
 from sanic.http import Http, Stage
 from sanic.response import HTTPResponse
 
-from app.callback import escape
 from app.connections import Connection
-from app.errors import Answer, GatewayError, Rejected, Unreadable, render
+from app.errors import Answer, GatewayError, MalformedBody, Rejected, Unreadable, render
+from app.head import HEAD_MAX_BYTES, find_end, mend, skip_empty_lines
 from app.metrics import REJECTED, UNANSWERED, UNEXPECTED
 from app.usual import HEADER, USUAL, UsualCallback, bytes_of
 
-# A URL of more than 65,535 bytes cannot be parsed (httptools counts in 16 bits).
-HEAD_MAX_BYTES = 65_535
 BODY_MAX_BYTES = 2 * 1024 * 1024
 HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 30.0
@@ -56,19 +54,31 @@ class GatewayHttp(Http):
         if usual and usual.end() <= HEAD_MAX_BYTES:
             self.keep_alive, self.request = True, UsualCallback(usual, self)
             del self.recv_buffer[: usual.end()]
-        # It came in one piece. (An empty line ahead is no end.)
-        elif b"\r\n\r\n" in self.recv_buffer and self.recv_buffer[0] not in b"\r\n":
-            await self._receive_head()
-        else:
-            try:
-                async with asyncio.timeout(HEAD_TIMEOUT_S):
-                    await self._receive_head()
-            except TimeoutError:
-                raise Unreadable("head_too_slow") from None
-            except asyncio.CancelledError:
-                # Closed by ourselves: Sanic looks at the request then, and logs that there is none.
-                self.create_empty_request()
-                raise
+            return
+        query = mend(self.recv_buffer, await self._receive_head())
+        await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
+        self.request.raw_url += query
+        self._check_head()
+
+    async def _receive_head(self) -> int:
+        """Return where the head ends, once all of it has come."""
+        skip_empty_lines(self.recv_buffer)
+        if (end := find_end(self.recv_buffer, 0)) != -1:
+            return end
+        try:
+            async with asyncio.timeout(HEAD_TIMEOUT_S):
+                while end == -1:
+                    searched = max(0, len(self.recv_buffer) - len(b"\r\n\r"))
+                    await self._receive_more()
+                    is_moved = skip_empty_lines(self.recv_buffer)
+                    end = find_end(self.recv_buffer, 0 if is_moved else searched)
+        except TimeoutError:
+            raise Unreadable("head_too_slow") from None
+        except asyncio.CancelledError:
+            # Closed by ourselves: Sanic looks at the request then, and logs that there is none.
+            self.create_empty_request()
+            raise
+        return end
 
     async def send_answer(self, answer: Answer) -> None:
         """Answer a usual callback."""
@@ -79,16 +89,6 @@ class GatewayHttp(Http):
         self.stage = Stage.IDLE
         if self.recv_buffer:  # more requests that came along: it is the others' turn
             await asyncio.sleep(0)
-
-    async def _receive_head(self) -> None:
-        while True:
-            try:
-                await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
-            except BadRequest:
-                if not self._mend():
-                    raise
-            else:
-                return self._check_head()
 
     def _check_head(self) -> None:
         """Raise Unreadable where somebody else may see the end of the request elsewhere."""
@@ -111,23 +111,6 @@ class GatewayHttp(Http):
         if not _NUMBERS[base].fullmatch(value):
             raise ValueError
         return int(value, base)
-
-    def _mend(self) -> bool:
-        """Mend what vendors and proxies are known to do; returns whether there was anything.
-
-        Some send an empty line ahead (RFC 9112, 2.2, says to ignore it); some put the values of
-        their users into URLs without encoding them.
-        """
-        buffer = self.recv_buffer
-        if buffer.startswith(b"\r\n"):
-            del buffer[: len(buffer) - len(buffer.lstrip(b"\r\n"))]
-            return True
-        line_bytes = buffer.find(b"\r\n")
-        method, _, rest = bytes(buffer[:line_bytes]).partition(b" ")
-        target, _, version = rest.rpartition(b" ")
-        escaped = escape(target)
-        buffer[:line_bytes] = b" ".join((method, escaped, version))
-        return escaped != target
 
     async def read(self) -> bytes | None:
         """Return some bytes of the body."""
@@ -250,11 +233,20 @@ def _reason(exception: BaseException) -> str:
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the body of a POST; raises Unreadable where it does not come."""
+    """Return the body of a POST; raises Unreadable where it does not come.
+
+    Raises MalformedBody where it is compressed: no vendor does that, and a form whose bytes mean
+    something else would be dropped.
+    """
     if request.stream is None or not request.stream.request_body:
         return b""
     await request.receive_body()  # type: ignore[no-untyped-call]
     # Up to megabytes, of which nobody needs a second copy while the callback waits.
     body, request.body = request.body, b""
     # That of a GET means nothing, but it is there, before the next request.
-    return body if request.method == "POST" else b""
+    if not body or request.method != "POST":
+        return b""
+    encodings = ",".join(request.headers.getall("content-encoding", [])).lower().split(",")
+    if {encoding.strip(" \t") for encoding in encodings} - {"", "identity"}:
+        raise MalformedBody("malformed_body")
+    return body

@@ -26,6 +26,7 @@ __all__ = ["Embedded", "EmbeddedError", "Server", "start", "unpack"]
 
 INIT_TIMEOUT_S = 120
 LEFTOVERS_TIMEOUT_S = 10
+KILLED_TIMEOUT_S = 30
 
 # fsync, synchronous_commit and autovacuum stay on, as they are by default. There is no Unix
 # socket, whose path may have no more than 107 bytes. GMT is UTC under the only name that works
@@ -125,11 +126,11 @@ def _locked(folder: Path) -> Iterator[int]:
         owner.write(str(os.getpid()))
         owner.flush()
         # Those of an owner that was killed are on their way out, unless they hang.
-        deadline = time.monotonic() + LEFTOVERS_TIMEOUT_S
+        kill_at = time.monotonic() + LEFTOVERS_TIMEOUT_S
         while not _try_lock(servers.fileno()):
-            if time.monotonic() > deadline:
+            if time.monotonic() > kill_at:
                 _kill_leftovers(folder / "servers.lock")
-            if time.monotonic() > deadline + LEFTOVERS_TIMEOUT_S:
+            if time.monotonic() > kill_at + KILLED_TIMEOUT_S:
                 raise EmbeddedError(f"servers of an earlier run do not end in {folder}")
             time.sleep(POLL_S)
         yield servers.fileno()

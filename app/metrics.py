@@ -105,6 +105,11 @@ BUFFER_LIMIT = Gauge(
     "Events that may be accepted and not yet committed.",
     multiprocess_mode="livesum",
 )
+CHUNKS = Gauge(
+    "flokit_chunks",
+    "Chunks of `events`; 0 = a plain table, or not known.",
+    multiprocess_mode="livemax",
+)
 CLAIMS_BYPASSED = Counter(
     "flokit_claims_bypassed",
     "Batches whose claims were skipped, because Redis or its generation was not to be had.",

@@ -31,9 +31,15 @@ App = Sanic[Config, SimpleNamespace]
 def add(app: App) -> None:
     """Serve `/healthz`, `/readyz` and `/metrics` of the gateway in the application's context."""
     begin()
-    for path, handler in (("/healthz", _healthz), ("/readyz", _readyz), ("/metrics", _metrics)):
+    # Some load balancers probe with HEAD.
+    probe = ["GET", "HEAD"]
+    for path, methods, handler in (
+        ("/healthz", probe, _healthz),
+        ("/readyz", probe, _readyz),
+        ("/metrics", ["GET"], _metrics),
+    ):
         # Else Sanic reads a body, of whomever, before it answers.
-        app.route(path, ignore_body=True)(handler)
+        app.route(path, methods, ignore_body=True)(handler)
 
 
 async def ask_sink(app: App) -> None:

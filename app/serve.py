@@ -11,21 +11,23 @@ import socket
 import sys
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import asyncpg
 from sanic.server.loop import try_use_uvloop
 
-from app import logs, workers
+from app import logs, signals, workers
 from app.connections import CONNECTIONS_MAX, RESERVED_FILES
 from app.edge import GatewayProtocol
 from app.server import App, create_app
 from app.settings import Settings, SettingsError, check_deadlock_timeout, read_settings
 from app.workspaces import WorkspacesError
-from sinks import hosts, inspection
+from sinks import hosts, inspection, schema
 
 BACKLOG = 4096
 LOOK_TIMEOUT_S = 3.0
+# Fewer connections than files that are reserved would close each other.
+OPEN_FILES_MIN = 2 * RESERVED_FILES
 # Turns of the loop: until nobody is in the queue, and to read what the last one has sent.
 TURNS_MAX = 100
 READ_TURNS = 3
@@ -39,21 +41,35 @@ class ListenError(Exception):
 
 
 def run() -> int:
-    """Serve callbacks until SIGTERM or SIGINT."""
+    """Serve callbacks until SIGTERM or SIGINT; does not return where it has served."""
     settings = read_settings()
     logs.configure(settings.log_level)
-    asyncio.run(_look_at_server(settings))
     _allow_open_files()
+    asyncio.run(_look_at_server(settings))
     serve(settings)
-    return 0
+    _leave()
+
+
+def _leave() -> NoReturn:
+    """End the process, whatever its threads wait for.
+
+    Python would wait for a thread that reads a file, or looks up a name, for as long as that takes.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def listen(settings: Settings) -> socket.socket:
     """Return a socket that listens; raises SettingsError or ListenError."""
     host, port = settings.host, settings.port
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Else Python would have the kernel take IPv6 alone, and Kubernetes may call by IPv4.
+        both = address[0] == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both
+        )
     except (socket.gaierror, UnicodeError):
         raise SettingsError(f"HOST: {host!r} is no address of this machine") from None
     except OSError as error:
@@ -77,12 +93,19 @@ def serve(settings: Settings, listener: socket.socket | None = None) -> None:
 
 
 def _allow_open_files() -> None:
-    """Raise our own limit of open files, of which every connection is one, as far as we may."""
+    """Raise our own limit of open files, of which every connection is one, as far as we may.
+
+    Raises SettingsError where that leaves no connections to speak of.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = CONNECTIONS_MAX + RESERVED_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES_MIN:
+        raise SettingsError(
+            f"open files (ulimit -Hn): {soft}, but at least {OPEN_FILES_MIN} needed"
+        )
 
 
 def serve_app(app: App, listener: socket.socket) -> None:
@@ -125,11 +148,11 @@ def _hear_signals() -> asyncio.Event:
     told = asyncio.Event()
 
     def hear(*_: object) -> None:
-        for number in workers.SIGNALS:
+        for number in signals.ENDING:
             signal.signal(number, signal.SIG_IGN)
         loop.call_soon_threadsafe(told.set)
 
-    for number in workers.SIGNALS:
+    for number in signals.ENDING:
         signal.signal(number, hear)
     return told
 
@@ -164,6 +187,7 @@ def _serve_worker(settings: Settings, listener: socket.socket) -> None:
         log.error("worker not started: workspaces file refused", extra={"error": str(error)})
         sys.exit(2)
     serve_app(app, listener)
+    _leave()
 
 
 async def _look_at_server(settings: Settings) -> None:
@@ -176,7 +200,7 @@ async def _look_at_server(settings: Settings) -> None:
             server = await inspection.inspect(connection)
         finally:
             await hosts.close(connection)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except (schema.SchemaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         log.warning(
             "the database does not answer yet", extra={"error": str(error) or type(error).__name__}
         )

@@ -18,6 +18,7 @@ from app.access import Access, counted_address
 from app.buffer import WriteBuffer
 from app.claims import Claims, RedisClaims
 from app.commit import commit, commit_contested, hand_over
+from app.connections import ReceiveBudget
 from app.edge import GatewayErrors, read_body
 from app.errors import WriteFailed
 from app.event import Event, Outcome
@@ -50,6 +51,7 @@ def create_app(
     app = Sanic("flokit-gateway", config=sanic_config(settings), configure_logging=False)
     app.error_handler = GatewayErrors()
     app.ctx.draining = False
+    app.ctx.receive_budget = ReceiveBudget()
     app.ctx.gateway = gateway
     app.ctx.receipt = _receipt
     for part in (probes, traces, life):

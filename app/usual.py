@@ -17,6 +17,7 @@ from sanic.compat import Header
 from sanic.http import Http
 
 from app.errors import Answer
+from app.head import HEADER_LINES_MAX
 
 # Names are tokens, values hold no control characters (RFC 9110, 5.1 and 5.5). What else Sanic
 # lets through, a proxy in front may read in another way, and see one request where there are two.
@@ -24,7 +25,8 @@ HEADER = rb"[\w!#$%&'*+.^`|~-]++:[^\x00-\x08\x0a-\x1f\x7f]*+"
 # What would say more of the body or the connection.
 _SPECIAL = rb"(?i:content-length|transfer-encoding|expect|upgrade|connection:(?! keep-alive\r))"
 USUAL = re.compile(
-    rb"GET (/ingest/([\w-]+)/?\?[!-~]*+) HTTP/1\.1(?:\r\n(?!%b)%b)*+\r\n\r\n" % (_SPECIAL, HEADER)
+    rb"GET (/ingest/([\w-]+)/?\?[!-~]*+) HTTP/1\.1(?:\r\n(?!%b)%b){0,%d}+\r\n\r\n"
+    % (_SPECIAL, HEADER, HEADER_LINES_MAX)
 )
 
 

@@ -13,16 +13,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from app import signals
+
 # A worker that ends at once, again and again, must not keep the machine busy.
 REPLACE_AFTER_S = 1.0
 LOOK_S = 0.1
-# What tells the parent, a worker, and a process without workers to end.
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,9 @@ class _Workers:
         self._missing = [0.0] * number  # from when on each that is missing may be started
 
     def run(self) -> None:
-        for number in SIGNALS:
+        for number in signals.ENDING:
             signal.signal(number, self._stop)
+        resource_tracker.ensure_running()  # the first worker's start would, and unblock signals
         while self._started_at or not self._is_told:
             self._start_missing()
             ended = wait([process.sentinel for process in self._started_at], LOOK_S)
@@ -56,7 +58,7 @@ class _Workers:
                 self._tell_workers()
             for process in [p for p in self._started_at if p.sentinel in ended]:
                 self._bury(process)
-        for number in SIGNALS:
+        for number in signals.ENDING:
             signal.signal(number, signal.SIG_IGN)  # there is nothing left to stop
 
     def _start_missing(self) -> None:
@@ -70,12 +72,16 @@ class _Workers:
     def _start(self, now: float) -> None:
         process = multiprocessing.get_context("spawn").Process(target=_worker, args=(self._work,))
         try:
+            # Ctrl-C at the terminal is the parent's to hear, also before `_worker` is reached.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             process.start()
         except OSError as error:  # no memory, or it was killed before it had been told what to do
             log.error("a worker does not start, and is tried again", extra={"reason": str(error)})
             self._missing.append(now + REPLACE_AFTER_S)
-            return
-        self._started_at[process] = now
+        else:
+            self._started_at[process] = now
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
     def _bury(self, process: SpawnProcess) -> None:
         self._missing.append(self._started_at.pop(process) + REPLACE_AFTER_S)
@@ -98,7 +104,9 @@ class _Workers:
 
 
 def _worker(work: Callable[[], None]) -> None:
-    os.setsid()  # Ctrl-C at the terminal is the parent's to hear
+    os.setsid()  # from here on, Ctrl-C does not reach it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     parent = multiprocessing.parent_process()
 
     def end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import re
 import time
 import tomllib
@@ -19,6 +20,7 @@ from app.metrics import WORKSPACES_LOADED, WORKSPACES_REFUSED, WORKSPACES_VERSIO
 from app.settings import secret_owner
 
 POLL_S = 1.0
+LOOK_TIMEOUT_S = 5.0
 FILE_MAX_BYTES = 16 * 1024 * 1024
 
 # Values that end up in an index or a metric are short, and can be stored.
@@ -145,12 +147,14 @@ def read(path: Path, vendors: Collection[str]) -> Apps:
 def _read_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            text = file.read(FILE_MAX_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > FILE_MAX_BYTES:
+                raise WorkspacesError(f"larger than {FILE_MAX_BYTES} bytes")
+            # Not up to the limit: a buffer of 16 MB each second, cut to the size of the file, let
+            # the allocator's heap grow by two files a second, up to 30 MB.
+            return file.read(size)
     except OSError as error:
         raise WorkspacesError(error.strerror or str(error)) from None
-    if len(text) > FILE_MAX_BYTES:
-        raise WorkspacesError(f"larger than {FILE_MAX_BYTES} bytes")
-    return text
 
 
 class Workspaces:
@@ -174,7 +178,12 @@ class Workspaces:
         while True:
             await asyncio.sleep(POLL_S)
             # The file may be on a slow volume: the callbacks do not wait for it.
-            look = await asyncio.to_thread(self._look)
+            looking = asyncio.create_task(asyncio.to_thread(self._look))
+            if not (await asyncio.wait([looking], timeout=LOOK_TIMEOUT_S))[0]:
+                WORKSPACES_REFUSED.set(1)
+                log.error("the workspaces file is not read", extra={"file": str(self._path)})
+                self._judged = ""  # whatever it says is judged anew
+            look = await looking
             # A file that is being written may be good, and not whole: it counts when it has
             # stayed the same from one look to the next.
             if look == seen and look != self._judged:

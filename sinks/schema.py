@@ -75,9 +75,25 @@ async def at_leisure(connection: asyncpg.Connection) -> AsyncIterator[None]:
         yield
 
 
+# PostgreSQL leaves a schema without USAGE out of the search, as if its tables were not there.
+_HIDDEN = """
+SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE relname = 'schema_migrations' AND NOT has_schema_privilege(relnamespace, 'USAGE')
+AND nspname IN (
+    SELECT CASE name WHEN '"$user"' THEN current_user ELSE trim('"' FROM name) END
+    FROM regexp_split_to_table(current_setting('search_path'), ', *') AS name
+)
+"""
+
+
 async def missing_migrations(connection: asyncpg.Connection) -> Sequence[str]:
-    """Return the names of the migrations that the database has not seen, in order."""
+    """Return the names of the migrations that the database has not seen, in order.
+
+    Raises SchemaError where the role may not look.
+    """
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
+        if hidden := await connection.fetchval(_HIDDEN):
+            raise SchemaError(f"the role lacks USAGE on the schema {hidden}: grant it")
         return list(migrations())
     applied = {record[0] for record in await connection.fetch("SELECT name FROM schema_migrations")}
     return [name for name in migrations() if name not in applied]

@@ -9,6 +9,7 @@ from contextlib import suppress
 from asyncpg.exceptions import LockNotAvailableError
 
 from app.event import Event, Outcome
+from sinks.chunks import Chunks
 from sinks.lane import Lane
 from sinks.schema import keep_chunk_ahead
 from sinks.session import Session
@@ -21,8 +22,8 @@ TWIN_LOCK_TIMEOUT_S = 0.5
 HASTE_S = 1.0
 # How often to look which data the connection leads to.
 GENERATION_S = 1.0
-CHUNK_AHEAD_S = 3600.0
-CHUNK_AGAIN_S = 60.0
+# How often to look which chunks there are, and to make that of the coming interval.
+CHUNKS_S = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class TimescaleSink:
         self._commit_timeout_s = commit_timeout_s
         self._batches = Lane(database_url, commit_timeout_s, BATCH_LOCK_TIMEOUT_S)
         self._twins = Lane(database_url, commit_timeout_s, TWIN_LOCK_TIMEOUT_S)
+        self._chunks = Chunks()
         self._held_up_at: float | None = None
         self._tending: list[asyncio.Task[None]] = []
 
@@ -50,14 +52,19 @@ class TimescaleSink:
     async def write(self, events: Sequence[Event], *, contested: bool) -> Sequence[Outcome]:
         """See `Sink`. Takes no longer than the commit time-out."""
         lane = self._twins if contested else self._batches
+        lacking = [event for event in events if not self._chunks.has(event)]
+        outcomes = {event.event_id: Outcome.CONTESTED for event in lacking}
         async with asyncio.timeout(self._commit_timeout_s), lane.connection() as connection:
             if not self._tending:
                 self._tending += map(asyncio.create_task, (self._keep_chunks(), self._look_again()))
             if not events:
                 await connection.fetchval("SELECT 1")
-                return []
-            write = self._write_twins if contested else write_batch
-            outcomes = await write(connection, events)
+            elif contested:
+                outcomes |= await self._write_twins(connection, events)
+                for event in lacking:
+                    await self._chunks.add(connection, event)
+            elif here := [event for event in events if event.event_id not in outcomes]:
+                outcomes |= await write_batch(connection, here)
         return [outcomes[event.event_id] for event in events]
 
     async def close(self) -> None:
@@ -92,12 +99,11 @@ class TimescaleSink:
 
     async def _keep_chunks(self) -> None:
         while True:
-            again_s = CHUNK_AHEAD_S
             try:
                 timeout = asyncio.timeout(self._commit_timeout_s)
                 async with timeout, self._twins.connection() as connection:
                     await keep_chunk_ahead(connection, TWIN_LOCK_TIMEOUT_S)
+                    await self._chunks.look_up(connection)
             except Exception as error:  # noqa: BLE001 - else the first event of a day makes it
                 log.warning("chunk not made ahead of time", extra={"error": type(error).__name__})
-                again_s = CHUNK_AGAIN_S
-            await asyncio.sleep(again_s)
+            await asyncio.sleep(CHUNKS_S)

@@ -112,6 +112,9 @@ def test_needs() -> None:
     assert need.redis_bytes["1 day"] == pytest.approx(100_000 * 86_400 * 150)
     assert need.redises["1 day"] == math.ceil(1_296 / 25)
     assert need.disk_day_bytes == pytest.approx(100_000 * 86_400 * 450)
+    assert need.disk_bytes == pytest.approx(62 * need.disk_day_bytes + 3_600 * 52.5e6)
+    assert need.disk_full_d == pytest.approx((30e12 - 3_600 * 52.5e6) / need.disk_day_bytes)
+    assert need.disk_full_d == pytest.approx(7.7, abs=0.05)
     assert need.sent_bytes["vendor to gateway"] == pytest.approx(100_000 * 200)
 
 
@@ -121,12 +124,15 @@ def test_needs() -> None:
         ("database_cores", 5, 3),  # 6 cores, of which each gives 2.5
         ("database_wal_mb_s", 10, 6),  # 52.5 MB/s
         ("database_connections", 80, 3),  # 208
+        ("database_disk_tb", 100, 3),  # 3.9 TB a day for 62 days
+        ("kept_d", 300, 2),  # and 1,000 TB
+        ("wal_kept_h", 10_000, 3),  # 189 GB an hour
         ("redis_gb", 1, 1),
     ],
 )
 def test_one_database_is_not_enough(name: str, value: float, databases: int) -> None:
-    """Cores, log and connections each may be what is missing."""
-    limited = msgspec.structs.replace(NO_RETRIES, **{name: value})
+    """Cores, log, connections and disk each may be what is missing."""
+    limited = msgspec.structs.replace(NO_RETRIES, **{"database_disk_tb": 1_000, name: value})
     assert model(assumed=limited).need(100_000).databases == databases
 
 
@@ -326,7 +332,10 @@ def test_command_with_costs_of_elsewhere(tmp_path: Path) -> None:
     options = [f"--manifests={tmp_path}", f"--costs={tmp_path}/costs.json", f"--picture={picture}"]
     ended = command(*options, f"--results={tmp_path}/results", "--assume=retries_s=60,240")
     assert ended.returncode == 0, ended.stderr
-    for words in ("pods", "COPY statements/s", "1,000,000/s is too much for one PostgreSQL"):
+    beyond = (
+        "100,000/s is too much for one PostgreSQL, whose disk would be full after 7.7 days: 9 of"
+    )
+    for words in ("pods", "COPY statements/s", "one disk is full after, days", beyond):
         assert words in ended.stdout
     (folder,) = (tmp_path / "results").iterdir()
     assert {path.name for path in folder.iterdir()} == {

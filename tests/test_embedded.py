@@ -224,14 +224,14 @@ def test_frozen_servers_of_a_killed_owner(
     used_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Servers that cannot hear that their owner was killed are killed by the next one."""
-    monkeypatch.setattr(embedded, "LEFTOVERS_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(embedded, "LEFTOVERS_TIMEOUT_S", 0)
     owner, pids, _ = started_owner(used_folder)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     owner.kill()
     owner.wait(DEADLINE_S)
     with start(used_folder, fallback=True) as servers:
-        assert all(map(is_gone, pids))
+        wait_until(lambda: all(map(is_gone, pids)))  # the lock is free a moment before
         assert query(servers.database_url, "SELECT 1") == 1
 
 
@@ -353,10 +353,18 @@ def test_two_that_unpack_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(said) == 1
     greeting = subprocess.check_output([root / "usr/bin/hello"], text=True)
     assert greeting == "Hello, world!\n"
-    begun = time.monotonic()
     assert unpack(["hello"], say=said.append) == root
-    assert time.monotonic() - begun < 0.5
+    assert len(said) == 1  # nothing is downloaded again
     assert sorted(path.name for path in root.parent.iterdir()) == [root.name, f"{root.name}.lock"]
+
+
+def test_unpacked_servers_are_small() -> None:
+    """Nothing lies in the cache of which the servers have no use: compiler, Perl, manuals."""
+    try:
+        root = unpack(embedded_programs.SERVERS)
+    except EmbeddedError as why:
+        pytest.skip(str(why))
+    assert sum(path.lstat().st_size for path in root.rglob("*")) < 150_000_000
 
 
 def test_build_that_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,15 +32,16 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (4, "app.dev", ("app.*", "sinks.*"), ()),
     (3, "app.serve", ("app.*", "sinks.*"), ("asyncpg", "sanic")),
     (3, "app.server", ("app.*", "adapters", "sinks", "sinks.timescale"), ("*",)),
-    (3, "app.edge", (*GROUND, "app.connections", "app.usual"), ("sanic",)),
+    (3, "app.edge", (*GROUND, "app.connections", "app.head", "app.usual"), ("sanic",)),
+    (3, "app.head", GROUND, ("sanic",)),
     (3, "app.http", (*GROUND, "app.edge"), ("sanic",)),
-    (3, "app.usual", ("app.errors",), ("sanic",)),
+    (3, "app.usual", ("app.errors", "app.head"), ("sanic",)),
     (3, "app.connections", GROUND, ("sanic",)),
     (3, "app.probes", GROUND, ("sanic", "msgspec", "prometheus_client")),
     (3, "app.life", (*GROUND, "app.probes", "adapters"), ()),
     (3, "app.traces", (*GROUND, "app.probes"), ()),
     (3, "app.spans", (*GROUND, "app.ingest", "app.probes"), ("opentelemetry",)),
-    (3, "app.workers", (), ("prometheus_client",)),
+    (3, "app.workers", ("app.signals",), ("prometheus_client",)),
     (3, "app.logs", (), ()),
     (3, "app.embedded*", ("app.embedded*",), ()),
     (
@@ -64,16 +65,17 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (0, "app.event", (), ("msgspec",)),
     (0, "app.normalize", ("app.event",), ()),
     (0, "app.settings", (), ("msgspec",)),
+    (0, "app.signals", (), ()),
     (0, "app", (), ()),
 ]
 # Only here are parts made of other parts.
 PARTS = {"Access", "Ingest", "RedisClaims", "TimescaleSink", "Workspaces", "WriteBuffer"}
 # What keeps connections, to callers, Redis and the database, is below it.
 REQUEST_PATH = (
-    "app/usual.py", "app/edge.py", "app/server.py", "app/ingest.py", "app/callback.py",
-    "app/access.py", "adapters/adjust.py", "app/normalize.py", "app/event.py", "app/errors.py",
-    "app/buffer.py", "app/commit.py", "app/claims.py", "sinks/timescale.py",
-    "sinks/writes.py", "sinks/search.py", "sinks/encoding.py",
+    "app/head.py", "app/usual.py", "app/edge.py", "app/server.py", "app/ingest.py",
+    "app/callback.py", "app/access.py", "adapters/adjust.py", "app/normalize.py",
+    "app/event.py", "app/errors.py", "app/buffer.py", "app/commit.py", "app/claims.py",
+    "sinks/timescale.py", "sinks/writes.py", "sinks/search.py", "sinks/encoding.py",
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from bench.dashboard import expressions_of, fill
 from bench.prometheus import MONITORING, Prometheus, find_program, run
 from bench.report import Progress
 from tests.client import exchange, get, head
-from tests.gateways import PATIENCE_S, POLL_S, ROOT, Gateways, Process, query
+from tests.gateways import PATIENCE_S, POLL_S, ROOT, Gateways, Process, query, workspaces_toml
 
 SCRAPE_S = 0.25
 ALERTS = yaml.safe_load((MONITORING / "alerts.yaml").read_text())
@@ -168,8 +168,10 @@ async def prometheus(gateways: Gateways, tmp_path: Path) -> AsyncIterator[Promet
     """A Prometheus of two gateways, one of them without Redis, that have seen trouble."""
     settings = {"ADJUST_CALLBACK_SECRET": "new-one,s3cr3t"}
     here, there = tmp_path / "here", tmp_path / "there"
-    here.mkdir()
-    there.mkdir()
+    for folder in (here, there):
+        folder.mkdir()
+        apps = workspaces_toml("abc123token", more='ignore = ["click"]\n')
+        (folder / "workspaces.toml").write_text(apps)
     database_url = gateways.database_url
     with (
         Process(database_url, gateways.redis_url, here, **settings) as first,
@@ -191,6 +193,9 @@ async def trouble(first: Process, second: Process, gateways: Gateways) -> None:
             await process.callback()
             await process.callback(app_token="nobodys")
             await process.callback(event_token="{event}")
+            await process.callback(event_token="", activity_kind="click")
+            await process.callback(created_at="")
+            await process.callback(user_id="null", adid="a1")
             await process.callback(secret="a-wrong-one")
             await get(process.port, f"/ingest/nobody?{query()}")
             await exchange(process.port, b"no HTTP at all\r\n\r\n")
@@ -200,6 +205,11 @@ async def trouble(first: Process, second: Process, gateways: Gateways) -> None:
     for number in range(40):
         await first.callback(user_id=f"lost{number}")
     await gateways.execute("ALTER TABLE elsewhere RENAME TO events")
+    cast = "CREATE INDEX cast_ ON events (((properties ->> 'revenue')::numeric))"
+    await gateways.execute(cast)
+    for process in (first, second):
+        await process.callback(user_id="comma", revenue="12,50")
+    await gateways.execute("DROP INDEX cast_")
 
 
 async def test_expression_is_empty(prometheus: Prometheus) -> None:

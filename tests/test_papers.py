@@ -18,7 +18,7 @@ from bench.faults import FAULTS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-FOLDERS = ("app", "adapters", "sinks", "tests", "bench", "k8s", ".ci", ".github")
+FOLDERS = ("app", "adapters", "sinks", "tests", "bench", "docs", "k8s", ".ci", ".github")
 
 
 def texts() -> Iterator[Path]:
@@ -82,7 +82,13 @@ def test_a_promise_is_held_by_nothing() -> None:
     assert FAULTS.keys() <= set().union(*named)
 
 
-LOCKS = ("requirements.lock", "requirements-traces.lock", "requirements-dev.lock")
+# Each lock file, and the extras that it holds beside what production needs.
+LOCKS = {
+    "requirements.lock": (),
+    "requirements-traces.lock": ("traces",),
+    "requirements-run.lock": ("embedded",),
+    "requirements-dev.lock": ("bench", "embedded", "test", "traces"),
+}
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -95,13 +101,22 @@ def test_a_lock_file_trusts_an_index(name: str) -> None:
         assert re.match(r"\S+==\S+", text)
         assert "--hash=sha256:" in text
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = [
-        packages
-        for extra, packages in project["optional-dependencies"].items()
-        if "dev" in name or extra in name
-    ]
-    wanted = itertools.chain(project["dependencies"], *extras)
-    assert {re.split(r"[^\w.-]", package)[0] for package in wanted} <= packages.keys()
+    extras = project["optional-dependencies"]
+    assert extras.keys() == set(LOCKS["requirements-dev.lock"])
+    wanted, others = names(project["dependencies"]), set[str]()
+    for extra, listed in extras.items():
+        if extra in LOCKS[name]:
+            wanted |= names(listed)
+        else:
+            others |= names(listed)
+    assert wanted <= packages.keys()
+    # Sanic itself needs `httptools`, which the bench names for a contender.
+    assert not (others - wanted - {"httptools"}) & packages.keys()
+
+
+def names(requirements: list[str]) -> set[str]:
+    """The packages that requirements name."""
+    return {re.split(r"[^\w.-]", requirement)[0] for requirement in requirements}
 
 
 def pinned(name: str) -> dict[str, str]:
@@ -110,11 +125,23 @@ def pinned(name: str) -> dict[str, str]:
     return {re.split(r"[^\w.-]", entry)[0]: entry for entry in entries if entry[:1].strip("#")}
 
 
-@pytest.mark.parametrize("name", LOCKS[:-1])
+@pytest.mark.parametrize("name", LOCKS)
 def test_tests_run_on_other_versions_than_production(name: str) -> None:
-    """What the tests run on is what production installs."""
+    """What the tests run on is what production, and a first look, installs."""
     development, production = pinned("requirements-dev.lock"), pinned(name)
     assert {package: development[package] for package in production} == production
+
+
+def test_first_look_installs_no_more_than_it_needs() -> None:
+    """`make run` installs the gateway and its servers, everything else the rest on top of them."""
+    rules = dict(
+        re.findall(r"^([\w$()/-]+):([^#=\n]*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    )
+    assert rules["$(VENV)/run-ready"].split() == ["requirements-run.lock"]
+    assert rules["$(VENV)/ready"].split() == ["requirements-dev.lock", "$(VENV)/run-ready"]
+    assert rules["run"].split() == ["$(VENV)/run-ready"]
+    for target in ("check-code", "bench", "bench-quick", "bench-curves", "faults", "format"):
+        assert rules[target].split() == ["$(VENV)/ready"]
 
 
 def test_a_release_is_not_told() -> None:

@@ -204,6 +204,42 @@ async def test_proxy_answers_in_place_of_the_gateway(
             assert await exchange(proxy.port, request) == UNANSWERED
 
 
+VERIFIED = f"/ingest/adjust?{CREDENTIALS}&user_id=by_itself&{EVENT}"
+# What HAProxy answers these, where no `errorfile` says otherwise.
+BY_ITSELF = {
+    "413": f"GET {VERIFIED} HTTP/1.0\r\nContent-Length: 3\r\n\r\nx=1".encode(),
+    "422": head("POST", VERIFIED, headers={"Transfer-Encoding": "gzip, chunked"}) + b"0\r\n\r\n",
+    # It fits into HAProxy's buffer, and the gateway closes the connection.
+    "502": get("x" * 66_000),
+}
+
+
+@pytest.mark.parametrize("status", BY_ITSELF)
+async def test_proxy_closes_what_nobody_takes(
+    run: RUN, tmp_path: Path, program: Path, status: str
+) -> None:
+    """What HAProxy would answer by itself is closed unanswered, and the log has its status."""
+    async with behind_haproxy({"one": run("one")}, tmp_path, program) as (proxy, _):
+        assert await exchange(proxy.port, BY_ITSELF[status]) == UNANSWERED
+        async with asyncio.timeout(PATIENCE_S):
+            while f" {status} " not in (tmp_path / "haproxy.log").read_text():
+                await asyncio.sleep(0.02)
+
+
+async def test_proxy_passes_what_is_served(run: RUN, tmp_path: Path, program: Path) -> None:
+    """The world sees callbacks and `/healthz`, by GET or HEAD, with more slashes too; no more."""
+    async with behind_haproxy({"one": run("one")}, tmp_path, program) as (proxy, _):
+        for path in ("/healthz", "//healthz", "http://gateway/healthz"):
+            assert (await exchange(proxy.port, head("GET", path))).status == 200
+        assert (await exchange(proxy.port, get("slashes").replace(b"/", b"//", 1))).status == 200
+        for path in ("/metrics", "/readyz", "/", "/healthz/x", "/x/ingest/adjust"):
+            assert (await exchange(proxy.port, head("GET", path))).status == 503
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(head("HEAD", "/healthz", headers={"Connection": "close"}))
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
 async def test_killed_worker_is_replaced(run: RUN, connection: asyncpg.Connection) -> None:
     """A killed worker is back within 5 s, and the vendor's retries lose and double nothing."""
     with run("several", WORKERS="2") as process:

@@ -179,3 +179,22 @@ async def test_what_retention_would_drop_is_not_accepted(
         assert answer.json == {
             "received": 1, "written": int(expected), "duplicate": 0, "dropped": int(not expected),
         }  # fmt: skip
+
+
+async def test_role_without_usage_is_told_apart_from_a_missing_migration(
+    connection: Connection,
+) -> None:
+    """A schema that the role may not use is named; one that is not searched hides nothing."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute("CREATE ROLE without_usage")
+        await connection.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        await connection.execute("SET LOCAL ROLE without_usage")
+        with pytest.raises(schema.SchemaError, match="lacks USAGE on the schema public"):
+            await schema.missing_migrations(connection)
+        await connection.execute("SET LOCAL search_path = pg_catalog")
+        assert await schema.missing_migrations(connection) == list(schema.migrations())
+    finally:
+        await transaction.rollback()
+    assert await schema.missing_migrations(connection) == []

@@ -4,18 +4,20 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from app import embedded
-from app.embedded import Embedded
+from app.embedded import Embedded, EmbeddedError
 from app.event import Event, Outcome
 from sinks import schema
 from sinks.session import NotReplicated
 from sinks.timescale import TimescaleSink
 from tests.events import event, events, stored
 from tests.gateways import PATIENCE_S, POLL_S, environment
+from tests.pgbouncer import find_pgbouncer, pgbouncer
 from tests.test_commands import run
 
 WRITTEN, DUPLICATE, CONTESTED = Outcome.WRITTEN, Outcome.DUPLICATE, Outcome.CONTESTED
@@ -177,6 +179,32 @@ async def test_cancelled_wait_is_an_unknown_outcome(
     assert await stored(server.operator) == {"a"}
     await server.standbys("")
     assert await sink.write([known], contested=contested) == [DUPLICATE]
+
+
+@pytest.mark.parametrize("contested", [False, True])
+async def test_pooler_hides_a_cancelled_wait(
+    servers: Embedded, server: Server, tmp_path: Path, contested: bool
+) -> None:
+    """Through PgBouncer the server's word comes too, and in time; so does a duplicate's wait."""
+    try:
+        program = find_pgbouncer()
+    except EmbeddedError as why:
+        pytest.skip(str(why))
+    own = urlsplit(servers.database_url)
+    assert own.username
+    assert own.password
+    folder = tmp_path / "pgbouncer"
+    with pgbouncer(program, folder, servers.database_url, own.username, own.password) as bouncer:
+        async with opened(bouncer.url_of("flokit")) as sink:
+            await sink.write([], contested=contested)
+            await server.standbys("nobody")
+            for _ in range(2):  # the row is written, and then it is searched for
+                writing = asyncio.create_task(sink.write(events("a"), contested=contested))
+                await server.cut_short(writing)
+                with pytest.raises(NotReplicated):
+                    await writing
+            await server.standbys("")
+            assert await sink.write(events("a"), contested=contested) == [DUPLICATE]
 
 
 async def test_cancelled_wait_of_one_statement_among_many(

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -173,6 +174,18 @@ def test_an_unreadable_file_is_a_traceback(tmp_path: Path, kind: str, words: str
     for attempt in (read, Workspaces):
         with pytest.raises(WorkspacesError, match=rf"^[^\n]*{words}[^\n]*$"):
             attempt(path, VENDORS)
+
+
+def test_a_look_allocates_no_more_than_the_file(tmp_path: Path) -> None:
+    """Each second's look takes the size of the file and a small buffer, also of an empty one."""
+    for text in ("", app()):
+        path = written(tmp_path / "workspaces.toml", text)
+        tracemalloc.start()
+        try:
+            assert workspaces._read_bytes(path) == text.encode()
+            assert tracemalloc.get_traced_memory()[1] < len(text) + 64 * 1024
+        finally:
+            tracemalloc.stop()
 
 
 def test_an_app_is_found_by_another_name(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ CONNECTIONS_OF_A_POD = 2
 LINGERING = 2
 CONNECTIONS_OF_OPERATORS = 4
 DAY_S = 86_400
+HOUR_S = 3_600
 PODS_MAX = 100_000
 _HALVINGS = 50
 
@@ -44,6 +45,15 @@ class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     database_connections: Annotated[
         int, Meta(gt=0, description="that a server has for gateways: max_connections, less others")
     ] = 400
+    database_disk_tb: Annotated[
+        float, Meta(gt=0, description="that a server has for rows, indexes and WAL")
+    ] = 30
+    kept_d: Annotated[
+        float, Meta(gt=0, description="days that events are kept; RETENTION_D is at least 62")
+    ] = 62
+    wal_kept_h: Annotated[
+        float, Meta(ge=0, description="of WAL on the disk, for a standby or archive that is behind")
+    ] = 1
     redis_gb: Annotated[float, Meta(gt=0, description="filled memory of one Redis")] = 25
     redis_use: Annotated[float, Meta(gt=0, le=1, description="share of a Redis's one core")] = 0.5
     sync_s: Annotated[
@@ -70,12 +80,13 @@ class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="waits before retries; published is only: up to six in 24 hours"),
     ] = (60, 240, 960, 3840, 15360, 61440)
 
-    def databases(self, cores: float, wal_bytes: float, connections: int) -> int:
+    def databases(self, cores: float, wal_bytes: float, connections: int, disk_bytes: float) -> int:
         """Return how many servers it takes for so much: whatever is short first."""
         return max(
             math.ceil(cores / (self.database_cores * self.database_use)),
             math.ceil(wal_bytes / 1e6 / self.database_wal_mb_s),
             math.ceil(connections / self.database_connections),
+            math.ceil(disk_bytes / 1e12 / self.database_disk_tb),
         )
 
     def redises(self, cores: float, size_bytes: float) -> int:
@@ -118,6 +129,8 @@ class Need(msgspec.Struct, frozen=True):
     redis_bytes: dict[str, float]  # by the window in which events are remembered
     redises: dict[str, int]
     disk_day_bytes: float
+    disk_bytes: float  # of all that is kept, and WAL
+    disk_full_d: float  # days until one server's disk is full, if it has to take all of it
     sent_bytes: dict[str, float]
 
 
@@ -208,6 +221,10 @@ class Model(NamedTuple):
         connections = CONNECTIONS_OF_OPERATORS + LINGERING * CONNECTIONS_OF_A_POD * (pods + surged)
         database_cores = rate * costs.database_us.at(batch.events) / 1e6
         wal_bytes = rate * costs.wal_bytes.at(batch.events)
+        disk_day_bytes = rate * DAY_S * (costs.table_bytes + costs.index_bytes)
+        wal_kept_bytes = wal_bytes * HOUR_S * assumed.wal_kept_h
+        disk_bytes = disk_day_bytes * assumed.kept_d + wal_kept_bytes
+        room_bytes = max(0.0, 1e12 * assumed.database_disk_tb - wal_kept_bytes)
         redis_cores = rate * costs.redis_us.at(batch.events) / 1e6
         redis_bytes = {
             name: rate * days * DAY_S * costs.redis_bytes for name, days in WINDOWS_D.items()
@@ -224,10 +241,12 @@ class Model(NamedTuple):
             connections=connections,
             database_cores=database_cores,
             wal_bytes=wal_bytes,
-            databases=assumed.databases(database_cores, wal_bytes, connections),
+            databases=assumed.databases(database_cores, wal_bytes, connections, disk_bytes),
             redis_cores=redis_cores,
             redis_bytes=redis_bytes,
             redises={n: assumed.redises(redis_cores, size) for n, size in redis_bytes.items()},
-            disk_day_bytes=rate * DAY_S * (costs.table_bytes + costs.index_bytes),
+            disk_day_bytes=disk_day_bytes,
+            disk_bytes=disk_bytes,
+            disk_full_d=room_bytes / disk_day_bytes,
             sent_bytes={n: rate * cost.at(batch.events) for n, cost in costs.sent_bytes.items()},
         )

@@ -93,8 +93,9 @@ def notes(report: Report) -> Iterator[str]:
             yield f"{need.rate:,.0f}/s: {need.pods} pods; the autoscaler may start {most}."
         if need.databases > 1:
             yield (
-                f"{need.rate:,.0f}/s is too much for one PostgreSQL: {need.databases} of them, each"
-                " for some of the apps, with gateways, Redis and a host name of its own."
+                f"{need.rate:,.0f}/s is too much for one PostgreSQL, whose disk would be full after"
+                f" {need.disk_full_d:,.1f} days: {need.databases} of them, each for some of the"
+                " apps, with gateways, Redis and a host name of its own."
             )
     longest, shortest = (list(WINDOWS_D)[place] for place in (0, -1))
     yield (
@@ -128,6 +129,7 @@ _GRANTED = (
         "as measured",
         "on one machine for callers and servers; and 3 round trips",
     ),
+    ("rows on the disk", "as measured", "without the compression of Timescale's own edition"),
     ("Redis", "not a cluster", "there a batch is several scripts, by slot"),
     ("load balancer", "even", "each ready pod has the same; one that ends finishes what it has"),
     ("callers of the slow database", "as many as buffers hold", "so that nobody is refused"),
@@ -200,14 +202,18 @@ def _need_rows(report: Report) -> Iterator[Row]:
     yield row("WAL/s", lambda n: _bytes(n.wal_bytes), "rate · cost")
     limits = (
         f"{assumed.database_cores * assumed.database_use:g} cores, "
-        f"{assumed.database_wal_mb_s:g} MB of WAL/s, {assumed.database_connections} connections"
+        f"{assumed.database_wal_mb_s:g} MB of WAL/s, {assumed.database_connections} connections, "
+        f"{assumed.database_disk_tb:g} TB"
     )
     yield row("databases", lambda n: f"{n.databases:,}", f"each at most {limits}")
     yield from (row(*window) for window in _windows(assumed))
     yield row("Redis, cores", lambda n: f"{n.redis_cores:.1f}", "rate · cost")
     disk = "rate · (table + indexes)"
     yield row("disk a day", lambda n: _bytes(n.disk_day_bytes), disk)
-    yield row("disk in 30 days", lambda n: _bytes(30 * n.disk_day_bytes), disk)
+    kept = f"{assumed.kept_d:g} days, and {assumed.wal_kept_h:g} h of WAL"
+    yield row("disk for all that is kept", lambda n: _bytes(n.disk_bytes), kept)
+    one = f"one database's {assumed.database_disk_tb:g} TB, less WAL ÷ disk a day"
+    yield row("one disk is full after, days", lambda n: f"{n.disk_full_d:,.1f}", one)
     yield row("WAL a day, archived", lambda n: _bytes(DAY_S * n.wal_bytes), "rate · cost")
     for name in report.costs.sent_bytes:
         bits = partial(_megabits, name)
