@@ -77,18 +77,22 @@ def find(*, fallback: bool, say: Callable[[str], None]) -> Programs:
     return Programs(postgres, redis, "from Python packages, without TimescaleDB")
 
 
-def unpack(packages: Sequence[str], *, say: Callable[[str], None] = print) -> Path:
+def unpack(
+    packages: Sequence[str], *, release: str = RELEASE, say: Callable[[str], None] = print
+) -> Path:
     """Return a folder in which Debian's `packages`, and all that they need, lie ready to run.
 
     It stands for `/`: the program `/usr/bin/redis-server` is at `folder / "usr/bin/redis-server"`.
     The first call for a set of packages downloads them; later ones find them in the cache. Of
-    several processes that call at once, one works and the others wait. Raises `EmbeddedError`.
+    several processes that call at once, one works and the others wait. Packages of another
+    `release`, the host's own, are left as they are: its C library is theirs. Raises
+    `EmbeddedError`.
     """
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cache = caches.absolute() / "flokit-gateway"
     # The programs name their C library by its full path, so that a cache cannot be moved.
-    identity = repr((RECIPE, RELEASE, os.uname().machine, str(cache), sorted(packages)))
-    root = cache / f"{RELEASE}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    identity = repr((RECIPE, release, os.uname().machine, str(cache), sorted(packages)))
+    root = cache / f"{release}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if root.exists():
         return root
     cache.mkdir(parents=True, exist_ok=True)
@@ -99,38 +103,44 @@ def unpack(packages: Sequence[str], *, say: Callable[[str], None] = print) -> Pa
                 shutil.rmtree(abandoned, ignore_errors=True)
             say(f"Downloading {' and '.join(packages)} from Debian's packages, once ...")
             with tempfile.TemporaryDirectory(dir=cache, prefix=f"{root.name}-") as workshop:
-                _build(packages, Path(workshop), root)
+                _build(packages, release, Path(workshop), root)
     return root
 
 
-def _build(packages: Sequence[str], workshop: Path, root: Path) -> None:
+def _build(packages: Sequence[str], release: str, workshop: Path, root: Path) -> None:
     """Download and unpack in the workshop; what appears as `root` is complete."""
-    apt_get, dpkg_deb, patchelf = (_host_program(p) for p in ("apt-get", "dpkg-deb", "patchelf"))
+    apt_get, dpkg_deb = (_host_program(name) for name in ("apt-get", "dpkg-deb"))
     unfinished = workshop / "root"
     unfinished.mkdir()
-    for package in _download(apt_get, packages, workshop):
+    for package in _download(apt_get, packages, release, workshop):
         run([dpkg_deb, "--extract", str(package), str(unfinished)], timeout_s=RUN_TIMEOUT_S)
     for path in (path for pattern in LEFT_OUT for path in unfinished.glob(pattern)):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if release == RELEASE:
+        _link(unfinished, root)
+    unfinished.rename(root)
+
+
+def _link(unfinished: Path, root: Path) -> None:
+    """Let the programs load the C library that was unpacked with them; it will lie in `root`."""
     executables = list(_executables(unfinished))
     for path in executables:
         path.chmod(0o755)  # unpacked by root, some would otherwise run as root for everyone
     loader = next(unfinished.glob("usr/lib/*/ld-linux*.so.*"))
     libraries = root / loader.parent.relative_to(unfinished)
-    patch = [patchelf, "--set-interpreter", str(libraries / loader.name)]
+    patch = [_host_program("patchelf"), "--set-interpreter", str(libraries / loader.name)]
     # RPATH, not the newer RUNPATH: it also holds for what the libraries themselves load.
     patch += ["--force-rpath", "--set-rpath", str(libraries)]
     run([*patch, *map(str, executables)], timeout_s=RUN_TIMEOUT_S)
-    unfinished.rename(root)
 
 
-def _download(apt_get: str, packages: Sequence[str], workshop: Path) -> list[Path]:
+def _download(apt_get: str, packages: Sequence[str], release: str, workshop: Path) -> list[Path]:
     """Let apt-get fetch the packages and all that they need, as if for a system with no others."""
     keyring = next(HOST_KEYRINGS.glob("debian-archive-keyring.*"), None)
     if keyring is None:
         raise EmbeddedError("the host has no keyring of Debian's")
     sources = workshop / "sources.list"
-    sources.write_text(f"deb [signed-by={keyring}] {_mirror()} {RELEASE} main\n")
+    sources.write_text(f"deb [signed-by={keyring}] {_mirror()} {release} main\n")
     (workshop / "status").write_text("\n".join(map(_installed, NOT_NEEDED)))
     for folder in ("lists/partial", "cache/archives/partial", "tmp"):
         (workshop / folder).mkdir(parents=True)

@@ -18,7 +18,7 @@ from app.claims import RedisClaims
 from app.metrics import exposition
 from sinks.schema import migrate
 from sinks.timescale import TimescaleSink
-from tests import leaks, redis_topologies
+from tests import leaks, postgres_topologies, redis_topologies
 from tests.events import FIRST_CALLBACK_AT, OCCURRED_AT
 from tests.gateways import (
     SECRET,
@@ -36,7 +36,7 @@ settings.register_profile("gateway", deadline=None)
 settings.load_profile("gateway")
 Sanic.test_mode = True  # several applications of one name in one process
 
-SERVERS = {"services", "redis_program"}
+SERVERS = {"services", "redis_program", "postgres_programs"}
 _TEMPLATE = "gateway_template"
 _numbers = itertools.count(1)
 
@@ -90,6 +90,21 @@ def redis_watched(
         yield watched
         for url in map(redis_topologies.url_of, watched.servers):
             request.config.stash[LEAKS] += asyncio.run(leaks.in_redis(url, SECRET))
+
+
+@pytest.fixture(scope="session")
+def postgres_programs() -> embedded_programs.Programs:
+    """The PostgreSQL to make standbys and the like of."""
+    return embedded_programs.find(fallback=False, say=print)
+
+
+@pytest.fixture(scope="session")
+def postgres_pair(
+    tmp_path_factory: pytest.TempPathFactory, postgres_programs: embedded_programs.Programs
+) -> Iterator[postgres_topologies.Pair]:
+    """A PostgreSQL and its synchronous standby, as the test before has left them."""
+    with postgres_topologies.pair(tmp_path_factory.mktemp("pair"), postgres_programs) as pair:
+        yield pair
 
 
 SERVICES = pytest.StashKey[str]()

@@ -1,4 +1,4 @@
-"""A real HAProxy in front of gateways, as an operator would set it up."""
+"""A real HAProxy in front of gateways, or of a database, as an operator would set it up."""
 
 import csv
 import shutil
@@ -6,25 +6,52 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from app.embedded import EmbeddedError, unpack
 from bench.gateway import bound
 from tests.gateways import PATIENCE_S, POLL_S, ROOT
 
-# The README's own, on sockets of ours and with checks in quick succession. A machine that is busy
-# may take its time to answer a check; a refused connection and a 503 count at once.
-README = (ROOT / "README.md").read_text()
-CONFIG = README[README.index("global\n    tune.bufsize") :].partition("```")[0]
-HERE = {
-    "global\n": "global\n    stats socket fd@{stats} level user\n",
-    "defaults\n": "defaults\n    timeout check 20s\n",
-    "bind :8080": "bind fd@{door}",
-    "inter 1s": "inter 50ms",
-    "    server one 127.0.0.1:8001\n    server two 127.0.0.1:8002\n": "",
-}
+STATS = {"global\n": "global\n    stats socket fd@{stats} level user\n"}
+
+
+class Configuration(NamedTuple):
+    """A documented configuration, and what is written in its place here."""
+
+    text: str
+    here: Mapping[str, str]
+
+
+def documented(page: str, first: str) -> str:
+    """The block of a page that begins with these lines."""
+    text = (ROOT / page).read_text()
+    return text[text.index(first) :].partition("```")[0]
+
+
+# The documented ones, on sockets of ours and with checks in quick succession. A machine that is
+# busy may take its time to answer a check; a refused connection and a 503 count at once.
+GATEWAYS = Configuration(
+    documented("README.md", "global\n    tune.bufsize"),
+    STATS
+    | {
+        "defaults\n": "defaults\n    timeout check 20s\n",
+        "bind :8080": "bind fd@{door}",
+        "inter 1s": "inter 50ms",
+        "    server one 127.0.0.1:8001\n    server two 127.0.0.1:8002\n": "",
+    },
+)
+DATABASE = Configuration(
+    documented("docs/deploying-database.md", "global\n    maxconn"),
+    STATS
+    | {
+        "bind :5432": "bind fd@{door}",
+        "inter 1s": "inter 100ms",
+        "    server one 10.0.0.1:5432\n    server two 10.0.0.2:5432\n": "",
+    },
+)
 
 
 def find_haproxy() -> Path:
@@ -64,7 +91,9 @@ class HAProxy:
 
 
 @contextmanager
-def haproxy(folder: Path, servers: dict[str, int], program: Path) -> Iterator[HAProxy]:
+def haproxy(
+    folder: Path, servers: Mapping[str, int], program: Path, given: Configuration = GATEWAYS
+) -> Iterator[HAProxy]:
     """Run HAProxy in front of the servers on these ports of this machine."""
     config, log = folder / "haproxy.cfg", folder / "haproxy.log"
     with (
@@ -73,9 +102,9 @@ def haproxy(folder: Path, servers: dict[str, int], program: Path) -> Iterator[HA
         socket.create_server(("127.0.0.1", 0)) as stats,
         log.open("ab") as output,
     ):
-        text = CONFIG
-        for written, used in HERE.items():
-            assert text.count(written) == 1, f"not in the README's configuration: {written}"
+        text = given.text
+        for written, used in given.here.items():
+            assert text.count(written) == 1, f"not in the documented configuration: {written}"
             text = text.replace(written, used.format(door=door.fileno(), stats=stats.fileno()))
         lines = (f"    server {name} 127.0.0.1:{port}\n" for name, port in servers.items())
         config.write_text(text + "".join(lines))

@@ -1,6 +1,5 @@
 """A real PgBouncer in front of the test's database server, as an operator would set it up."""
 
-import os
 import shutil
 import signal
 import socket
@@ -17,7 +16,7 @@ import asyncpg
 
 from app.embedded import EmbeddedError, unpack
 from app.embedded_process import free_port
-from bench.gateway import bound
+from bench.gateway import as_nobody
 from tests.gateways import PATIENCE_S, POLL_S, ROOT
 
 # The README's own, on a port of ours, for any database of the test's server.
@@ -148,18 +147,6 @@ class PgBouncer:
         console = await asyncpg.connect(self.url_of("pgbouncer"), statement_cache_size=0)
         await console.execute(text)
         await console.close()
-
-
-def as_nobody(command: list[str]) -> list[str]:
-    """The command, to be ended with us; under root as another user, since PgBouncer refuses root.
-
-    It may read where only root may, as the programs lie in root's cache.
-    """
-    if os.geteuid():
-        return bound(command)
-    user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--securebits=+no_setuid_fixup"]
-    rights = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
-    return ["setpriv", "--pdeathsig=SIGKILL", *user, *rights, *command]
 
 
 @contextmanager

@@ -371,7 +371,7 @@ def test_build_that_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Nothing half-unpacked is ever taken for complete, and the next build removes it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def interrupted(_packages: object, workshop: Path, _root: Path) -> None:
+    def interrupted(_packages: object, _release: object, workshop: Path, _root: Path) -> None:
         (workshop / "root").mkdir()
         shutil.copytree(workshop, workshop.with_name(f"{workshop.name}x"))  # as kill -9 leaves it
         raise KeyboardInterrupt
