@@ -5,11 +5,12 @@ import time
 import asyncpg
 
 from app.report import Report
-from app.settings import Settings, SettingsError, check_deadlock_timeout
+from app.settings import CLOCK_TOLERANCE_S, Settings, SettingsError, check_deadlock_timeout
 from sinks import hosts, inspection, schema
 
 TIMEOUT_S = 3.0
-CLOCKS_APART_MAX_S = 300.0
+# A query without a time locks each chunk and its two indexes.
+LOCKS_PER_CHUNK = 3
 # What the promise stands on, and what another value means for what was committed.
 DURABLE = {
     "fsync": {"on": "", "off": "a crash of the server's machine may cost all data"},
@@ -97,10 +98,19 @@ async def _check_data(report: Report, connection: asyncpg.Connection) -> None:
     for stranger, meaning in (await inspection.strangers(connection)).items():
         report.warn("schema", f"{stranger} is not ours: {meaning}")
     apart = f"ours is {abs(ahead_s):.1f} s {'ahead of it' if ahead_s > 0 else 'behind it'}"
-    if abs(ahead_s) > CLOCKS_APART_MAX_S:
+    if abs(ahead_s) > CLOCK_TOLERANCE_S:
         report.fail("database clock", f"{apart}: one of them is wrong")
     else:
         report.ok("database clock", apart)
+    chunks, locks = await inspection.chunks_and_locks(connection)
+    if chunks * LOCKS_PER_CHUNK > locks / 2:
+        report.warn(
+            "chunks",
+            f"{chunks}: a query without a time runs out of the server's {locks} locks before they "
+            "have doubled; raise max_locks_per_transaction, or set RETENTION_D",
+        )
+    else:
+        report.ok("chunks", f"{chunks}; the server has {locks} locks")
 
 
 async def _check_commit(report: Report, connection: asyncpg.Connection) -> None:

@@ -23,12 +23,10 @@ from app.event import (
     Outcome,
     Workspace,
 )
-from app.settings import ROW_LIFE_MIN_D
+from app.settings import CLOCK_TOLERANCE_S, ROW_LIFE_MIN_D
 from app.workspaces import Workspaces
 
 BODY_AT_ONCE_BYTES = 64 * 1024
-# Beyond it a time that is ahead or too old may be the gateway's own fault.
-CLOCK_TOLERANCE_S = 300.0
 
 
 class Receipt(msgspec.Struct, frozen=True):

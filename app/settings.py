@@ -31,6 +31,8 @@ COMMIT_PER_DEADLOCK = 3
 # With a retention, what is older than it less these days is not accepted: so long any row lives.
 ROW_LIFE_MIN_D = 31
 RETENTION_MIN_D = 2 * ROW_LIFE_MIN_D
+# Where the gateway's clock and the database's are further apart, one of them is wrong.
+CLOCK_TOLERANCE_S = 300.0
 _SCHEMES = {
     "DATABASE_URL": ("postgresql", "postgres"),
     "REDIS_URL": (

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import asyncpg
 
-from sinks.schema import missing_migrations, timescaledb_version
+from sinks.schema import is_hypertable, missing_migrations, timescaledb_version
 from sinks.session import DURABLE, leads_through_a_pooler, role_settings
 
 _SETTINGS = (
@@ -84,6 +84,19 @@ async def strangers(connection: asyncpg.Connection) -> Mapping[str, str]:
         elif is_computed:
             found[index] = "an event that its expression fails for is dropped as `refused`"
     return found
+
+
+async def chunks_and_locks(connection: asyncpg.Connection) -> tuple[int, int]:
+    """Return the number of chunks of `events`, and how many locks the server has room for."""
+    chunks = 0
+    if await is_hypertable(connection):
+        chunks = await connection.fetchval("SELECT count(*) FROM show_chunks('events')")
+    locks: int = await connection.fetchval(
+        "SELECT current_setting('max_locks_per_transaction')::int * ("
+        "current_setting('max_connections')::int "
+        "+ current_setting('max_prepared_transactions')::int)"
+    )
+    return chunks, locks
 
 
 async def try_commit(connection: asyncpg.Connection) -> None:
