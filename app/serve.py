@@ -21,7 +21,7 @@ from app.connections import CONNECTIONS_MAX, RESERVED_FILES
 from app.edge import GatewayProtocol
 from app.server import App, create_app
 from app.settings import Settings, SettingsError, check_deadlock_timeout, read_settings
-from app.workspaces import WorkspacesError
+from app.workspaces_file import WorkspacesError
 from sinks import hosts, inspection, schema
 
 BACKLOG = 4096
