@@ -77,13 +77,17 @@ class Lane:
                 raise NotReplicated("the wait for a standby was cancelled")
 
     async def look(self) -> None:
-        """Learn which data is behind the open connection; give the connection up if that fails."""
-        self._looked_at, started = -inf, time.monotonic()
+        """Learn which data is behind the open connection; give the connection up if that fails.
+
+        While the answer is on its way the last one counts, so that no claim goes without Redis.
+        """
+        started = time.monotonic()
         if self._connection is None:
             return
         try:
             self._generation, self._clock_ahead_s = await read_identity(self._connection)
         except BaseException:
+            self._looked_at = -inf
             self._give_up()
             raise
         self._looked_at = self._clock_at = started
