@@ -30,6 +30,8 @@ LARGE_BODIES = 6
 WRONG_DATES = 32
 HEADS = 9_000
 HEAD_BYTES = 60_000
+# About as long as a gateway waits for the rest; each connection begins at another moment.
+HOLD_S = 10.0
 RESERVED_FILES = 256
 SCRAPE_S = 0.5
 TIMEOUT_S = 60.0
@@ -93,12 +95,12 @@ async def wrong_dates(target: Target) -> None:
 
 
 async def unfinished_heads(target: Target) -> None:
-    """Thousands of connections send nearly all of a long head, and wait."""
+    """Thousands of connections send nearly all of a long head, and wait; then others do."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     number = HEADS if hard == resource.RLIM_INFINITY else min(HEADS, hard - RESERVED_FILES)
-    await asyncio.gather(*(_hold(target) for _ in range(number)))
+    await asyncio.gather(*(_hold(target, HOLD_S * n / number) for n in range(number)))
 
 
 DISTURBANCES: dict[str, Callable[[Target], Awaitable[None]]] = {
@@ -118,15 +120,16 @@ async def _call(target: Target, requests: Iterator[bytes], *, pause_s: float = 0
         await asyncio.sleep(pause_s)
 
 
-async def _hold(target: Target) -> None:
+async def _hold(target: Target, delay_s: float) -> None:
     head = b"GET /ingest/adjust?" + b"a" * HEAD_BYTES
+    await asyncio.sleep(delay_s)
     while True:
         with suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
             writer.write(head)
             await reader.read()
             writer.close()
-        await asyncio.sleep(1)
+        await asyncio.sleep(HOLD_S)
 
 
 def _events(days: Iterator[int]) -> Iterator[bytes]:

@@ -57,7 +57,8 @@ class Lane:
         """Lend the connection, to one at a time; opens it where there is none."""
         async with self._lock:
             if self._connection is None or self._connection.is_closed():
-                self._connection = None
+                # Nothing is known of the data behind another connection.
+                self._connection, self._looked_at = None, -inf
                 self._connection = await open_session(
                     self._database_url, self._settings, CONNECT_TIMEOUT_S
                 )
