@@ -58,6 +58,10 @@ QUERIES: list[tuple[bytes, Mapping[str, str], tuple[bytes, ...]]] = [
     (b"a=1", {"x-flokit-secret": "Bearer h"}, (b"Bearer h", b"h")),
     (b"a=1", {"authorization": "Bearerh"}, (b"Bearerh",)),
     (b"a=1", {"authorization": "\udce4"}, (b"\xe4",)),
+    # RFC 9110, 5.5: what is blank round a value does not belong to it.
+    (b"a=1", {"x-flokit-secret": "h \t"}, (b"h",)),
+    (b"a=1", {"authorization": "Bearer h\t "}, (b"Bearer h", b"h")),
+    (b"a=1", {"x-flokit-secret": " ", "authorization": "h"}, (b"h",)),
     (b"secret=" + b"%41" * 20_000, {}, ()),
     (b"", {}, ()),
 ]
