@@ -71,7 +71,18 @@ WORDS += ["anonymous", "guest", "object object"]
 NOTHING = [*WORDS, "NULL", "None", "NaN", "(null)", "<null>", "[object Object]", "'nil'", '"0"']
 NOTHING += ["`undefined`", "<nil>", "(Unknown)"]
 SOMETHING = ["nullable", "((null))", "(null", "null)", "[null>", "0x", "10", "-10", "n", "a", "()"]
-SOMETHING += ["guest1", "object", "[object]", "null null", "none." * 100, "''", "'", "[-]", "(00", "((00))"]
+SOMETHING += [
+    "guest1",
+    "object",
+    "[object]",
+    "null null",
+    "none." * 100,
+    "''",
+    "'",
+    "[-]",
+    "(00",
+    "((00))",
+]
 
 
 @pytest.mark.parametrize("text", NOTHING)
