@@ -141,9 +141,9 @@ def _stable_id(
     found: tuple[tuple[str, ...], str | tuple[str, ...] | None] = ((), None)
     for entry in entries:
         names = (entry,) if isinstance(entry, str) else entry
-        sent = [name for name in names if name in present]
-        if not sent:
+        if present.keys().isdisjoint(names):
             continue  # as a rule
+        sent = [name for name in names if name in present]
         nothing = [name for name in sent if normalize.identifier(present[name]) is None]
         ignored += [name for name in nothing if name not in ignored]
         # The others are looked at all the same, for what is to be counted, and not kept.
