@@ -16,7 +16,7 @@ from app import check, dev, serve
 from app.embedded import EmbeddedError
 from app.serve import ListenError
 from app.settings import Settings, SettingsError, read_settings
-from app.workspaces import WorkspacesError
+from app.workspaces_file import WorkspacesError
 from sinks import hosts, retention, schema
 
 CONNECT_TIMEOUT_S = 10.0
