@@ -138,16 +138,19 @@ def _stable_id(
     present: Values, entries: Iterable[StableName], ignored: list[str]
 ) -> tuple[tuple[str, ...], str | tuple[str, ...] | None]:
     """Return the stable ID, the first of the entries that is present, and its parameters' names."""
+    found: tuple[tuple[str, ...], str | tuple[str, ...] | None] = ((), None)
     for entry in entries:
         names = (entry,) if isinstance(entry, str) else entry
-        if names[0] not in present:
+        if present.keys().isdisjoint(names):
             continue  # as a rule
-        values = [present[name] for name in names if name in present]
-        nothing = [name for name in names if normalize.identifier(present.get(name, "x")) is None]
+        sent = [name for name in names if name in present]
+        nothing = [name for name in sent if normalize.identifier(present[name]) is None]
         ignored += [name for name in nothing if name not in ignored]
-        if len(values) == len(names) and not nothing:
-            return names, values[0] if len(values) == 1 else tuple(values)
-    return (), None
+        # The others are looked at all the same, for what is to be counted, and not kept.
+        if found[1] is None and len(sent) == len(names) and not nothing:
+            values = tuple(present[name] for name in names)
+            found = names, values[0] if len(values) == 1 else values
+    return found
 
 
 def _user(identifiers: Iterable[str | None]) -> tuple[str, str] | None:

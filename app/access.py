@@ -91,7 +91,8 @@ def sent_secrets(query: bytes, headers: Mapping[str, str]) -> Sequence[bytes]:
         text = _decoded(value)
         return () if text is None else (text.encode("utf-8", "surrogatepass"),)
     for name in CREDENTIAL_HEADERS:
-        if header := headers.get(name):
+        # Blanks round it are no part of a value, and not every server takes them away.
+        if header := headers.get(name, "").strip(" \t"):
             sent = header.encode("utf-8", "surrogateescape")
             bearer = _BEARER.match(header)
             return (sent, sent[bearer.end() :]) if bearer else (sent,)

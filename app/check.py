@@ -1,6 +1,7 @@
 """`check`: is everything well? One line for each thing, and an exit code."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,21 @@ def _check_owners(
             f"{_listed(shared)} share {vendor.upper()}{SECRET_SUFFIX}: each customer can write "
             f"into the tables of the others; see {vendor.upper()}{SECRET_SUFFIX}{OWNER_SEPARATOR}…",
         )
+    for owners in _sharing(access):
+        # The secret itself is never told.
+        report.warn(name, f"{_listed(owners)} have one in common: it opens the apps of each")
     known = {secret_owner(id_) for id_ in workspace_ids}
     if unknown := sorted(access.workspaces.keys() - known):
         report.warn(name, f"no workspace in the file is meant by {_listed(unknown)}")
+
+
+def _sharing(access: VendorAccess) -> Sequence[Sequence[str]]:
+    """Return the owners of each secret that stands in several settings."""
+    owners: defaultdict[str, set[str]] = defaultdict(set)
+    for owner, secrets in {"the vendor": access.secrets, **access.workspaces}.items():
+        for secret in secrets:
+            owners[secret].add(owner)
+    return sorted({tuple(sorted(names)) for names in owners.values() if len(names) > 1})
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ CALLBACK = ("vendor", "workspace")
 # Those that begin at 0. Prometheus takes no rise from the first value of a series that appears, and
 # so would not see the failures of a minute in which everything fails for the first time.
 FAILURES = ("write_failed", "buffer_full", "clock_differs")
+DROPS = ("invalid_timestamp", "refused")
 REJECTIONS = (
     "wrong_secret", "address_not_allowed", "no_secret_configured", "unknown_vendor",
     "malformed_body", "too_many_parameters", "unknown_path", "method_not_allowed",
@@ -220,7 +221,7 @@ BY_WORKSPACE = ByWorkspace(
     of_callbacks={
         WRITTEN: [()],
         DUPLICATE: [()],
-        DROPPED: [],
+        DROPPED: [(reason,) for reason in DROPS],
         IGNORED: [],
         FAILED: [(reason,) for reason in FAILURES],
     },

@@ -42,17 +42,16 @@ def identifier(text: str) -> str | None:
 
 def is_nothing(text: str) -> bool:
     """Whether a text is a word that programs print for nothing, also within one pair of marks."""
-    if len(text) > _NOTHING_MAX:
-        return False
-    word = text.lower()
-    if _PAIRS.get(word[:1]) == word[-1:]:
-        word = word[1:-1]
-    return word in NOTHING
+    return len(text) <= _NOTHING_MAX and _without_marks(text).lower() in NOTHING
 
 
 def is_zero(text: str) -> bool:
     """Whether an identifier is all zeros, as every device has it whose user denied tracking."""
-    return _ALL_ZERO.fullmatch(text) is not None
+    return _ALL_ZERO.fullmatch(_without_marks(text)) is not None
+
+
+def _without_marks(text: str) -> str:
+    return text[1:-1] if _PAIRS.get(text[:1]) == text[-1:] else text
 
 
 def country(text: str) -> str | None:

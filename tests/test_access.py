@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
+from app import check
 from app.access import Access, PublicHeaders, sent_app_token, sent_secrets
 from app.errors import NotConfigured, Unverified
+from app.report import Report
 from app.settings import SECRET_MAX, SettingsError, VendorAccess, read_settings, secret_owner
 from tests.client import exchange, get, head, post
-from tests.gateways import SECRET, Gateways, query
+from tests.gateways import SECRET, Gateways, environment, query
 
 SHARED, OURS, THEIRS = "shared", "ours", "theirs"
 ACCESS = Access({"adjust": VendorAccess((SHARED,), (), {"WS_A": (OURS,), "WS_B": (THEIRS, "b2")})})
@@ -58,6 +61,10 @@ QUERIES: list[tuple[bytes, Mapping[str, str], tuple[bytes, ...]]] = [
     (b"a=1", {"x-flokit-secret": "Bearer h"}, (b"Bearer h", b"h")),
     (b"a=1", {"authorization": "Bearerh"}, (b"Bearerh",)),
     (b"a=1", {"authorization": "\udce4"}, (b"\xe4",)),
+    # RFC 9110, 5.5: what is blank round a value does not belong to it.
+    (b"a=1", {"x-flokit-secret": "h \t"}, (b"h",)),
+    (b"a=1", {"authorization": "Bearer h\t "}, (b"Bearer h", b"h")),
+    (b"a=1", {"x-flokit-secret": " ", "authorization": "h"}, (b"h",)),
     (b"secret=" + b"%41" * 20_000, {}, ()),
     (b"", {}, ()),
 ]
@@ -129,6 +136,35 @@ WORKSPACES = "".join(
     f'app_token = "{id_}"\nevents = {{ g3mz3t = "purchase" }}\n'
     for id_ in ("ours", "theirs", "third")
 )
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (
+            {},
+            "warning  secrets of vendor adjust: ours, theirs, third share ADJUST_CALLBACK_SECRET:",
+        ),
+        ({"OURS": "a", "THEIRS": "b"}, ""),
+        ({"OURS": "a", "GONE": "b"}, "no workspace in the file is meant by GONE"),
+        ({"OURS": "a,hush", "THEIRS": "hush,b"}, "OURS, THEIRS have one in common"),
+        ({"OURS": "hush", "THEIRS": "hush", "THIRD": "hush"}, "OURS, THEIRS, THIRD have one"),
+        ({"OURS": f"a,{SECRET}", "THEIRS": "b"}, "OURS, the vendor have one in common"),
+    ],
+)
+def test_check_names_who_shares_a_secret(
+    own: Mapping[str, str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A secret that opens the apps of several workspaces is warned of, and not told itself."""
+    (tmp_path / "workspaces.toml").write_text(WORKSPACES)
+    secrets = {f"ADJUST_CALLBACK_SECRET__{owner}": secret for owner, secret in own.items()}
+    environ = environment("postgresql://h/d", "redis://h", tmp_path, **secrets)
+    check._check_workspaces(Report(), read_settings(environ), ["adjust"])
+    lines = capsys.readouterr().out
+    assert words in lines
+    assert ("warning" in lines) is bool(words)
+    assert "hush" not in lines
+    assert SECRET not in lines
 
 
 async def test_customer_cannot_write_for_another(gateways: Gateways) -> None:

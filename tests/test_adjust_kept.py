@@ -71,7 +71,18 @@ WORDS += ["anonymous", "guest", "object object"]
 NOTHING = [*WORDS, "NULL", "None", "NaN", "(null)", "<null>", "[object Object]", "'nil'", '"0"']
 NOTHING += ["`undefined`", "<nil>", "(Unknown)"]
 SOMETHING = ["nullable", "((null))", "(null", "null)", "[null>", "0x", "10", "-10", "n", "a", "()"]
-SOMETHING += ["guest1", "object", "[object]", "null null", "none." * 100, "''"]
+SOMETHING += [
+    "guest1",
+    "object",
+    "[object]",
+    "null null",
+    "none." * 100,
+    "''",
+    "'",
+    "[-]",
+    "(00",
+    "((00))",
+]
 
 
 @pytest.mark.parametrize("text", NOTHING)
@@ -102,7 +113,11 @@ def test_other_words_identify(text: str) -> None:
     assert event({"transaction_id": text}, APP_OF_NOTHING).has_stable_id
 
 
-@pytest.mark.parametrize("zeros", ["00000000-0000-0000-0000-000000000000", "0" * 32, "00", "-0-0"])
+ZEROS = ["00000000-0000-0000-0000-000000000000", "0" * 32, "00", "-0-0"]
+ZEROS += [f'"{ZEROS[0]}"', f"({ZEROS[0]})", "[00]", "<0-0>"]
+
+
+@pytest.mark.parametrize("zeros", ZEROS)
 def test_zeros_are_absent_and_not_kept(zeros: str) -> None:
     """All-zero identifiers say nothing: they are in no column, in no ID, and in no text."""
     for name in (*USER_NAMES, "transaction_id", "deduplication_id"):
@@ -110,6 +125,13 @@ def test_zeros_are_absent_and_not_kept(zeros: str) -> None:
         assert (getattr(found, name, None), found.has_stable_id) == (None, False)
         assert name not in found.properties
         assert found.ignored == (name,)
+    both = event({"transaction_id": "t", "deduplication_id": zeros}, APP_OF_NOTHING)
+    assert (both.has_stable_id, both.ignored) == (True, ("deduplication_id",))
+    assert "deduplication_id" not in both.properties
+    assert both.event_id == event({"transaction_id": "t"}, APP_OF_NOTHING).event_id
+    partly = event({"b": zeros}, app_with(stable_id=(("a", "b"),)))
+    assert (partly.has_stable_id, partly.ignored) == (False, ("b",))
+    assert "b" not in partly.properties
 
 
 @pytest.mark.parametrize("country", ["germany", "u", "u1", "äö", "null"])

@@ -230,6 +230,8 @@ async def test_first_failure_of_all_is_not_seen(run: RUNS) -> None:
     for reason in metrics.FAILURES:
         series = f'flokit_callbacks_failed_total{{reason="{reason}",{callback}}}'
         assert found[series] == 0
+    for reason in ("invalid_timestamp", "refused"):
+        assert found[f'flokit_callbacks_dropped_total{{reason="{reason}",{callback}}}'] == 0
     for outcome in ("received", "written", "duplicate"):
         assert found[f"flokit_callbacks_{outcome}_total{{{callback}}}"] == 0
     for reason in metrics.REJECTIONS:

@@ -84,6 +84,9 @@ AMOUNTS: list[tuple[dict[str, str], str | None]] = [
     ({"revenue": ".5e+2"}, "50"),
     ({"revenue": "1e999"}, "1" + "0" * 999),
     ({"revenue": "1e-999"}, "0." + "0" * 998 + "1"),
+    ({"revenue": "." + "1" * 15_990 + "e-999"}, None),
+    ({"revenue": "0." + "0" * 15_990 + "e-999"}, None),
+    ({"revenue": "1" * 15_990 + "e+999"}, None),
     *(
         ({"revenue": text}, None)
         for text in ("", "NaN", "Infinity", "-inf", "e3", "1e", "1e1000", "12e999", "1.2e-999",

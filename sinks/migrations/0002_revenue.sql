@@ -7,6 +7,8 @@ CREATE OR REPLACE FUNCTION decimal_or_null(sent text) RETURNS numeric
         -- numeric holds 131,072 digits before the point and 16,383 after it.
         WHEN length(sent) > 16000 THEN NULL
         WHEN sent ~ '^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)$' THEN sent::numeric
+        -- An exponent may add 999 of either.
+        WHEN length(sent) > 15000 THEN NULL
         WHEN sent ~ '^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][+-]?[0-9]{1,3}$' THEN
             CASE WHEN length(translate(sent::numeric::text, '-.', '')) <= 1000
                 THEN sent::numeric
