@@ -29,6 +29,12 @@ CLOSINGS = (
 )  # fmt: skip
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+BUILD_INFO = Gauge(
+    "flokit_build_info",
+    "1, with the version of the gateway and of its Python.",
+    ("version", "python"),
+    multiprocess_mode="livemax",
+)
 # Nobody counts it: it is the sum of the others as they are read, so that it is right also while
 # another worker counts.
 RECEIVED = Counter(

@@ -14,12 +14,14 @@ from sanic.response import HTTPResponse
 from app.metrics import (
     BUFFER_EVENTS,
     BUFFER_LIMIT,
+    BUILD_INFO,
     CLOCK_AHEAD,
     IN_FLIGHT,
     SECRET_LAST_USED,
     begin,
     exposition,
 )
+from app.version import PYTHON_VERSION, VERSION
 
 PROBE_S = 1.0
 
@@ -31,6 +33,7 @@ App = Sanic[Config, SimpleNamespace]
 def add(app: App) -> None:
     """Serve `/healthz`, `/readyz` and `/metrics` of the gateway in the application's context."""
     begin()
+    BUILD_INFO.labels(VERSION, PYTHON_VERSION).set(1)
     # Some load balancers probe with HEAD.
     probe = ["GET", "HEAD"]
     for path, methods, handler in (
@@ -109,6 +112,7 @@ async def _readyz(request: Request) -> HTTPResponse:
             "max_events": gateway.settings.buffer_max_events,
         },
         "clock": _clock(gateway.ingest.is_clock_right, gateway.sink.clock_ahead_s),
+        "version": VERSION,
     }
     return _json(body, 503 if draining or not gateway.sink_answered else 200)
 
