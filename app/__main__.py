@@ -18,7 +18,7 @@ from app.embedded import EmbeddedError
 from app.serve import ListenError
 from app.settings import Settings, SettingsError, read_settings
 from app.version import VERSION
-from app.workspaces import WorkspacesError
+from app.workspaces_file import WorkspacesError
 from sinks import hosts, retention, schema
 
 CONNECT_TIMEOUT_S = 10.0

@@ -8,7 +8,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 import adapters
-from app import workspaces
+from app import workspaces_file
 from app.check_database import check_database
 from app.redis_addresses import Finder, Kind, Place, open_redis, read_address
 from app.report import Report
@@ -47,8 +47,8 @@ def _check_workspaces(
     report: Report, settings: Settings, vendors: Collection[str]
 ) -> Collection[str]:
     try:
-        apps = workspaces.read(Path(settings.workspaces_file), vendors)
-    except workspaces.WorkspacesError as error:
+        apps = workspaces_file.read(Path(settings.workspaces_file), vendors)
+    except workspaces_file.WorkspacesError as error:
         report.fail("WORKSPACES_FILE", str(error), exit_code=2)
         return ()
     ids = {workspace.id for workspace in apps.values()}

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from math import nan
 from types import SimpleNamespace
 
@@ -11,15 +12,16 @@ from sanic import Request, Sanic
 from sanic.config import Config
 from sanic.response import HTTPResponse
 
+from app.exposition import exposition
 from app.metrics import (
     BUFFER_EVENTS,
     BUFFER_LIMIT,
     BUILD_INFO,
+    BY_WORKSPACE,
     CLOCK_AHEAD,
     IN_FLIGHT,
     SECRET_LAST_USED,
     begin,
-    exposition,
 )
 from app.version import PYTHON_VERSION, VERSION
 
@@ -34,6 +36,7 @@ def add(app: App) -> None:
     """Serve `/healthz`, `/readyz` and `/metrics` of the gateway in the application's context."""
     begin()
     BUILD_INFO.labels(VERSION, PYTHON_VERSION).set(1)
+    app.ctx.scraping = asyncio.Lock()
     # Some load balancers probe with HEAD.
     probe = ["GET", "HEAD"]
     for path, methods, handler in (
@@ -87,13 +90,16 @@ def _measure(app: App) -> None:
     BUFFER_LIMIT.set(gateway.settings.buffer_max_events)
     ahead_s = gateway.sink.clock_ahead_s
     CLOCK_AHEAD.set(nan if ahead_s is None else ahead_s)
+    last_used = BY_WORKSPACE[SECRET_LAST_USED]
     for vendor, owners in gateway.access.used.items():
         for owner, used in owners.items():
             for position, is_used in enumerate(used):
-                last_used = SECRET_LAST_USED.labels(vendor, owner, position + 1)
+                labels = (vendor, owner, str(position + 1))
                 if is_used:
-                    last_used.set_to_current_time()
+                    last_used.set(labels, time.time())
                     used[position] = False
+                else:
+                    last_used.add(labels, 0)
 
 
 async def _healthz(_: Request) -> HTTPResponse:
@@ -123,8 +129,10 @@ def _clock(is_right: bool, ahead_s: float | None) -> dict[str, object]:
 
 
 async def _metrics(request: Request) -> HTTPResponse:
-    _measure(request.app)
-    return HTTPResponse(exposition(), content_type=CONTENT_TYPE_LATEST)
+    # One after the other: each has its slice of every turn of the loop.
+    async with request.app.ctx.scraping:
+        _measure(request.app)
+        return HTTPResponse(await exposition(), content_type=CONTENT_TYPE_LATEST)
 
 
 def _json(body: object, status: int = 200) -> HTTPResponse:

@@ -58,7 +58,7 @@ def read_address(redis_url: str) -> Address:
         address = _read(kind, redis_url)
         for place in address.places:
             # Only a connection knows which options there are; it is made here, but not opened.
-            connections(place, connect_timeout_s=1, timeout_s=None).make_connection()  # type: ignore[no-untyped-call]
+            connections(place, None).make_connection()  # type: ignore[no-untyped-call]
     except (ValueError, TypeError):
         raise SettingsError(f"REDIS_URL: not an address of the form {FORMS[kind]}") from None
     return address
@@ -83,16 +83,14 @@ def _read(kind: Kind, redis_url: str) -> Address:
     return Address(kind, [{"port": REDIS_PORT} | place for place in places])
 
 
-def connections(
-    place: Place, *, connect_timeout_s: float, timeout_s: float | None
-) -> ConnectionPool:
+def connections(place: Place, timeout_s: float | None) -> ConnectionPool:
     """Return the connections to a server, none of them open: each tries everything once.
 
-    Without a `timeout_s`, whoever gives a command says how long it may take.
+    Without a `timeout_s`, the caller limits the time of each command, and of its connection.
     """
     defaults = {
         "socket_timeout": timeout_s,
-        "socket_connect_timeout": connect_timeout_s,
+        "socket_connect_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),
     }
     return ConnectionPool(**defaults | dict(place))
@@ -100,7 +98,7 @@ def connections(
 
 def open_redis(place: Place, timeout_s: float) -> Redis:
     """Return a client for some commands, each of which may take so long."""
-    return Redis.from_pool(connections(place, connect_timeout_s=timeout_s, timeout_s=timeout_s))
+    return Redis.from_pool(connections(place, timeout_s))
 
 
 class Finder:

@@ -21,10 +21,13 @@ from app.connections import CONNECTIONS_MAX, RESERVED_FILES
 from app.edge import GatewayProtocol
 from app.server import App, create_app
 from app.settings import Settings, SettingsError, check_deadlock_timeout, read_settings
-from app.workspaces import WorkspacesError
+from app.workspaces_file import WorkspacesError
 from sinks import hosts, inspection, schema
 
 BACKLOG = 4096
+# A thread that works gives the interpreter's lock back after so long. By default it is 5 ms, for
+# which the loop would wait after each look at its sockets.
+SWITCH_S = 0.0005
 LOOK_TIMEOUT_S = 3.0
 # Fewer connections than files that are reserved would close each other.
 OPEN_FILES_MIN = 2 * RESERVED_FILES
@@ -110,6 +113,7 @@ def _allow_open_files() -> None:
 
 def serve_app(app: App, listener: socket.socket) -> None:
     """Serve in this process until a signal ends it."""
+    sys.setswitchinterval(SWITCH_S)
     try_use_uvloop()
     loop = asyncio.new_event_loop()
     try:

@@ -45,7 +45,9 @@ class _Workers:
         self._listener = listener
         self._is_told = False
         self._started_at: dict[SpawnProcess, float] = {}
-        self._missing = [0.0] * number  # from when on each that is missing may be started
+        # From when on each that is missing may be started, by its place: who takes a place goes on
+        # in the files of its metrics, so that there are never more of them than places.
+        self._missing = {f"worker-{place}": 0.0 for place in range(number)}
 
     def run(self) -> None:
         for number in signals.ENDING:
@@ -63,30 +65,30 @@ class _Workers:
 
     def _start_missing(self) -> None:
         now = time.monotonic()
-        due = [moment for moment in self._missing if moment <= now]
-        self._missing = [moment for moment in self._missing if moment > now]
-        for _ in due:
+        for name in [name for name, moment in self._missing.items() if moment <= now]:
             if not self._is_told:
-                self._start(now)
+                self._start(name, now)
 
-    def _start(self, now: float) -> None:
-        process = multiprocessing.get_context("spawn").Process(target=_worker, args=(self._work,))
+    def _start(self, name: str, now: float) -> None:
+        spawn = multiprocessing.get_context("spawn").Process
+        process = spawn(target=_worker, args=(self._work,), name=name)
         try:
             # Ctrl-C at the terminal is the parent's to hear, also before `_worker` is reached.
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
             process.start()
         except OSError as error:  # no memory, or it was killed before it had been told what to do
             log.error("a worker does not start, and is tried again", extra={"reason": str(error)})
-            self._missing.append(now + REPLACE_AFTER_S)
+            self._missing[name] = now + REPLACE_AFTER_S
         else:
             self._started_at[process] = now
+            del self._missing[name]
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
     def _bury(self, process: SpawnProcess) -> None:
-        self._missing.append(self._started_at.pop(process) + REPLACE_AFTER_S)
+        self._missing[process.name] = self._started_at.pop(process) + REPLACE_AFTER_S
         process.join()
-        mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
+        mark_process_dead(process.name)  # type: ignore[no-untyped-call]
         if not self._is_told:
             reason = f"exit code {process.exitcode}"
             log.error("a worker ended and is replaced", extra={"reason": reason})

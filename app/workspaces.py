@@ -1,223 +1,219 @@
-"""(vendor, app token) -> workspace and mapping: decode the file, watch it, swap it."""
+"""(vendor, app token) -> workspace and mapping: watch the file, and take its changes over.
+
+However large the file is, nobody waits: another process decodes it, an app is a row of bytes, which
+costs the garbage collector nothing, until it is used, and rows are taken over some at a time.
+"""
 
 import asyncio
 import logging
-import os
-import re
+import sys
+import threading
 import time
-import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from hashlib import blake2b
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
-from app.callback import WHITE_SPACE
-from app.event import StableName, Workspace
-from app.metrics import WORKSPACES_LOADED, WORKSPACES_REFUSED, WORKSPACES_VERSION, begin
-from app.settings import secret_owner
+from app.event import Workspace
+from app.metrics import BY_WORKSPACE, WORKSPACES_LOADED, WORKSPACES_REFUSED, WORKSPACES_VERSION
+from app.workspaces_file import (
+    WorkspacesError,
+    decode,
+    digest_of,
+    key_of,
+    look,
+    read_bytes,
+    rows,
+)
 
 POLL_S = 1.0
+# A large file is looked at less often: each look reads all of it.
+POLL_BYTES = 16 * 1024 * 1024
+# A file that takes longer is on a volume that hangs.
 LOOK_TIMEOUT_S = 5.0
-FILE_MAX_BYTES = 16 * 1024 * 1024
-
-# Values that end up in an index or a metric are short, and can be stored.
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
-# What is never stored would leave an event that nobody can identify or place in time.
-NEVER_OMITTED = frozenset({
-    "app_token", "created_at", "event_token", "event", "activity_kind", "revenue", "currency",
-})  # fmt: skip
-
-Apps = Mapping[tuple[str, str], Workspace]
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_PLACEHOLDER = re.compile(r"\{[A-Za-z0-9_|. -]{1,80}\}")
+READ_TIMEOUT_S = 25.0
+READER = "app.workspaces_file"
+# The apps that are at hand; to decode another one takes some microseconds.
+DECODED_MAX = 4_096
+CHUNK_BYTES = 64 * 1024
 
 log = logging.getLogger(__name__)
 
 
-class WorkspacesError(Exception):
-    """The file is wrong; the message is one line that names the place in it."""
+class _NotReadError(WorkspacesError):
+    """Nothing is known of the file yet: it is tried again."""
 
 
-class _App(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    vendor: Name
-    app_token: Name
-    events: dict[Name, Name] = {}
-    activities: dict[Name, Name] = {}
-    ignore: tuple[Name, ...] = ()
-    keep: tuple[Name, ...] | None = None
-    omit: tuple[Name, ...] = ()
-    stable_id: tuple[Name | Annotated[tuple[Name, ...], Meta(min_length=1)], ...] | None = None
+_decode_app = msgspec.json.Decoder(Workspace).decode
 
 
-class _Workspace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    id: Name
-    apps: Annotated[tuple[_App, ...], Meta(min_length=1)]
+class _Table:
+    """The apps of one file, by name, each as JSON; and its pairs of vendor and workspace.
 
-
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    workspaces: Annotated[tuple[_Workspace, ...], Meta(min_length=1)]
-
-
-def decode(text: bytes, vendors: Collection[str]) -> Apps:
-    """Return the apps of a workspaces file; `vendors` are those that have an adapter.
-
-    Raises WorkspacesError.
+    Neither texts nor bytes are tracked by the garbage collector.
     """
-    try:
-        # tomllib tells line and column of a mistake in the notation, msgspec the path to a wrong
-        # value.
-        file = msgspec.convert(tomllib.loads(text.decode()), _File)
-    except RecursionError:
-        raise WorkspacesError("nested too deeply") from None
-    except (ValueError, msgspec.ValidationError) as error:
-        raise WorkspacesError(str(error)) from None
-    apps: dict[tuple[str, str], Workspace] = {}
-    owners: dict[str, str] = {}
-    for w, workspace in enumerate(file.workspaces):
-        _check_text(workspace.id, f"$.workspaces[{w}].id")
-        # Of the same name in another spelling, neither could have secrets of its own.
-        if (other := owners.setdefault(secret_owner(workspace.id), workspace.id)) != workspace.id:
-            raise WorkspacesError(
-                f"Workspaces {other!r} and {workspace.id!r} would share the name of a setting, "
-                f"{secret_owner(workspace.id)} - at `$.workspaces[{w}].id`"
-            )
-        for a, app in enumerate(workspace.apps):
-            place = f"$.workspaces[{w}].apps[{a}]"
-            key = (app.vendor, app.app_token)
-            _check_app(app, vendors, place)
-            if key in apps:
-                raise WorkspacesError(
-                    f"App token {app.app_token!r} of {app.vendor} is also in workspace "
-                    f"{apps[key].id!r} - at `{place}.app_token`"
-                )
-            apps[key] = Workspace(id=workspace.id, **msgspec.structs.asdict(app))
-    return apps
 
+    def __init__(self) -> None:
+        self.digest = b""
+        self.apps: dict[str, bytes] = {}
+        self.callbacks: set[tuple[str, ...]] = set()
+        self.is_complete = False
 
-def _check_app(app: _App, vendors: Collection[str], place: str) -> None:
-    """Raise WorkspacesError for an entry without effect, or with an effect that nobody wants."""
-    if app.vendor not in vendors:
-        raise WorkspacesError(f"No adapter for vendor {app.vendor!r} - at `{place}.vendor`")
-    for name, text in _entries(app):
-        _check_text(text, f"{place}.{name}")
-        if text == "secret" and name.startswith(("keep", "stable_id")):
-            raise WorkspacesError(f"The secret is never kept - at `{place}.{name}`")
-        if name.startswith("ignore") and (text in app.events or text in app.activities):
-            raise WorkspacesError(f"{text!r} is mapped as well - at `{place}.{name}`")
-        if name.startswith("omit") and text in NEVER_OMITTED:
-            raise WorkspacesError(f"{text!r} cannot be left out - at `{place}.{name}`")
-
-
-def _entries(app: _App) -> Iterator[tuple[str, str]]:
-    """Yield every text of an app that is compared or stored, behind its place in the app."""
-    yield "app_token", app.app_token
-    for name, mapping in (("events", app.events), ("activities", app.activities)):
-        for sent, event_type in mapping.items():
-            yield name, sent
-            yield name, event_type
-    lists: tuple[tuple[str, Sequence[StableName] | None], ...] = (
-        ("ignore", app.ignore), ("keep", app.keep), ("omit", app.omit),
-        ("stable_id", app.stable_id),
-    )  # fmt: skip
-    for name, entries in lists:
-        for number, entry in enumerate(entries or ()):
-            for text in (entry,) if isinstance(entry, str) else entry:
-                yield f"{name}[{number}]", text
-
-
-def _check_text(text: str, place: str) -> None:
-    """Raise WorkspacesError for a text that is never sent, or that cannot be stored."""
-    if _CONTROL.search(text):
-        raise WorkspacesError(f"{text!r} holds a control character - at `{place}`")
-    if text != text.strip(WHITE_SPACE):
-        raise WorkspacesError(f"{text!r} begins or ends with white space - at `{place}`")
-    if _PLACEHOLDER.fullmatch(text):
-        raise WorkspacesError(f"{text!r} is a placeholder, which counts as absent - at `{place}`")
-
-
-def read(path: Path, vendors: Collection[str]) -> Apps:
-    """Return the apps of the workspaces file at `path`; raises WorkspacesError."""
-    return decode(_read_bytes(path), vendors)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > FILE_MAX_BYTES:
-                raise WorkspacesError(f"larger than {FILE_MAX_BYTES} bytes")
-            # Not up to the limit: a buffer of 16 MB each second, cut to the size of the file, let
-            # the allocator's heap grow by two files a second, up to 30 MB.
-            return file.read(size)
-    except OSError as error:
-        raise WorkspacesError(error.strerror or str(error)) from None
+    def take(self, lines: list[bytes]) -> None:
+        """Take some lines of the reader; raises WorkspacesError."""
+        for line in lines:
+            kind, _, rest = line.partition(b"\t")
+            if kind == b"app":
+                name, _, row = rest.partition(b"\t")
+                self.apps[name.decode()] = row
+            elif kind == b"callbacks":
+                self.callbacks.add(tuple(rest.decode().split("\t")))
+            elif kind == b"digest":
+                self.digest = bytes.fromhex(rest.decode())
+            elif kind == b"end":
+                self.is_complete = True
+            else:
+                raise WorkspacesError(rest.decode())
 
 
 class Workspaces:
     """The apps of the file as it is now; a wrong file leaves the last good one in use."""
 
     def __init__(self, path: Path, vendors: Collection[str]) -> None:
-        """Read the file; raises WorkspacesError."""
+        """Read the file, here and now; raises WorkspacesError."""
         self._path = path
-        self._vendors = vendors
-        text = _read_bytes(path)
-        self._judged: bytes | str = text
-        self._apps = self._use(text)
+        self._vendors = sorted(vendors)
+        self._decoded: dict[str, Workspace] = {}
+        table = _Table()
+        text = read_bytes(path)
+        apps = decode(text, vendors)
+        table.digest = digest_of(text)
+        table.apps = dict(rows(apps))
+        table.callbacks = {(app.vendor, app.id) for app in apps.values()}
+        self._size_bytes = len(text)
+        self._judged: bytes | str = table.digest
+        self._use(table)
 
     def find(self, vendor: str, app_token: str | None) -> Workspace | None:
         """Return the workspace of an app; None where it belongs to none."""
-        return self._apps.get((vendor, app_token)) if app_token else None
+        if not app_token:
+            return None
+        name = key_of(vendor, app_token)
+        app = self._decoded.get(name)
+        if app is None and (row := self._apps.get(name)) is not None:
+            if len(self._decoded) >= DECODED_MAX:
+                self._decoded.clear()
+            app = self._decoded[name] = _decode_app(row)
+        return app
 
     async def watch(self) -> None:
         """Look at the file again and again, and use what it says; never returns."""
         seen = self._judged
         while True:
-            await asyncio.sleep(POLL_S)
-            # The file may be on a slow volume: the callbacks do not wait for it.
-            looking = asyncio.create_task(asyncio.to_thread(self._look))
-            if not (await asyncio.wait([looking], timeout=LOOK_TIMEOUT_S))[0]:
-                WORKSPACES_REFUSED.set(1)
-                log.error("the workspaces file is not read", extra={"file": str(self._path)})
-                self._judged = ""  # whatever it says is judged anew
-            look = await looking
+            await asyncio.sleep(POLL_S * (1 + self._size_bytes // POLL_BYTES))
+            now = await self._look()
             # A file that is being written may be good, and not whole: it counts when it has
             # stayed the same from one look to the next.
-            if look == seen and look != self._judged:
-                self._judge(look)
-            seen = look
+            if now == seen and now != self._judged:
+                await self._judge(now)
+            seen = now
 
-    def _look(self) -> bytes | str:
-        """Return what the file holds, or why it cannot be read."""
+    async def _look(self) -> bytes | str:
+        """Return a digest of what the file holds, or why it cannot be read.
+
+        The file may be on a slow volume: the callbacks do not wait for it. Nor does the end of the
+        process wait for a thread that hangs.
+        """
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[bytes | str] = loop.create_future()
+
+        def tell(found_out: bytes | str) -> None:
+            if not found.done():
+                found.set_result(found_out)
+
+        def read() -> None:
+            try:
+                found_out: bytes | str
+                found_out, self._size_bytes = look(self._path)
+            except WorkspacesError as error:
+                found_out = str(error)
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(tell, found_out)
+
+        threading.Thread(target=read, name="workspaces", daemon=True).start()
+        done, _ = await asyncio.wait([found], timeout=LOOK_TIMEOUT_S)
+        if not done:
+            WORKSPACES_REFUSED.set(1)
+            log.error("the workspaces file is not read", extra={"file": str(self._path)})
+            self._judged = ""  # so that it is said when that is over
+        return await found
+
+    async def _judge(self, now: bytes | str) -> None:
         try:
-            return _read_bytes(self._path)
+            if isinstance(now, str):
+                raise WorkspacesError(now)
+            table = await self._read()
+            if table.digest != now:
+                return  # it has changed since
         except WorkspacesError as error:
-            return str(error)
+            self._refuse(str(error))
+            if isinstance(error, _NotReadError):
+                return
+        else:
+            self._use(table)
+            WORKSPACES_REFUSED.set(0)
+            log.info("workspaces file read again", extra={"apps": len(table.apps)})
+        self._judged = now
 
-    def _use(self, text: bytes) -> Apps:
-        """Return what the file says, and tell the metrics; raises WorkspacesError."""
-        apps = decode(text, self._vendors)
-        begin({(app.vendor, app.id) for app in apps.values()})
+    async def _read(self) -> _Table:
+        """Return what the file says, from another process; raises WorkspacesError."""
+        command = (sys.executable, "-m", READER, str(self._path.absolute()), *self._vendors)
+        root = Path(__file__).parent.parent
+        try:
+            reader = await asyncio.create_subprocess_exec(
+                *command, cwd=root, stdin=DEVNULL, stdout=PIPE
+            )
+        except OSError as error:  # no memory, or too many processes
+            raise _NotReadError(f"its reader does not start: {error.strerror}") from None
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                return await _take_over(reader)
+        except TimeoutError:
+            raise _NotReadError(f"is not read within {READ_TIMEOUT_S:.0f} s") from None
+        finally:
+            with suppress(ProcessLookupError):
+                reader.kill()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await reader.wait()
+
+    def _use(self, table: _Table) -> None:
+        self._apps: Mapping[str, bytes] = table.apps
+        self._decoded.clear()
+        BY_WORKSPACE.in_use = table.callbacks
         WORKSPACES_LOADED.set(time.time())
         # 32 bits: any float holds them, and people can compare them.
-        WORKSPACES_VERSION.set(int.from_bytes(blake2b(text, digest_size=4).digest()))
-        return apps
+        WORKSPACES_VERSION.set(int.from_bytes(table.digest[:4]))
 
-    def _judge(self, look: bytes | str) -> None:
-        self._judged = look
-        try:
-            if isinstance(look, str):
-                raise WorkspacesError(look)
-            self._apps = self._use(look)
-        except WorkspacesError as error:
-            WORKSPACES_REFUSED.set(1)
-            log.error(
-                "workspaces file refused, the last good one stays in use",
-                extra={"file": str(self._path), "error": str(error)},
-            )
-        else:
-            WORKSPACES_REFUSED.set(0)
-            log.info("workspaces file read again", extra={"apps": len(self._apps)})
+    def _refuse(self, why: str) -> None:
+        WORKSPACES_REFUSED.set(1)
+        log.error(
+            "workspaces file refused, the last good one stays in use",
+            extra={"file": str(self._path), "error": why},
+        )
+
+
+async def _take_over(reader: Process) -> _Table:
+    """Return what the reader says; raises WorkspacesError."""
+    table = _Table()
+    assert reader.stdout is not None  # noqa: S101 - a pipe
+    rest = b""
+    while chunk := await reader.stdout.read(CHUNK_BYTES):
+        *lines, rest = (rest + chunk).split(b"\n")
+        table.take(lines)
+        await asyncio.sleep(0)
+    if not table.is_complete:
+        raise _NotReadError(f"its reader ended with exit code {await reader.wait()}")
+    return table

@@ -8,7 +8,7 @@ import sys
 import uvloop
 
 from app.embedded import EmbeddedError
-from bench import compare, curves, dashboard, overload, trial
+from bench import compare, curves, dashboard, neighbours, overload, trial
 from bench.capacity import command as capacity
 from bench.gateway import BenchError
 
@@ -17,7 +17,7 @@ def main() -> int:
     """Run one command and return its exit code: 0 all promises kept, 1 not, 2 not measured."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (trial, overload, compare, curves, capacity, dashboard):
+    for command in (trial, overload, neighbours, compare, curves, capacity, dashboard):
         command.add_command(commands)
     arguments = parser.parse_args()
     # Also in the background of a shell, which has the first ignored. Whoever tells us to end by

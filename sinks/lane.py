@@ -57,7 +57,8 @@ class Lane:
         """Lend the connection, to one at a time; opens it where there is none."""
         async with self._lock:
             if self._connection is None or self._connection.is_closed():
-                self._connection = None
+                # Nothing is known of the data behind another connection.
+                self._connection, self._looked_at = None, -inf
                 self._connection = await open_session(
                     self._database_url, self._settings, CONNECT_TIMEOUT_S
                 )
@@ -77,13 +78,17 @@ class Lane:
                 raise NotReplicated("the wait for a standby was cancelled")
 
     async def look(self) -> None:
-        """Learn which data is behind the open connection; give the connection up if that fails."""
-        self._looked_at, started = -inf, time.monotonic()
+        """Learn which data is behind the open connection; give the connection up if that fails.
+
+        While the answer is on its way the last one counts, so that no claim goes without Redis.
+        """
+        started = time.monotonic()
         if self._connection is None:
             return
         try:
             self._generation, self._clock_ahead_s = await read_identity(self._connection)
         except BaseException:
+            self._looked_at = -inf
             self._give_up()
             raise
         self._looked_at = self._clock_at = started

@@ -15,7 +15,7 @@ from sanic import Sanic
 
 from app import embedded, embedded_programs
 from app.claims import RedisClaims
-from app.metrics import exposition
+from app.exposition import exposition
 from sinks.schema import migrate
 from sinks.timescale import TimescaleSink
 from tests import leaks, postgres_topologies, redis_topologies
@@ -138,7 +138,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """
     found = session.config.stash[LEAKS]
     found += leaks.in_files(session.config._tmp_path_factory.getbasetemp(), SECRET)  # type: ignore[attr-defined]
-    if SECRET.encode() in exposition():
+    if SECRET.encode() in asyncio.run(exposition()):
         found.append("the metrics of the gateways in this process")
     if found and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

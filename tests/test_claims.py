@@ -150,3 +150,51 @@ async def test_late_answer_is_not_taken_for_another(
         while await claims.claim([event("seen").event_id]) != [Claim.SEEN]:
             pass
     await claims.close()
+
+
+@pytest.fixture
+async def impatient(
+    services: Services, sink: TimescaleSink, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RedisClaims]:
+    """Claims of one process, with the limit that the loop is held for three times."""
+    monkeypatch.setattr("app.redis_servers.CLAIM_TIMEOUT_S", 0.2)
+    claims = make_claims(services, sink)
+    yield claims
+    await claims.close()
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+async def test_claim_outlasts_a_held_loop(
+    impatient: RedisClaims, sink: TimescaleSink, turns: int
+) -> None:
+    """The answer of a Redis that is well is read, however long the loop is held meanwhile."""
+    await commit(events("seen"), impatient, sink)
+    claim = asyncio.create_task(impatient.claim([event("seen").event_id]))
+    for _ in range(turns):  # until it has been sent, or not
+        await asyncio.sleep(0)
+    time.sleep(0.6)  # noqa: ASYNC251 - holds the loop on purpose
+    assert await claim == [Claim.SEEN]
+    assert not impatient.is_bypassed
+
+
+async def test_silent_redis_is_given_up_while_the_loop_is_held(sink: TimescaleSink) -> None:
+    """Calls that hold the loop again and again make a claim wait longer, but not for ever."""
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    claims = RedisClaims(
+        f"redis://127.0.0.1:{port}/0",
+        generation=lambda: sink.generation, lease_s=15, seen_window_d=30,
+    )  # fmt: skip
+    claim = asyncio.create_task(claims.claim([b"x" * 16]))
+    for _ in range(100):
+        time.sleep(0.05)  # noqa: ASYNC251 - holds the loop on purpose
+        await asyncio.sleep(0)
+    assert claim.done()
+    assert claims.is_bypassed
+    await claims.close()
+    silent.close()

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 import adapters
-from app import workspaces
+from app import workspaces_file
 from app.embedded import EmbeddedError, unpack
 from app.embedded_process import free_port
 from app.settings import Settings, read_settings
@@ -259,7 +259,7 @@ def test_compose_sets_what_does_not_exist() -> None:
         read_settings(environ)
     file = Path(SERVICES["gateway"]["environment"]["WORKSPACES_FILE"])
     folder = {target: source for source, target in mounts()}[str(file.parent)]
-    assert workspaces.read(ROOT / folder / file.name, adapters.load().keys())
+    assert workspaces_file.read(ROOT / folder / file.name, adapters.load().keys())
 
 
 def test_compose_starts_in_the_wrong_order() -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import adapters
-from app import workspaces
+from app import workspaces_file
 from app.settings import ALLOWLIST_SUFFIX, SECRET_SUFFIX, Settings, read_settings
 from app.version import VERSION
 from tests.kustomize import (
@@ -151,7 +151,7 @@ def test_workspaces_need_a_restart() -> None:
     assert volume["configMap"] == {"name": "flokit-workspaces"}
     (file,) = of_kind("ConfigMap")["flokit-workspaces"]["data"].items()
     assert environ["WORKSPACES_FILE"] == f"{mount['mountPath']}/{file[0]}"
-    assert workspaces.decode(file[1].encode(), adapters.load().keys())
+    assert workspaces_file.decode(file[1].encode(), adapters.load().keys())
 
 
 def test_a_changed_setting_changes_nothing() -> None:

@@ -184,12 +184,17 @@ def wait_for_workers(process: Process, number: int) -> None:
         time.sleep(POLL_S)
 
 
-def make_empty_files(worker: int) -> None:
-    """Begin files of another worker, where this one has its own."""
+def folder_of(worker: int) -> Path:
+    """Where a worker keeps what it has counted."""
     environ = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
     folder = dict(pair.partition(b"=")[::2] for pair in environ)[b"PROMETHEUS_MULTIPROC_DIR"]
+    return Path(os.fsdecode(folder))
+
+
+def make_empty_files(worker: int) -> None:
+    """Begin files of another worker, where this one has its own."""
     for kind in ("counter", "gauge_livesum", "histogram"):
-        (Path(os.fsdecode(folder)) / f"{kind}_1.db").touch()
+        (folder_of(worker) / f"{kind}_1.db").touch()
 
 
 async def test_scrape_while_a_worker_starts(run: RUNS) -> None:

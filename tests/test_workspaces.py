@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from app import workspaces
+from app import workspaces, workspaces_file
 from app.event import Workspace
 from app.metrics import WORKSPACES_LOADED, WORKSPACES_REFUSED
-from app.workspaces import Workspaces, WorkspacesError, decode, read
+from app.workspaces import Workspaces
+from app.workspaces_file import WorkspacesError, decode, read
 
 VENDORS = {"adjust", "other"}
 PROMISE_S = 5.0
@@ -170,7 +171,7 @@ def test_an_unreadable_file_is_a_traceback(tmp_path: Path, kind: str, words: str
         path.mkdir()
     elif kind == "huge":
         with path.open("wb") as file:
-            file.truncate(workspaces.FILE_MAX_BYTES + 1)
+            file.truncate(workspaces_file.FILE_MAX_BYTES + 1)
     for attempt in (read, Workspaces):
         with pytest.raises(WorkspacesError, match=rf"^[^\n]*{words}[^\n]*$"):
             attempt(path, VENDORS)
@@ -182,7 +183,8 @@ def test_a_look_allocates_no_more_than_the_file(tmp_path: Path) -> None:
         path = written(tmp_path / "workspaces.toml", text)
         tracemalloc.start()
         try:
-            assert workspaces._read_bytes(path) == text.encode()
+            assert workspaces_file.read_bytes(path) == text.encode()
+            assert workspaces_file.look(path)[1] == len(text)
             assert tracemalloc.get_traced_memory()[1] < len(text) + 64 * 1024
         finally:
             tracemalloc.stop()
