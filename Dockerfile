@@ -1,5 +1,5 @@
 # The gateway: one process, no root, nothing written to its root file system.
-FROM python:3.11-slim-trixie AS build
+FROM python:3.13-slim-trixie AS build
 WORKDIR /gateway
 # requirements-traces.lock where traces are wanted.
 ARG LOCK=requirements.lock
@@ -8,14 +8,20 @@ COPY ${LOCK} requirements.lock
 RUN python -m venv --without-pip venv \
     && pip --python venv/bin/python install --no-cache-dir --disable-pip-version-check \
         --require-hashes --only-binary :all: --requirement requirements.lock
+COPY LICENSE LICENSE
 COPY app app
 COPY adapters adapters
 COPY sinks sinks
 RUN python -m compileall -q app adapters sinks
 
-FROM python:3.11-slim-trixie
+FROM python:3.13-slim-trixie
+# The URL of the repository from which the image is built.
+ARG SOURCE=
 LABEL org.opencontainers.image.title="flokit-gateway" \
-    org.opencontainers.image.description="FloKit measurement gateway"
+    org.opencontainers.image.description="FloKit measurement gateway" \
+    org.opencontainers.image.version="0.2.0" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.source="${SOURCE}"
 ENV PATH=/gateway/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 # Root's files: the gateway can read them, and change none.

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import asyncpg
 
@@ -16,6 +17,7 @@ from app import check, dev, serve
 from app.embedded import EmbeddedError
 from app.serve import ListenError
 from app.settings import Settings, SettingsError, read_settings
+from app.version import VERSION
 from app.workspaces_file import WorkspacesError
 from sinks import hosts, retention, schema
 
@@ -39,6 +41,7 @@ _EXIT_CODES: dict[type[Exception], tuple[str, int]] = {
 
 def main() -> int:
     """Run one command and return its exit code: 0 done, 1 not done, 2 wrong settings."""
+    signals.end_at_once()  # the console script has imported the rest before this
     commands = {
         "dev": (dev.run, "everything on this machine, for a first look"),
         "serve": (serve.run, "the gateway, on DATABASE_URL and REDIS_URL"),
@@ -46,7 +49,8 @@ def main() -> int:
         "check": (check.run, "tell whether settings, workspaces, database and Redis are well"),
         "retain": (_retain, "delete what is older than RETENTION_D"),
     }
-    parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
+    parser = argparse.ArgumentParser(prog=_program(), description=__doc__)
+    parser.add_argument("--version", action="version", version=f"flokit-gateway {VERSION}")
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, text) in commands.items():
         choices.add_parser(name, help=text, description=text)
@@ -62,6 +66,11 @@ def main() -> int:
         return code
     except KeyboardInterrupt:
         return 130
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "python -m app" if name == "__main__.py" else name
 
 
 def _migrate() -> int:

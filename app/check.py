@@ -23,6 +23,7 @@ from app.settings import (
     read_settings,
     secret_owner,
 )
+from app.version import PYTHON_VERSION, VERSION
 
 TIMEOUT_S = 3.0
 # So many workspaces are named in a line.
@@ -31,8 +32,9 @@ LISTED_MAX = 10
 
 def run() -> int:
     """Check everything; returns 0 where all is well, 1 where not, 2 for a wrong configuration."""
-    settings = read_settings()
     report = Report()
+    report.ok("version", f"{VERSION}, on Python {PYTHON_VERSION}")
+    settings = read_settings()
     report.ok("settings", "complete, and consistent with each other")
     vendors = adapters.load().keys()
     used = _check_workspaces(report, settings, vendors)

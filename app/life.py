@@ -9,6 +9,7 @@ import adapters
 from app import probes
 from app.probes import App
 from app.settings import VendorAccess
+from app.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ async def _start(app: App) -> None:
             log.warning("no secret: every callback is answered 503", extra={"vendor": vendor})
     for work in (probes.ask_sink(app), probes.measure(app), gateway.workspaces.watch()):
         gateway.tasks.append(asyncio.create_task(work))
-    log.info("serving", extra={"pid": os.getpid()})
+    log.info("serving", extra={"pid": os.getpid(), "version": VERSION})
 
 
 async def _drain(app: App) -> None:

@@ -36,6 +36,13 @@ CLOSINGS = (
 )  # fmt: skip
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
+BUILD_INFO = Gauge(
+    "flokit_build_info",
+    "1, with the version of the gateway and of its Python.",
+    ("version", "python"),
+    multiprocess_mode="livemax",
+)
+
 # Metrics of each workspace. prometheus_client declares them, and neither counts nor renders them:
 # it takes 7 µs for the one, and 119 ms at once for the other where there are 2,000 workspaces.
 # Nobody counts this one: it is the sum of the others as they are read, so that it is right also

@@ -16,12 +16,14 @@ from app.exposition import exposition
 from app.metrics import (
     BUFFER_EVENTS,
     BUFFER_LIMIT,
+    BUILD_INFO,
     BY_WORKSPACE,
     CLOCK_AHEAD,
     IN_FLIGHT,
     SECRET_LAST_USED,
     begin,
 )
+from app.version import PYTHON_VERSION, VERSION
 
 PROBE_S = 1.0
 
@@ -33,6 +35,7 @@ App = Sanic[Config, SimpleNamespace]
 def add(app: App) -> None:
     """Serve `/healthz`, `/readyz` and `/metrics` of the gateway in the application's context."""
     begin()
+    BUILD_INFO.labels(VERSION, PYTHON_VERSION).set(1)
     app.ctx.scraping = asyncio.Lock()
     # Some load balancers probe with HEAD.
     probe = ["GET", "HEAD"]
@@ -115,6 +118,7 @@ async def _readyz(request: Request) -> HTTPResponse:
             "max_events": gateway.settings.buffer_max_events,
         },
         "clock": _clock(gateway.ingest.is_clock_right, gateway.sink.clock_ahead_s),
+        "version": VERSION,
     }
     return _json(body, 503 if draining or not gateway.sink_answered else 200)
 

@@ -9,7 +9,8 @@ import signal
 from types import FrameType
 from typing import Final
 
-ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+# Python itself hears SIGINT from its start on, so that this one is replaced first.
+ENDING: Final = (signal.SIGINT, signal.SIGTERM)
 # What shells report of a process that a signal has ended.
 EXIT_CODE_BASE = 128
 

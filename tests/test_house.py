@@ -23,7 +23,9 @@ FORBIDDEN_ROOMS = {"utils", "util", "common", "core", "base", "helpers", "helper
 
 # Who may import whom: floor, rooms, the rooms of ours that they may import, and the libraries.
 # The first row that a room fits counts.
-GROUND = ("app.errors", "app.event", "app.metrics", "app.settings", "app.callback")
+GROUND = (
+    "app.errors", "app.event", "app.metrics", "app.settings", "app.callback", "app.version",
+)  # fmt: skip
 PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (4, "app.__main__", ("app.*", "sinks.*"), ("asyncpg",)),
     (4, "app.check", ("app.*", "adapters"), ("redis",)),
@@ -69,6 +71,7 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (0, "app.normalize", ("app.event",), ()),
     (0, "app.settings", (), ("msgspec",)),
     (0, "app.signals", (), ()),
+    (0, "app.version", (), ()),
     (0, "app", (), ()),
 ]
 # Only here are parts made of other parts.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -26,11 +27,11 @@ from app.settings import Settings, read_settings
 from bench.gateway import bound
 from tests.gateways import ROOT, Process, Services, inherited
 
-VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 # Where every user may write: in the container there is no such place.
 FOR_ALL = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+BASE = re.compile(r"python:(\d+\.\d+)-slim-trixie( AS build)?")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 # Where a mount in compose.yaml begins: a folder of this repository, or a volume.
@@ -60,20 +61,38 @@ def test_image_runs_as_root() -> None:
     assert "RUN" not in final
     assert steps("ENTRYPOINT") == ['["python", "-m", "app"]']
     assert steps("CMD") == ['["serve"]']
-    assert all(f"python:{VERSION}-slim" in line for line in steps("FROM")), "tested on another"
     assert steps("EXPOSE") == [str(Settings().port)]
+
+
+def test_image_has_a_tested_python() -> None:
+    """Both stages have one version of Python, with which the workflow runs the tests too."""
+    versions = [match[1] for match in map(BASE.fullmatch, steps("FROM")) if match]
+    assert len(versions) == len(steps("FROM")) == 2
+    (version,) = set(versions)
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yaml").read_text())
+    assert version in workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+
+
+def test_image_has_its_labels() -> None:
+    """The labels that registries read: what it is, of which version, licence and repository."""
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', DOCKERFILE))
+    assert labels.keys() == {"title", "description", "version", "licenses", "source"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (labels["title"], labels["licenses"]) == (project["name"], project["license"])
+    assert labels["source"] == "${SOURCE}"
+    assert "SOURCE=" in steps("ARG"), "the repository's URL is the builder's to say"
 
 
 def copied() -> list[str]:
     """The paths that the Dockerfile copies out of the repository, to the same ones."""
-    (lock,) = steps("ARG")
+    (lock,) = (step for step in steps("ARG") if step.startswith("LOCK="))
     lines = [line.replace("${LOCK}", lock.removeprefix("LOCK=")) for line in steps("COPY")]
     return [line.split()[0] for line in lines if not line.startswith("--from")]
 
 
 def test_image_lacks_code() -> None:
     """Each part of the product is copied, and is let through by .dockerignore."""
-    assert set(copied()) == {"requirements.lock", "app", "adapters", "sinks"}
+    assert set(copied()) == {"requirements.lock", "LICENSE", "app", "adapters", "sinks"}
     first, *rules = [
         line for line in (ROOT / ".dockerignore").read_text().split("\n") if line[:1].strip("#")
     ]
@@ -83,6 +102,22 @@ def test_image_lacks_code() -> None:
     hidden = [rule.removeprefix("**/") for rule in rules if not rule.startswith("!")]
     for path in (ROOT / "sinks/migrations").iterdir():
         assert not [rule for rule in hidden if fnmatch(path.name, rule)]
+
+
+def interpreter() -> Path:
+    """The interpreter of the image's version; where the host has none, that of the tests."""
+    (version,) = {match[1] for match in map(BASE.fullmatch, steps("FROM")) if match}
+    own = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+    # Several versions of pyenv lie beside each other; its command on the PATH may be for none.
+    candidates = [own, *sorted(own.parents[2].glob(f"{version}*/bin/python{version}"))]
+    if found := shutil.which(f"python{version}"):
+        candidates.append(Path(found))
+    for candidate in candidates:
+        command = [str(candidate), "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.stdout.strip() == version:
+            return candidate
+    return own
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +136,7 @@ def image() -> Iterator[Path]:
                 there.parent.mkdir(exist_ok=True)
                 shutil.copy(source, there)
         programs.mkdir()
-        (programs / "python").symlink_to(Path(sys.base_prefix, "bin", f"python{VERSION}"))
+        (programs / "python").symlink_to(interpreter())
         path = f"{programs}:{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
         for line in steps("RUN"):
             subprocess.run(

@@ -1,7 +1,6 @@
 """The manifests: what Kubernetes takes, what the gateway reads, and what names what."""
 
 import re
-import tomllib
 from copy import deepcopy
 
 import kubernetes_validate  # type: ignore[import-untyped]
@@ -11,7 +10,7 @@ import yaml
 import adapters
 from app import workspaces_file
 from app.settings import ALLOWLIST_SUFFIX, SECRET_SUFFIX, Settings, read_settings
-from tests.gateways import ROOT
+from app.version import VERSION
 from tests.kustomize import (
     K8S,
     OVERLAY,
@@ -171,7 +170,7 @@ def test_a_version_is_not_migrated() -> None:
     (image,) = images
     tag = image.rpartition(":")[2]
     assert list(of_kind("Job")) == [f"flokit-migrate-{tag.replace('.', '-')}"]
-    assert tag == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert tag == VERSION
 
 
 @pytest.mark.parametrize("component", ["gateway", "migrate", "retain"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from adapters import adjust
-from app import metrics
+from app import metrics, version
 from app.event import DropReason
 from tests.client import Answer, exchange, get, head
 from tests.gateways import (
@@ -215,7 +215,7 @@ async def test_workspaces_version(gateways: Gateways) -> None:
         versions.append((await gateway.metrics())[VERSION])
         await gateway.stop()
     assert versions[0] == versions[2] != versions[1]
-    assert all(version == int(version) < 2**32 for version in versions)
+    assert all(number == int(number) < 2**32 for number in versions)
     gateway = await gateways.start()
     path.write_text(workspaces_toml("another"))
     await until(gateway, lambda found: found[VERSION] == versions[1])
@@ -258,6 +258,8 @@ README = (ROOT / "README.md").read_text()
 LABELS = {
     "vendor": {"adjust"},
     "workspace": {"", "ws_test"},
+    "version": {version.VERSION},
+    "python": {version.PYTHON_VERSION},
     "stage": set(STAGES),
     "position": {"1"},
     "name": {*adjust.USER_NAMES, "transaction_id", "deduplication_id"},

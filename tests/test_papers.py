@@ -154,3 +154,6 @@ def test_a_release_is_not_told() -> None:
         assert re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d{2}-\d{2}", heading)
     kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     assert set(re.findall(r"^### (.*)$", changelog, re.MULTILINE)) <= kinds
+    released = [tuple(re.findall(r"\d+", heading)) for heading in headings[1:]]
+    order = [tuple(map(int, numbers)) for numbers in released]
+    assert order == sorted(order, reverse=True), "the newest comes first"

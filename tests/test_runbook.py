@@ -345,7 +345,7 @@ def test_runbook_names_what_is_not_there() -> None:
         f"{document['kind'].lower()}/{document['metadata']['name']}" for document in rendered()
     }
     there |= {name.replace("horizontalpodautoscaler/", "hpa/") for name in there}
-    there |= {name.replace("0-1-0", "0-2-0") for name in there}
+    there |= {name.replace("0-2-0", "0-3-0") for name in there}
     named = set()
     for line in commands(RUNBOOK):
         words = shlex.split(line)
