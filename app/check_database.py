@@ -38,6 +38,8 @@ async def check_database(report: Report, settings: Settings) -> None:
             report.fail("database", host)
         return
     try:
+        check_connection(report, inspection.wire_of(connection))
+        await _check_hosts(report, settings)
         server = await inspection.inspect(connection)
         _check_server(report, settings, server)
         if server.missing_migrations:
@@ -45,10 +47,43 @@ async def check_database(report: Report, settings: Settings) -> None:
         else:
             await _check_data(report, connection)
         await _check_commit(report, connection)
+    except hosts.AddressError as error:
+        report.fail("DATABASE_URL", str(error), exit_code=2)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, schema.SchemaError, OSError) as error:
         report.fail("database", str(error) or type(error).__name__)
     finally:
         await hosts.close(connection)
+
+
+def check_connection(report: Report, wire: inspection.Wire) -> None:
+    """Tell who may read along, or stand in the server's place: nobody may off this machine."""
+    if not wire.tls:
+        text = "not encrypted"
+    elif not wire.is_verified:
+        text = f"{wire.tls}, certificate not verified"
+    elif not wire.is_host_verified:
+        text = f"{wire.tls}, certificate verified, its host name not"
+    else:
+        text = f"{wire.tls}, certificate verified"
+    if wire.is_local:
+        report.ok("database connection", f"{text}; it does not leave this machine")
+    elif wire.is_verified:
+        report.ok("database connection", text)
+    else:
+        report.warn("database connection", f"{text}: see sslmode in docs/deploying-database.md")
+
+
+async def _check_hosts(report: Report, settings: Settings) -> None:
+    """Tell what each host is, where DATABASE_URL names several."""
+    found = await hosts.roles(settings.database_url, timeout_s=TIMEOUT_S)
+    for role, line in found:
+        (report.warn if role is hosts.Role.UNKNOWN else report.ok)("database host", line)
+    primaries = [line for role, line in found if role is hosts.Role.PRIMARY]
+    if len(primaries) > 1:
+        report.warn(
+            "database host",
+            f"{len(primaries)} are primaries: one server with several addresses, or a split brain",
+        )
 
 
 def _check_server(report: Report, settings: Settings, server: inspection.Server) -> None:

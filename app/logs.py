@@ -33,6 +33,9 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(
+        capture=True
+    )  # as the driver's, of a password file that others may read
     # The HTTP server tells of requests and of its own start at level info; the gateway does not.
     for name in ("sanic.root", "sanic.server", "sanic.access", "sanic.websockets", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)

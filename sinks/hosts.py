@@ -3,7 +3,8 @@
 import asyncio
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from enum import Enum
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote, unquote_plus
 
@@ -18,6 +19,8 @@ CLOSE_TIMEOUT_S = 2.0
 
 # As asyncpg takes it apart: the first @ ends the credentials.
 _ADDRESS = re.compile(r"([^:]*://)([^/?#@]*@)?([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?", re.DOTALL)
+
+_NOT_UNDERSTOOD = "not an address that the driver understands"
 
 Connection = TypeVar("Connection", bound=asyncpg.Connection)
 
@@ -38,6 +41,14 @@ class _IsStandby(Exception):
     """The host answers, but takes no writes."""
 
 
+class Role(Enum):
+    """What a host turns out to be."""
+
+    PRIMARY = "primary"
+    STANDBY = "standby"
+    UNKNOWN = "does not let us in"
+
+
 class _Host(NamedTuple):
     """One host of an address, as messages name it, and the address with no other host in it."""
 
@@ -51,14 +62,43 @@ async def connect(
     """Return a connection for an operator's command; raises AddressError or NoAnswer."""
 
     async def open_at(url: str) -> asyncpg.Connection:
-        return await asyncpg.connect(
-            url,
-            command_timeout=command_timeout_s,
-            statement_cache_size=0,  # a pooler may lose what was prepared under a name
-            target_session_attrs=ANY_ROLE,
-        )
+        return await _open_for_operator(url, command_timeout_s)
 
     return await open_primary(database_url, open_at, timeout_s)
+
+
+async def roles(database_url: str, *, timeout_s: float) -> list[tuple[Role, str]]:
+    """Return what each of several hosts is, and a line that says so; raises AddressError."""
+    hosts, timeout_s = _hosts_of(database_url, timeout_s)
+    if len(hosts) == 1:
+        return []
+    attempts = [
+        asyncio.create_task(_open_one(_open_for_operator, host.url, timeout_s)) for host in hosts
+    ]
+    try:
+        await asyncio.wait(attempts)
+        return [
+            (Role.PRIMARY, f"{host.name} is a primary")
+            if attempt.exception() is None
+            else (
+                Role.STANDBY if isinstance(attempt.exception(), _IsStandby) else Role.UNKNOWN,
+                _failure(attempt, host, len(hosts)),
+            )
+            for attempt, host in zip(attempts, hosts, strict=True)
+        ]
+    finally:
+        await _give_up(attempts)
+
+
+async def _open_for_operator(
+    url: str, command_timeout_s: float | None = None
+) -> asyncpg.Connection:
+    return await asyncpg.connect(
+        url,
+        command_timeout=command_timeout_s,
+        statement_cache_size=0,  # a pooler may lose what was prepared under a name
+        target_session_attrs=ANY_ROLE,
+    )
 
 
 async def open_primary(
@@ -69,10 +109,7 @@ async def open_primary(
     `open_at` opens one to the only host of an address; it must not leave the choice of a host by
     its role to the driver. Raises AddressError, or NoAnswer where no host will do.
     """
-    try:
-        hosts, timeout_s = _hosts_of(database_url, timeout_s)
-    except ValueError:
-        raise AddressError("not an address that the driver understands") from None
+    hosts, timeout_s = _hosts_of(database_url, timeout_s)
     waiting = list(hosts)
     failures: dict[_Host, str] = {}
     attempts: dict[asyncio.Task[Connection], _Host] = {}
@@ -125,16 +162,22 @@ def _failure(attempt: asyncio.Task[Connection], host: _Host, hosts: int) -> str:
         return f"{host.name} is a standby"
     except ssl.SSLCertVerificationError as error:  # a ValueError too
         return f"{named}shows a certificate that is refused: {error.verify_message}"
+    except FileNotFoundError:  # which does not name it
+        return f"{named}is not asked: a file of its address is not there (certificate, key, socket)"
     except (OSError, asyncpg.PostgresError) as error:
         detail = error
-    except ValueError:  # of the driver's InterfaceErrors too, those that are about the address
-        raise AddressError("not an address that the driver understands") from None
+    except (
+        ValueError
+    ) as error:  # of the driver's InterfaceErrors too, those that are about the address
+        if not str(error).startswith("root certificate file"):  # others may quote the address
+            raise AddressError(_NOT_UNDERSTOOD) from None
+        return f"{named}is not asked: without sslrootcert there must be ~/.postgresql/root.crt"
     except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         detail = error
     return f"{named}does not answer: {str(detail).partition(chr(10))[0] or type(detail).__name__}"
 
 
-async def _give_up(attempts: dict[asyncio.Task[Connection], _Host]) -> None:
+async def _give_up(attempts: Collection[asyncio.Task[Connection]]) -> None:
     for attempt in attempts:
         attempt.cancel()
     for late in await asyncio.gather(*attempts, return_exceptions=True):
@@ -155,8 +198,15 @@ async def close(connection: asyncpg.Connection) -> None:
 def _hosts_of(database_url: str, timeout_s: float) -> tuple[list[_Host], float]:
     """Return the hosts, and how long each may take: no longer than a `connect_timeout` says.
 
-    That is libpq's, and would be a setting of the server for asyncpg. Raises ValueError.
+    That is libpq's, and would be a setting of the server for asyncpg. Raises AddressError.
     """
+    try:
+        return _taken_apart(database_url, timeout_s)
+    except ValueError:
+        raise AddressError(_NOT_UNDERSTOOD) from None
+
+
+def _taken_apart(database_url: str, timeout_s: float) -> tuple[list[_Host], float]:
     parts = _ADDRESS.fullmatch(database_url)
     if parts is None:
         raise ValueError

@@ -1,6 +1,9 @@
 """What an operator should know of a database: its versions, settings, and what is not ours."""
 
+import asyncio
+import ssl
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import NamedTuple
 
 import asyncpg
@@ -48,6 +51,29 @@ class Server(NamedTuple):
             for name, wanted in role_settings(commit_timeout_s).items()
             if self.is_pooled and not _is_enough(name, self.settings[name], wanted)
         }
+
+
+class Wire(NamedTuple):
+    """How a connection goes: to the server, or to the pooler in front of it."""
+
+    is_local: bool  # it does not leave the machine
+    tls: str = ""  # the version, where it is encrypted
+    is_verified: bool = False  # the certificate is signed by a CA that we trust
+    is_host_verified: bool = False  # and made out to the host that we wanted
+
+
+def wire_of(connection: asyncpg.Connection) -> Wire:
+    """Return how an open connection goes."""
+    # asyncpg does not show it, and what the server says is of its side of a pooler.
+    transport: asyncio.BaseTransport = connection._transport  # type: ignore[attr-defined]  # noqa: SLF001 - see above
+    peer = transport.get_extra_info("peername")
+    is_local = not isinstance(peer, tuple) or ip_address(peer[0]).is_loopback
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    if tls is None:
+        return Wire(is_local)
+    is_verified = tls.context.verify_mode is ssl.CERT_REQUIRED
+    version = str(tls.version()).replace("TLSv", "TLS ")
+    return Wire(is_local, version, is_verified, is_verified and tls.context.check_hostname)
 
 
 def _is_enough(name: str, value: str, wanted: str) -> bool:

@@ -276,8 +276,15 @@ class Process(Target):
 
     def wait_until_ready(self) -> None:
         """Return when `/readyz` is green."""
+        self._wait_until_green("/readyz")
+
+    def wait_until_alive(self) -> None:
+        """Return when it answers, ready or not."""
+        self._wait_until_green("/healthz")
+
+    def _wait_until_green(self, path: str) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while self.status("/readyz") != 200:
+        while self.status(path) != 200:
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(POLL_S)
 

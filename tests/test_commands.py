@@ -12,8 +12,10 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from app.event import Outcome
 from sinks import schema
-from tests.events import generation_of
+from sinks.timescale import TimescaleSink
+from tests.events import events, generation_of
 from tests.gateways import ROOT, Process, Services, environment, inherited, workspaces_toml
 
 COMMANDS = ("dev", "serve", "migrate", "check", "retain")
@@ -275,6 +277,37 @@ async def test_what_is_not_ours_is_not_told(environ: Mapping[str, str], database
     for warned in WARNED:
         assert f"warning  schema: {warned}" in ended.stdout
     assert "ok       database clock: ours is 0." in ended.stdout
+
+
+async def test_role_may_not_write_the_word(
+    environ: Mapping[str, str], services: Services, database_url: str
+) -> None:
+    """A role without the function by which duplicates wait for the standby is told, and why."""
+    name, role = urlsplit(database_url).path.strip("/"), "gateway_without_the_word"
+    parts = urlsplit(database_url)
+    place = parts.netloc.rpartition("@")[2]
+    url = parts._replace(netloc=f"{role}:{PASSWORD}@{place}").geturl()
+    function = "FUNCTION pg_logical_emit_message(boolean, text, text, boolean)"
+    await services.execute(
+        name,
+        f"DROP ROLE IF EXISTS {role}",
+        f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}",
+    )
+    environ = {**environ, "DATABASE_URL": url}
+    well = await asyncio.to_thread(run, "check", **environ)
+    await services.execute(name, f"REVOKE EXECUTE ON {function} FROM PUBLIC")
+    ended = await asyncio.to_thread(run, "check", **environ)
+    sink = TimescaleSink(url, commit_timeout_s=5)
+    assert await sink.write(events("a"), contested=False) == [Outcome.WRITTEN]
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await sink.write(events("a"), contested=False)
+    await sink.close()
+    await services.execute(name, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+    assert (well.returncode, ended.returncode) == (0, 1), well.stdout
+    [line] = [line for line in ended.stdout.splitlines() if line.startswith("FAILED")]
+    assert line.startswith("FAILED   database commit: permission denied for function pg_logical_")
+    assert line.endswith("without it no duplicate can be told")
 
 
 # retain

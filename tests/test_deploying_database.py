@@ -11,8 +11,8 @@ import pytest
 from app.embedded_process import ENVIRONMENT, Server
 from app.embedded_programs import Programs
 from bench.gateway import as_nobody
-from tests.deploying import commands, lines, statements
-from tests.gateways import Services
+from tests.deploying import PAGE, commands, lines, statements
+from tests.gateways import ROOT, Services
 from tests.outcomes import COMMITTED, callbacks, serving, until_told
 from tests.postgres_topologies import Maker, ask, asking, making, until, url_of
 
@@ -34,6 +34,18 @@ async def typed(server: Server, sql: str) -> list[tuple[str, ...]]:
         for statement in filter(str.strip, sql.split(";")):
             rows = [tuple(row) for row in await connection.fetch(statement)]
     return rows
+
+
+def test_every_block_of_the_page_is_run() -> None:
+    """Each heading with SQL or commands is one whose blocks some test takes from the page."""
+    sections = (ROOT / PAGE).read_text().split("\n## ")[1:]
+    typed_in = {
+        section.partition("\n")[0] for section in sections if re.search("```(sql|console)", section)
+    }
+    tests = [path.read_text() for path in (ROOT / "tests").glob("test_*.py")]
+    run = "".join(text for text in tests if "from tests.deploying import" in text)
+    assert len(typed_in) >= 8
+    assert {name for name in typed_in if f'"{name}"' not in run} == set()
 
 
 async def test_standby_of_the_page(maker: Maker, services: Services, tmp_path: Path) -> None:

@@ -119,6 +119,30 @@ async def test_commands_find_the_primary(
         assert ended.returncode == len(failed)
 
 
+async def test_check_names_each_host(pair: Pair, services: Services, tmp_path: Path) -> None:
+    """`check` on a primary says what every other host is, too."""
+    with refused() as port:
+        url = at(port, pair.standby.port, pair.primary.port, pair.primary.port)
+        environ = environment(url, services.redis_url, tmp_path)
+        ended = await asyncio.to_thread(run, "check", **environ)
+    told = [line for line in ended.stdout.splitlines() if " database host: " in line]
+    away, *others, warning = told
+    assert away.startswith(f"warning  database host: 127.0.0.1:{port} does not answer: ")
+    primary = f"ok       database host: 127.0.0.1:{pair.primary.port} is a primary"
+    standby = f"ok       database host: 127.0.0.1:{pair.standby.port} is a standby"
+    assert others == [standby, primary, primary]
+    assert warning.startswith("warning  database host: 2 are primaries: ")
+
+
+async def test_check_names_no_host_where_there_is_one(
+    pair: Pair, services: Services, tmp_path: Path
+) -> None:
+    """A single host has no line of its own."""
+    environ = environment(at(pair.primary.port), services.redis_url, tmp_path)
+    ended = await asyncio.to_thread(run, "check", **environ)
+    assert "database host" not in ended.stdout
+
+
 @pytest.mark.parametrize("words", ["", READ_WRITE])
 async def test_nothing_but_standbys(
     pair: Pair, services: Services, tmp_path: Path, words: str

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -187,17 +188,26 @@ async def waiting_commit(
     await operator.execute("SET synchronous_commit = local")
     await operator.execute("ALTER SYSTEM SET synchronous_standby_names = 'away'")
     await operator.execute("SELECT pg_reload_conf()")
-    commit = asyncio.create_task(
-        writer.execute("INSERT INTO stable_events VALUES (gen_random_uuid(), now())")
-    )
+    waited = asyncio.Event()
+
+    async def commit_until_waited() -> str:
+        # One of the server's own processes decides for all, as soon as it has read the file.
+        while True:
+            insert = "INSERT INTO stable_events VALUES (gen_random_uuid(), now())"
+            status: str = await writer.execute(insert)
+            if waited.is_set():
+                return status
+
+    commit = asyncio.create_task(commit_until_waited())
     waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
     try:
         async with asyncio.timeout(PATIENCE_S):
             while not await operator.fetchval(waits):
-                assert not commit.done()
                 await asyncio.sleep(POLL_S)
+        waited.set()
         yield operator, commit
     finally:
+        waited.set()
         await operator.execute("ALTER SYSTEM RESET synchronous_standby_names")
         await operator.execute("SELECT pg_reload_conf()")
         await asyncio.wait([commit])
@@ -233,6 +243,34 @@ async def test_index_on_a_cast_is_found_and_dropped(database: Database, tmp_path
         assert (found["kind"], found["name"]) == ("index", "cast_")
         await operator.execute(f"DROP INDEX {found['name']}")
         assert (await gateway.callback(user_id="comma", revenue="12,50")).json == WRITTEN
+    await operator.close()
+
+
+async def test_sender_of_wrong_days_is_found(database: Database, tmp_path: Path) -> None:
+    """The runbook's statements find the days that were added, and who sends events of them."""
+    [(name, find), (_, ask)] = statements(section("Chunks of wrong days"))
+    operator = await asyncpg.connect(database.url(name))
+    days = [datetime(2011, month, 13, 12, tzinfo=UTC) for month in (3, 5, 8)]
+    assert await operator.fetch(ask) == []
+    url = database.url("measurement", "flokit_gateway")
+    with Process(url, database.servers.redis_url, tmp_path) as gateway:
+        gateway.wait_until_ready()
+        for day in (*days, datetime.now(UTC)):
+            sent = {"user_id": "wrong-clock", "created_at": f"{day.timestamp():.0f}"}
+            assert (await gateway.callback(**sent)).json == WRITTEN
+    # Another test has events of a day long gone, too.
+    added = [record for record in await operator.fetch(find) if record["range_start"] < days[-1]]
+    assert [record["range_start"] <= day < record["range_end"]
+            for record, day in zip(added, days, strict=True)] == [True] * 3  # fmt: skip
+    [found] = await operator.fetch(ask)
+    assert (found["app_token"], found["events"], found["days"]) == ("abc123token", 3, 3)
+    async with operator.transaction():
+        await operator.execute(f"EXPLAIN ANALYZE {ask}")
+        locked = await operator.fetchval(
+            "SELECT count(DISTINCT relation) FROM pg_locks JOIN pg_class ON oid = relation "
+            "WHERE pid = pg_backend_pid() AND relname LIKE '\\_hyper%chunk'"
+        )
+    assert locked == len(days)
     await operator.close()
 
 
