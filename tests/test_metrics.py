@@ -118,7 +118,9 @@ async def test_callbacks_in_flight(run: RUNS, gateways: Gateways, workers: str) 
         found = await until(process, lambda found: found[IN_FLIGHT] == 0)
     stages = {stage: f'flokit_batch_stage_seconds_count{{stage="{stage}"}}' for stage in STAGES}
     batches = found["flokit_batch_events_count"]
-    assert [found[stages[stage]] for stage in STAGES] == [batches] * 3
+    assert found[stages["claim"]] == batches
+    # On a busy machine some wait for the lock so long that they are written alone, without a claim.
+    assert found[stages["write"]] == found[stages["settle"]] >= batches
     assert found["flokit_commit_seconds_count"] == batches
 
 
