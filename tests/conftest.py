@@ -19,7 +19,7 @@ from app.exposition import exposition
 from sinks.schema import migrate
 from sinks.timescale import TimescaleSink
 from tests import leaks, postgres_topologies, redis_topologies
-from tests.events import FIRST_CALLBACK_AT, OCCURRED_AT
+from tests.events import make_chunks
 from tests.gateways import (
     SECRET,
     Gateways,
@@ -158,18 +158,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SERVERS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("services")
-
-
-async def make_chunks(connection: asyncpg.Connection) -> None:
-    """Make the chunks that most tests write into: else their events would be written apart."""
-    for moment in (OCCURRED_AT, FIRST_CALLBACK_AT):
-        await connection.execute(
-            "INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, "
-            "app_token, event_type, properties) "
-            "SELECT gen_random_uuid(), $1, $1, '', '', '', '', '{}'",
-            moment,
-        )
-    await connection.execute("DELETE FROM events")
 
 
 @pytest.fixture(scope="session")

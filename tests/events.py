@@ -1,6 +1,7 @@
 """Events for tests of what comes behind the adapter, and a look at what became of them."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.event import Event
+from app.event import Event, Outcome
+from sinks import Sink
 from sinks.schema import read_identity
 from sinks.timescale import TimescaleSink
 
@@ -37,6 +39,28 @@ def event(name: str, **fields: Any) -> Event:
 def events(*names: str, **fields: Any) -> list[Event]:
     """Several of them."""
     return [event(name, **fields) for name in names]
+
+
+async def make_chunks(connection: asyncpg.Connection) -> None:
+    """Make the chunks that most tests write into: else their events would be written apart."""
+    days = [OCCURRED_AT + timedelta(days=day) for day in range(-1, 7)]
+    for moment in (*days, FIRST_CALLBACK_AT):
+        await connection.execute(
+            "INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, "
+            "app_token, event_type, properties) "
+            "SELECT gen_random_uuid(), $1, $1, '', '', '', '', '{}'",
+            moment,
+        )
+    await connection.execute("DELETE FROM events")
+
+
+async def write_all(sink: Sink, batch: Sequence[Event]) -> list[Outcome]:
+    """Write a batch as the gateway does: what is contested, as without a chunk, again and alone."""
+    outcomes: list[Outcome] = []
+    for event, outcome in zip(batch, await sink.write(batch, contested=False), strict=True):
+        is_contested = outcome is Outcome.CONTESTED
+        outcomes += await sink.write([event], contested=True) if is_contested else [outcome]
+    return outcomes
 
 
 async def stored(connection: asyncpg.Connection) -> set[str]:

@@ -16,6 +16,7 @@ from app.callback import parse_body, parse_form
 from app.event import Callback, Drop, Event, Outcome, Workspace
 from sinks.timescale import TimescaleSink
 from tests.client import post
+from tests.events import write_all
 from tests.gateways import Gateways
 
 ADAPTER = '''
@@ -162,6 +163,6 @@ async def test_every_event_can_be_stored(database_url: str) -> None:
     assert parsed
     known = list({event.event_id: event for event in parsed}.values())
     for start in range(0, len(known), 100):
-        outcomes = await sink.write(known[start : start + 100], contested=False)
+        outcomes = await write_all(sink, known[start : start + 100])
         assert set(outcomes) == {Outcome.WRITTEN}
     await sink.close()

@@ -13,6 +13,7 @@ from app.event import Callback, Event, Workspace
 from bench.footprint import sizes
 from sinks.timescale import TimescaleSink
 from tests.adjust_page import SECTIONS, URLS
+from tests.events import write_all
 
 ROWS, BATCH = 20_000, 500
 ARRIVAL = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -66,7 +67,7 @@ async def test_row_costs_what_the_page_says(
     events = [event_of(number, random, app) for number in range(ROWS)]
     before = sum(await sizes(connection))
     for start in range(0, ROWS, BATCH):
-        await sink.write(events[start : start + BATCH], contested=False)
+        await write_all(sink, events[start : start + BATCH])
     assert await connection.fetchval("SELECT count(*) FROM events") == ROWS
     per_row = round((sum(await sizes(connection)) - before) / ROWS)
     assert DOCUMENTED[kept] == pytest.approx(per_row, rel=TOLERANCE)

@@ -8,7 +8,7 @@ import pytest
 from app.event import Outcome
 from sinks.search import find_rows
 from sinks.timescale import TimescaleSink
-from tests.events import OCCURRED_AT, event, events, stored
+from tests.events import OCCURRED_AT, event, events, stored, write_all
 from tests.gateways import Services
 from tests.test_timescale import skip_without_timescaledb
 
@@ -88,7 +88,7 @@ async def test_duplicates_of_many_days_are_found(
     days = [
         event(str(day), occurred_at=OCCURRED_AT - timedelta(days=day)) for day in (0, 1, 90, 5000)
     ]
-    assert await sink.write(days, contested=False) == [WRITTEN] * 4
+    assert await write_all(sink, days) == [WRITTEN] * 4
     outcomes = await sink.write([*days, event("new")], contested=False)
     assert outcomes == [DUPLICATE] * 4 + [WRITTEN]
     assert len(await stored(connection)) == 5
@@ -103,7 +103,7 @@ async def test_search_looks_into_one_chunk(
     """
     await skip_without_timescaledb(services, connection)
     days = [event(str(day), occurred_at=OCCURRED_AT - timedelta(days=day)) for day in range(40)]
-    await sink.write(days, contested=False)
+    await write_all(sink, days)
     async with sink._batches.connection() as session:
         for _ in range(12):  # from the sixth time on, the server weighs a plan for any time
             async with session.transaction():

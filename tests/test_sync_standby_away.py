@@ -15,7 +15,7 @@ from app.event import Event, Outcome
 from sinks import schema
 from sinks.session import NotReplicated
 from sinks.timescale import TimescaleSink
-from tests.events import event, events, stored
+from tests.events import event, events, make_chunks, stored
 from tests.gateways import PATIENCE_S, POLL_S, environment
 from tests.pgbouncer import find_pgbouncer, pgbouncer
 from tests.test_commands import run
@@ -104,7 +104,8 @@ async def server(servers: Embedded) -> AsyncIterator[Server]:
     operator = await as_operator(servers.database_url)
     server = Server(servers.database_url, operator)
     await schema.migrate(operator)
-    await operator.execute("DELETE FROM events; DELETE FROM stable_events")  # the chunks stay
+    await make_chunks(operator)
+    await operator.execute("DELETE FROM stable_events")
     yield server
     await server.standbys("")
     await server.operator.close()
