@@ -67,6 +67,15 @@ class Connection(HttpProtocol):
         if len(self.connections) > _connections_max():
             self._make_room()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of what leads back to the connection: it is freed at once, with its buffer."""
+        super().connection_lost(exc)  # type: ignore[no-untyped-call]
+        self.request_handler = self.app.handle_request
+        for timer in (self._callback_check_timeouts, self._unread):
+            if timer is not None:
+                timer.cancel()
+        self._callback_check_timeouts = self._unread = None
+
     def _make_room(self) -> None:
         """Close the connections that have been silent the longest, but none with a callback."""
         silent = [connection for connection in self.connections if connection.is_silent]
@@ -90,11 +99,15 @@ class Connection(HttpProtocol):
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether no callback is under way: its request is still to come, or its answer is."""
+        """Whether more is still to come, or to be read, than the answer to a request.
+
+        Who sends more requests along, before the first is answered, is no vendor.
+        """
         if self.http is None or self.transport is None or self.transport.is_closing():
             return False
         is_handled = self.http.stage is Stage.HANDLER and not self.http.request_body
-        return not is_handled or not self._can_write.is_set()
+        is_pipelined = len(self.recv_buffer) > SMALL_BYTES
+        return not is_handled or is_pipelined or not self._can_write.is_set()
 
     @property
     def received_bytes(self) -> int:

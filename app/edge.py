@@ -50,12 +50,14 @@ class GatewayHttp(Http):
 
     async def http1_request_header(self) -> None:
         """Receive the head of a request; raises Unreadable where there is none to be had."""
+        # The pattern looks at a head once, when all of it has come.
+        end = 0 if self.recv_buffer.endswith(b"\r\n\r\n") else await self._receive_head()
         usual = USUAL.match(self.recv_buffer)
         if usual and usual.end() <= HEAD_MAX_BYTES:
             self.keep_alive, self.request = True, UsualCallback(usual, self)
             del self.recv_buffer[: usual.end()]
             return
-        query = mend(self.recv_buffer, await self._receive_head())
+        query = mend(self.recv_buffer, end or await self._receive_head())
         await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
         self.request.raw_url += query
         self._check_head()

@@ -10,6 +10,7 @@ from app import check
 from app.access import Access, PublicHeaders, sent_app_token, sent_secrets
 from app.errors import NotConfigured, Unverified
 from app.report import Report
+from app.server import UNVERIFIED_PAUSE_S
 from app.settings import SECRET_MAX, SettingsError, VendorAccess, read_settings, secret_owner
 from tests.client import exchange, get, head, post
 from tests.gateways import SECRET, Gateways, environment, query
@@ -209,3 +210,12 @@ async def test_secret_under_any_name_is_not_stored(gateways: Gateways, name: str
         )
         assert answer.status == 200
     assert (await post(gateway.port, f"/ingest/adjust?{name}=", b"")).status == 401
+
+
+async def test_stranger_has_little_of_the_loop(gateways: Gateways) -> None:
+    """A 401 comes after a pause, so that a connection that guesses or floods costs little."""
+    gateway = await gateways.start()
+    started = time.monotonic()
+    for _ in range(3):
+        assert (await gateway.callback(secret="guess")).status == 401
+    assert time.monotonic() - started >= 3 * UNVERIFIED_PAUSE_S

@@ -1,6 +1,7 @@
 """Requests that never end, by the thousand: what they take of the memory is bounded."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from sys import getsizeof
@@ -11,6 +12,7 @@ import pytest
 
 from app import connections
 from app.connections import Connection, ReceiveBudget
+from app.edge import GatewayProtocol
 from app.metrics import UNANSWERED
 from tests.client import head, read_answer
 from tests.gateways import Gateways, Running, query
@@ -177,3 +179,22 @@ def test_budget_leaves_room_in_the_container() -> None:
     small = connections.CONNECTIONS_MAX * connections.SMALL_BYTES
     assert small < connections.RECEIVED_MAX_BYTES / 2
     assert connections.ADD_UP_BYTES < connections.RECEIVED_MAX_BYTES / 8
+
+
+async def test_closed_connection_is_freed_without_a_collection(gateways: Gateways) -> None:
+    """Nothing leads back to a connection that is gone, so that its buffer goes with it."""
+    gateway = await gateways.start()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            writer.write(b"GET /ingest/adjust?" + b"a" * 60_000)
+            await writer.drain()
+            await gateway.callback()
+            writer.transport.abort()
+        async with asyncio.timeout(20):
+            while sum(isinstance(o, GatewayProtocol) for o in gc.get_objects()) > 1:
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
