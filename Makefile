@@ -15,7 +15,7 @@ run: $(VENV)/run-ready ## start everything on this machine; Ctrl-C stops it
 	@$(BIN)/python -m app dev
 
 test: check-code ## all checks and tests, on a real TimescaleDB and a real Redis
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m tests
 
 test-quick: check-code ## what needs no services, for the inner loop
 	@$(BIN)/python -m pytest -m "not services"

@@ -1,0 +1,39 @@
+"""All tests, in two runs side by side: those of the bench and its load, and all others.
+
+Both spend most of their time waiting. What is named on the command line goes to both runs.
+"""
+
+import subprocess
+import sys
+import tempfile
+
+# Each of these starts servers of its own, and keeps them busy.
+OF_THE_BENCH = [
+    f"tests/test_{name}.py"
+    for name in (
+        "bench", "capacity", "curves", "faults", "monitoring", "neighbours", "overload", "rolling",
+    )
+]  # fmt: skip
+
+
+def main(options: list[str]) -> int:
+    """Run both, show the one as it goes and the other when it has ended; returns 0 if both pass."""
+    pytest = [sys.executable, "-m", "pytest", *options]
+    others = [f"--ignore={path}" for path in OF_THE_BENCH]
+    with tempfile.TemporaryFile() as said:
+        beside = subprocess.Popen([*pytest, *OF_THE_BENCH], stdout=said, stderr=said)
+        try:
+            exit_code = subprocess.call([*pytest, *others])
+            sys.stdout.write("\nThe tests of the bench, beside these:\n")
+            sys.stdout.flush()
+            exit_code = beside.wait() or exit_code
+        except KeyboardInterrupt:
+            exit_code = 130  # the other run has heard of it too
+            beside.wait()
+        said.seek(0)
+        sys.stdout.write(said.read().decode(errors="replace"))
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
