@@ -80,3 +80,20 @@ async def test_wrong_date_is_written_with_one_answer(
         answers = [(await gateway.callback(created_at=day, user_id=day)).json for day in days]
         assert answers == [receipt] * len(days)
     assert await stored(connection) == set(days)
+
+
+async def test_chunks_that_cannot_be_read_fail_no_write(
+    sink: TimescaleSink, connection: asyncpg.Connection
+) -> None:
+    """What is written is told so, and from the next look-up on every time counts as known."""
+    await connection.execute("ALTER VIEW timescaledb_information.chunks RENAME TO away")
+    old = [event("old", occurred_at=OLD)]
+    assert await sink.write(old, contested=False) == [Outcome.CONTESTED]
+    assert await sink.write(old, contested=True) == [Outcome.WRITTEN]
+    async with sink._twins.connection() as session:
+        with pytest.raises(asyncpg.PostgresError):
+            await sink._chunks.look_up(session)
+    assert CHUNKS._value.get() == 0
+    older = [event("older", occurred_at=OLD - timedelta(days=1))]
+    assert await sink.write(older, contested=False) == [Outcome.WRITTEN]
+    assert await stored(connection) == {"first", "old", "older"}
