@@ -127,3 +127,12 @@ async def test_workers_that_ended_leave_no_files(run: RUNS) -> None:
                 os.kill(pid, signal.SIGKILL)
     assert numbers == [5, 10, 15]
     assert files[0] == files[1] == files[2]
+
+
+async def test_file_that_is_gone_meanwhile_fails_no_scrape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gauges of a worker that ends are taken away while another worker reads them."""
+    (tmp_path / "gauge_livesum_worker-1.db").symlink_to(tmp_path / "gone")
+    monkeypatch.setattr(BY_WORKSPACE, "folder", tmp_path)
+    assert b"flokit_callbacks_received_total" in await exposition()
