@@ -20,7 +20,7 @@ from sanic.response import HTTPResponse
 
 from app.connections import Connection
 from app.errors import Answer, GatewayError, MalformedBody, Rejected, Unreadable, render
-from app.head import HEAD_MAX_BYTES, find_end, mend, skip_empty_lines
+from app.head import HEAD_MAX_BYTES, find_end, has_break, mend, skip_empty_lines
 from app.metrics import REJECTED, UNANSWERED, UNEXPECTED
 from app.usual import HEADER, USUAL, UsualCallback, bytes_of
 
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 
 _HEADERS = re.compile(rb"(?:\r\n%b)*+" % HEADER)
+# Sanic strips all that Python takes for blanks: to others such a value means nothing.
+_ODD_LENGTH = re.compile(rb"\r\n(?i:content-length|transfer-encoding):[ \t]*+[^!-~\r]")
 _NUMBERS = {10: re.compile("[0-9]+"), 16: re.compile("[0-9A-Fa-f]+")}
 
 
@@ -61,6 +63,8 @@ class GatewayHttp(Http):
         await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
         self.request.raw_url += query
         self._check_head()
+        if has_break(query):  # to somebody else the rest may be another request, or a body
+            self.keep_alive = False
 
     async def _receive_head(self) -> int:
         """Return where the head ends, once all of it has come."""
@@ -97,6 +101,8 @@ class GatewayHttp(Http):
         head = self.request.head
         has_headers = (end_of_line := head.find(b"\r\n")) != -1
         is_odd = has_headers and not _HEADERS.fullmatch(head, end_of_line)
+        if self.request_body:
+            is_odd = is_odd or _ODD_LENGTH.search(head, end_of_line) is not None
         if is_odd or (self._is_chunked and self.request.version == "1.0"):
             raise Unreadable("not_http")
         self.upgrade_websocket = False  # Sanic sets no time limit for one

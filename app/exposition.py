@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from itertools import islice
 from operator import add
+from pathlib import Path
 from typing import TypeVar
 
 from prometheus_client import REGISTRY, Gauge
@@ -86,8 +87,15 @@ def _few() -> bytes:
     """Return what is not by workspace; of this prometheus_client takes care."""
     if BY_WORKSPACE.folder is None:
         return generate_latest(REGISTRY)
-    files = [path for path in BY_WORKSPACE.folder.glob("*.db") if path.stat().st_size]
+    files = [path for path in BY_WORKSPACE.folder.glob("*.db") if _has_begun(path)]
     return generate_latest(_Read(MultiProcessCollector.merge(files)))  # type: ignore[no-untyped-call]
+
+
+def _has_begun(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False  # its worker has ended meanwhile
 
 
 class _Read(Collector):

@@ -45,6 +45,11 @@ def skip_empty_lines(buffer: bytearray) -> bool:
     return True
 
 
+def has_break(text: bytes) -> bool:
+    """Whether there is what some servers take for the end of a line, and others do not."""
+    return b"\n" in text or b"\r" in text
+
+
 def mend(buffer: bytearray, end: int) -> bytes:
     """Give the head that ends at `end` the form that Sanic reads, and return its query.
 
@@ -61,6 +66,8 @@ def mend(buffer: bytearray, end: int) -> bytes:
     if not _METHOD.fullmatch(method):
         raise Unreadable("not_http")
     path, mark, query = target.partition(b"?")
+    if has_break(path):
+        raise Unreadable("not_http")
     match = _TARGET.fullmatch(path)
     if not match:
         return b""  # not HTTP, or `*`: Sanic's to judge

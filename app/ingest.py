@@ -28,6 +28,8 @@ from app.workspaces import Workspaces
 
 # A URL of the most parameters takes 12 ms, and its body comes on top of that.
 BODY_AT_ONCE_BYTES = 16 * 1024
+# Of what is larger so much may wait for its turn; it has left the budget of the connections.
+WAITING_MAX_BYTES = 64 * 1024 * 1024
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -81,6 +83,7 @@ class Ingest:
         self._retention_d = retention_d
         # One thread: of several, each would take its turn of 5 ms before the loop has its own.
         self._large_bodies = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
+        self._waiting_bytes = 0
 
     @property
     def is_clock_right(self) -> bool:
@@ -95,9 +98,9 @@ class Ingest:
             raise UnknownVendor(request.vendor)
         app = self._verified_app(request)
         body = await request.read_body() if request.read_body else b""
-        callback = await self._callback(request, body)
         workspace = app.id if app else ""
         try:
+            callback = await self._callback(request, body)
             event = self._event(adapter, callback, app)
             if isinstance(event, Drop):
                 return _dropped(event, request.vendor, workspace)
@@ -129,9 +132,7 @@ class Ingest:
             if len(body) <= BODY_AT_ONCE_BYTES:
                 in_body = parse_body(content_type, body)
             else:  # it may take a fifth of a second: the others do not wait for it
-                in_body = await asyncio.get_running_loop().run_in_executor(
-                    self._large_bodies, parse_body, content_type, body
-                )
+                in_body = await self._parse_large(content_type, body)
             if in_body is None:
                 raise MalformedBody("malformed_body")
             in_body.pop("secret", None)
@@ -147,6 +148,21 @@ class Ingest:
             headers=headers,
             body=body,
         )
+
+    async def _parse_large(self, content_type: str, body: bytes) -> dict[str, str] | None:
+        if self._waiting_bytes + len(body) > WAITING_MAX_BYTES:
+            raise Unavailable("buffer_full")
+        self._waiting_bytes += (size_bytes := len(body))
+
+        def leave(_: object) -> None:
+            self._waiting_bytes -= size_bytes
+
+        parsed = asyncio.get_running_loop().run_in_executor(
+            self._large_bodies, parse_body, content_type, body
+        )
+        parsed.add_done_callback(leave)
+        # Its caller may go away, but the thread would keep the body until it is its turn.
+        return await asyncio.shield(parsed)
 
     def _occurred_from(self, received_at: datetime) -> datetime:
         if not self._retention_d:

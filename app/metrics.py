@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, values
@@ -221,7 +222,9 @@ def count(
 ) -> None:
     """Count callbacks of one outcome, or with one subject."""
     labels = (vendor, workspace) if reason is None else (vendor, workspace, reason)
-    BY_WORKSPACE[metric].add(labels, number)
+    # The callbacks are committed: a disk that is full must not make failures of them.
+    with suppress(OSError):
+        BY_WORKSPACE[metric].add(labels, number)
 
 
 BY_WORKSPACE = ByWorkspace(

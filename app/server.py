@@ -25,6 +25,7 @@ from app.event import Event, Outcome
 from app.http import sanic_config
 from app.ingest import Ingest
 from app.ingest import Request as IngestRequest
+from app.metrics import REJECTED
 from app.settings import Settings
 from app.usual import LazyHeaders, UsualCallback
 from app.workspaces import Workspaces
@@ -142,9 +143,13 @@ async def _ingest(request: Request, vendor: str) -> HTTPResponse:
 async def _receipt(request: Request, vendor: str) -> bytes:
     try:
         return await _verified_receipt(request, vendor)
-    except Unverified:
+    except Unverified as error:
         # Who guesses, or floods, on some connections has no more of the loop than others.
-        await asyncio.sleep(UNVERIFIED_PAUSE_S)
+        try:
+            await asyncio.sleep(UNVERIFIED_PAUSE_S)
+        except asyncio.CancelledError:
+            REJECTED.labels(error.reason).inc()  # who hangs up meanwhile counts too
+            raise
         raise
 
 

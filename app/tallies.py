@@ -77,22 +77,23 @@ class Tally:
 
     def _make(self, numbers: dict[Labels, float]) -> None:
         """Have new memory in place of the old, with these numbers in it and room for more."""
-        self._capacity = max(CAPACITY_MIN, 2 * len(numbers))
-        self._places = {labels: place for place, labels in enumerate(numbers)}
+        capacity = max(CAPACITY_MIN, 2 * len(numbers))
         values = array("d", numbers.values())
-        values.frombytes(bytes(_DOUBLE * (self._capacity - len(numbers))))
+        values.frombytes(bytes(_DOUBLE * (capacity - len(numbers))))
         if self._path is None:
-            self._values = memoryview(bytearray(values)).cast("d")
-            return
-        new = self._path.with_suffix(".new")
-        with new.open("w+b") as file:
-            file.write(array("q", [self._capacity]).tobytes() + values.tobytes())
-            file.writelines(map(_line, numbers))
-            file.flush()
-            # It lives as long as the view of it.
-            memory = mmap(file.fileno(), _DOUBLE * (1 + self._capacity))
-        self._values = memoryview(memory)[_DOUBLE:].cast("d")
-        new.replace(self._path)
+            view = memoryview(bytearray(values))
+        else:
+            new = self._path.with_suffix(".new")
+            with new.open("w+b") as file:
+                file.write(array("q", [capacity]).tobytes() + values.tobytes())
+                file.writelines(map(_line, numbers))
+                file.flush()
+                # It lives as long as the view of it.
+                view = memoryview(mmap(file.fileno(), _DOUBLE * (1 + capacity)))[_DOUBLE:]
+            new.replace(self._path)
+        # Not before: where the file cannot be written the old memory goes on.
+        self._values, self._capacity = view.cast("d"), capacity
+        self._places = {labels: place for place, labels in enumerate(numbers)}
 
 
 def _line(labels: Labels) -> bytes:

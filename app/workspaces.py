@@ -74,8 +74,10 @@ class _Table:
                 self.digest = bytes.fromhex(rest.decode())
             elif kind == b"end":
                 self.is_complete = True
-            else:
+            elif kind == b"error":
                 raise WorkspacesError(rest.decode())
+            else:
+                raise _NotReadError("its reader says something else")
 
 
 class Workspaces:
@@ -113,12 +115,17 @@ class Workspaces:
         seen = self._judged
         while True:
             await asyncio.sleep(POLL_S * (1 + self._size_bytes // POLL_BYTES))
-            now = await self._look()
-            # A file that is being written may be good, and not whole: it counts when it has
-            # stayed the same from one look to the next.
-            if now == seen and now != self._judged:
-                await self._judge(now)
-            seen = now
+            try:
+                now = await self._look()
+                # A file that is being written may be good, and not whole: it counts when it has
+                # stayed the same from one look to the next.
+                if now == seen and now != self._judged:
+                    await self._judge(now)
+            except Exception as error:  # noqa: BLE001 - no thread to be had: else it ends for good
+                self._refuse(f"is not read: {error}")
+                self._judged = ""  # so that it is said when that is over
+            else:
+                seen = now
 
     async def _look(self) -> bytes | str:
         """Return a digest of what the file holds, or why it cannot be read.

@@ -7,6 +7,8 @@ else in it would wait for a clock that some device has set wrongly.
 from bisect import bisect_right, insort
 from datetime import datetime
 
+from asyncpg.exceptions import PostgresError
+
 from app.event import Event
 from app.metrics import CHUNKS
 from sinks.schema import is_hypertable
@@ -43,12 +45,20 @@ class Chunks:
         return True
 
     async def look_up(self, session: Session) -> None:
-        """Learn of every chunk."""
-        async with unit(session, is_whole=False):
-            records = await session.fetch(_CHUNKS) if await is_hypertable(session) else None
+        """Learn of every chunk; where the server refuses to tell, nothing is known."""
+        try:
+            async with unit(session, is_whole=False):
+                records = await session.fetch(_CHUNKS) if await is_hypertable(session) else None
+        except PostgresError:  # what is known grows old: by tomorrow everybody would be alone
+            self._forget()
+            raise
         self._last = None
         self._spans = None if records is None else sorted((r[0], r[1]) for r in records)
         CHUNKS.set(0 if records is None else len(records))
+
+    def _forget(self) -> None:
+        self._spans = self._last = None
+        CHUNKS.set(0)
 
     async def add(self, session: Session, event: Event) -> None:
         """Learn of the chunk that an event is in by now."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from asyncpg.exceptions import LockNotAvailableError
+from asyncpg.exceptions import LockNotAvailableError, PostgresError
 
 from app.event import Event, Outcome
 from sinks.chunks import Chunks
@@ -62,7 +62,8 @@ class TimescaleSink:
             elif contested:
                 outcomes |= await self._write_twins(connection, events)
                 for event in lacking:
-                    await self._chunks.add(connection, event)
+                    with suppress(PostgresError):  # it is written, whoever tells of its chunk
+                        await self._chunks.add(connection, event)
             elif here := [event for event in events if event.event_id not in outcomes]:
                 outcomes |= await write_batch(connection, here)
         return [outcomes[event.event_id] for event in events]
@@ -102,8 +103,15 @@ class TimescaleSink:
             try:
                 timeout = asyncio.timeout(self._commit_timeout_s)
                 async with timeout, self._twins.connection() as connection:
-                    await keep_chunk_ahead(connection, TWIN_LOCK_TIMEOUT_S)
+                    try:
+                        await keep_chunk_ahead(connection, TWIN_LOCK_TIMEOUT_S)
+                    except PostgresError as error:  # the first event of a day makes it
+                        _warn("chunk not made ahead of time", error)
                     await self._chunks.look_up(connection)
-            except Exception as error:  # noqa: BLE001 - else the first event of a day makes it
-                log.warning("chunk not made ahead of time", extra={"error": type(error).__name__})
+            except Exception as error:  # noqa: BLE001 - tried again, whatever it was
+                _warn("chunks not looked up", error)
             await asyncio.sleep(CHUNKS_S)
+
+
+def _warn(what: str, error: Exception) -> None:
+    log.warning(what, extra={"error": type(error).__name__})

@@ -1,14 +1,16 @@
 """Secrets: where they may stand in a request, and whose table each of them opens."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from app import check
+from app import check, server
 from app.access import Access, PublicHeaders, sent_app_token, sent_secrets
 from app.errors import NotConfigured, Unverified
+from app.metrics import REJECTED
 from app.report import Report
 from app.server import UNVERIFIED_PAUSE_S
 from app.settings import SECRET_MAX, SettingsError, VendorAccess, read_settings, secret_owner
@@ -219,3 +221,21 @@ async def test_stranger_has_little_of_the_loop(gateways: Gateways) -> None:
     for _ in range(3):
         assert (await gateway.callback(secret="guess")).status == 401
     assert time.monotonic() - started >= 3 * UNVERIFIED_PAUSE_S
+
+
+async def test_stranger_who_hangs_up_is_counted(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who does not wait for the answer has been refused all the same."""
+    monkeypatch.setattr(server, "UNVERIFIED_PAUSE_S", 60.0)
+    gateway = await gateways.start()
+    refused = REJECTED.labels("wrong_secret")._value.get
+    before = refused()
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(head("GET", f"/ingest/adjust?{query(secret='guess')}"))
+    async with asyncio.timeout(10):
+        while not any(map(bool, (each.http for each in gateway._server.connections))):
+            await asyncio.sleep(0.01)
+        writer.transport.abort()
+        while refused() == before:
+            await asyncio.sleep(0.01)

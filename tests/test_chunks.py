@@ -1,5 +1,6 @@
 """Events of wrong or late days: they make chunks of their own, and nobody else waits for that."""
 
+import asyncio
 from datetime import timedelta
 
 import asyncpg
@@ -8,6 +9,7 @@ import pytest
 from app.event import Outcome
 from app.metrics import CHUNKS
 from sinks.timescale import TimescaleSink
+from sinks.writes import write_batch
 from tests.events import OCCURRED_AT, event, events, stored
 from tests.gateways import Gateways
 
@@ -80,3 +82,41 @@ async def test_wrong_date_is_written_with_one_answer(
         answers = [(await gateway.callback(created_at=day, user_id=day)).json for day in days]
         assert answers == [receipt] * len(days)
     assert await stored(connection) == set(days)
+
+
+async def test_chunks_that_cannot_be_read_fail_no_write(
+    sink: TimescaleSink, connection: asyncpg.Connection
+) -> None:
+    """What is written is told so, and from the next look-up on every time counts as known."""
+    await connection.execute("ALTER VIEW timescaledb_information.chunks RENAME TO away")
+    old = [event("old", occurred_at=OLD)]
+    assert await sink.write(old, contested=False) == [Outcome.CONTESTED]
+    assert await sink.write(old, contested=True) == [Outcome.WRITTEN]
+    async with sink._twins.connection() as session:
+        with pytest.raises(asyncpg.PostgresError):
+            await sink._chunks.look_up(session)
+    assert CHUNKS._value.get() == 0
+    older = [event("older", occurred_at=OLD - timedelta(days=1))]
+    assert await sink.write(older, contested=False) == [Outcome.WRITTEN]
+    assert await stored(connection) == {"first", "old", "older"}
+
+
+async def test_chunks_are_looked_up_where_none_can_be_made(
+    sink: TimescaleSink, connection: asyncpg.Connection
+) -> None:
+    """A role that may not delete makes no chunk ahead of time; which there are it learns."""
+    await connection.execute(
+        "SELECT drop_chunks('events', newer_than => now()); "
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN RAISE insufficient_privilege; END$$; "
+        "CREATE TRIGGER refuse BEFORE DELETE ON events FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    old = event("old", occurred_at=OLD)
+    async with sink._twins.connection() as session:
+        await write_batch(session, [old])
+    assert not sink._chunks.has(old)
+    tending = asyncio.create_task(sink._keep_chunks())
+    async with asyncio.timeout(20):
+        while not sink._chunks.has(old):
+            await asyncio.sleep(0.01)
+    tending.cancel()

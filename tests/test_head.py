@@ -225,7 +225,8 @@ async def test_spellings_of_chunked(server: Process, value: str) -> None:
     "value",
     [
         "chunked,", ",chunked", "chunked, chunked", "identity", "chunked;q=1", '"chunked"',
-        "chunked\x0b", "\x0cchunked", "chunked\xa0", "x chunked", "gzip", "", "Chunked, identity",
+        "chunked\x0b", "\x0cchunked", "chunked\xa0", "\xa0chunked", "\u2003chunked",
+        "x chunked", "gzip", "", "Chunked, identity",
         "Chunked\r\nTransfer-Encoding: Chunked", "Chunked\r\nContent-Length: 3",
     ],
 )  # fmt: skip
@@ -234,6 +235,29 @@ async def test_other_codings_are_unanswered(server: Process, value: str) -> None
     target = f"/ingest/adjust?{query()}"
     request = head("POST", target, headers={"Transfer-Encoding": value}) + b"3\r\nx=1\r\n0\r\n\r\n"
     assert await exchange(server.port, request + head("GET", "/healthz")) == UNANSWERED
+
+
+async def test_length_behind_other_blanks_is_unanswered(server: Process) -> None:
+    """What only Python takes for a blank is none: others see a body of another length."""
+    request = head("POST", f"/ingest/adjust?{query()}", headers={"Content-Length": "\xa03"})
+    assert await exchange(server.port, request + b"x=1") == UNANSWERED
+
+
+async def test_nothing_follows_a_line_break_in_a_query(server: Process) -> None:
+    """A proxy may take it for the end of the line, and what follows for a header: none is read."""
+    target = f"/ingest/adjust?{query(user_id='break')} HTTP/1.1\nTransfer-Encoding: chunked\nx: "
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(head("POST", target) + head("GET", "/healthz"))
+    async with asyncio.timeout(10):
+        assert (await read_answer(reader)).json == WRITTEN
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_line_break_in_a_path_is_unanswered(server: Process) -> None:
+    """No vendor sends one there."""
+    for break_ in ("\n", "\r"):
+        assert await exchange(server.port, head("GET", f"/healthz{break_}")) == UNANSWERED
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "deflate, identity", "x\r\nA: b"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from sys import getsizeof
@@ -10,11 +11,12 @@ from typing import Any, cast
 
 import pytest
 
-from app import connections
+from app import connections, ingest
+from app.callback import FORM
 from app.connections import Connection, ReceiveBudget
 from app.edge import GatewayProtocol
 from app.metrics import UNANSWERED
-from tests.client import head, read_answer
+from tests.client import Answer, head, post, read_answer
 from tests.gateways import Gateways, Running, query
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
@@ -157,6 +159,33 @@ class Silent:
 
     def refuse(self, _: str) -> None:
         self.refused = True
+
+
+async def test_large_bodies_that_wait_for_their_turn_are_bounded(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body without a place behind the others is answered 503, and the vendor sends it again."""
+    monkeypatch.setattr(ingest, "WAITING_MAX_BYTES", 100_000)
+    gateway = await gateways.start()
+    turn = threading.Event()
+    gateway.gateway.ingest._large_bodies.submit(turn.wait)
+
+    async def send(user: str) -> Answer:
+        target = f"/ingest/adjust?{query(user_id=user)}"
+        return await post(gateway.port, target, b"x=" + b"1" * 60_000, FORM)
+
+    first = asyncio.create_task(send("first"))
+    try:
+        async with asyncio.timeout(30):
+            while not gateway.gateway.ingest._waiting_bytes:
+                await asyncio.sleep(0.01)
+            answer = await send("second")
+    finally:
+        turn.set()
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert (await first).status == 200
+    assert (await send("second")).status == 200
+    assert gateway.gateway.ingest._waiting_bytes == 0
 
 
 def test_adding_up_is_cheap() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,7 +85,10 @@ async def test_file_that_hangs_is_told_and_holds_nothing_up(
         await within_promise(lambda: not WORKSPACES_REFUSED._value.get())
 
 
-@pytest.mark.parametrize("program", ["time.sleep(60)", "os.abort()", "print('digest')"])
+@pytest.mark.parametrize(
+    "program",
+    ["time.sleep(60)", "os.abort()", "print('digest')", r"print('digest\tx')", "print('x')"],
+)
 async def test_reader_that_fails_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
@@ -123,3 +127,21 @@ async def test_reader_ends_with_the_watch(tmp_path: Path, monkeypatch: pytest.Mo
         await watch
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+async def test_watch_outlives_a_lack_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no thread is to be had it is told, and a change is used once there is one again."""
+    path = written(tmp_path / "workspaces.toml", app(name='"old"'))
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with watched(path) as found:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            await until(WORKSPACES_REFUSED._value.get)
+        written(path, app(name='"new"'))
+        await until(lambda: found.find("adjust", "new"))
+        await until(lambda: not WORKSPACES_REFUSED._value.get())

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -127,3 +128,30 @@ async def test_workers_that_ended_leave_no_files(run: RUNS) -> None:
                 os.kill(pid, signal.SIGKILL)
     assert numbers == [5, 10, 15]
     assert files[0] == files[1] == files[2]
+
+
+async def test_file_that_is_gone_meanwhile_fails_no_scrape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gauges of a worker that ends are taken away while another worker reads them."""
+    (tmp_path / "gauge_livesum_worker-1.db").symlink_to(tmp_path / "gone")
+    monkeypatch.setattr(BY_WORKSPACE, "folder", tmp_path)
+    assert b"flokit_callbacks_received_total" in await exposition()
+
+
+def test_tally_outlives_a_file_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is new is not counted then, everything else goes on, and no callback fails for it."""
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    tally = Tally(lambda labels: labels != ("adjust", "ws_0"))
+    tally.share(folder / "a.tally")
+    for n in range(CAPACITY_MIN):
+        tally.add(("adjust", f"ws_{n}"), n)
+    shutil.rmtree(folder)
+    monkeypatch.setitem(BY_WORKSPACE._tallies, metrics.WRITTEN, tally)
+    count(metrics.WRITTEN, "adjust", "new")
+    count(metrics.WRITTEN, "adjust", "ws_1")
+    numbers = {("adjust", f"ws_{n}"): float(n) for n in range(CAPACITY_MIN)}
+    assert dict(tally.snapshot()) == numbers | {("adjust", "ws_1"): 2.0}
