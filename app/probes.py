@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from math import nan
 from types import SimpleNamespace
 
@@ -64,7 +65,8 @@ async def measure(app: App) -> None:
     """Keep the gauges, for a scrape that another worker answers; never returns."""
     was_right = True
     while True:
-        _measure(app)
+        with suppress(OSError):  # a full disk: a gauge in a file stays as it was
+            _measure(app)
         is_right = app.ctx.gateway.ingest.is_clock_right
         if is_right != was_right and app.ctx.gateway.sink_answered:
             was_right = is_right
