@@ -125,6 +125,8 @@ class RedisClaims:
         self._parts = [_Part(tag) for tag in tags]
         self._servers = Servers(address, [part.slot for part in self._parts])
         self._generation = generation
+        # What was claimed is released also when the database has just gone away.
+        self._last: str | None = None
         self._token = secrets.token_bytes(8)
         self._lease_ms = int(lease_s * 1000)
         self._seen_ms = int(seen_window_d * 86_400_000)
@@ -138,14 +140,16 @@ class RedisClaims:
     async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
         """See `Claims`. Carries what is to be settled along in the same round trip."""
         claims = [Claim.HELD] * len(event_ids)
-        shares = self._share_out(event_ids)
+        generation = self._generation()
+        self._last = generation or self._last
+        shares = self._share_out(event_ids, generation)
         if not shares or not await self._settle_and_claim(shares, claims):
             CLAIMS_BYPASSED.inc()
         return claims
 
     async def settle(self, event_ids: Sequence[bytes]) -> None:
         """See `Claims`. Only notes the events: the next claim takes them to Redis."""
-        for part, _, keys in self._share_out(event_ids):
+        for part, _, keys in self._share_out(event_ids, self._generation()):
             part.settled += keys
             del part.settled[: -(SETTLE_MAX // len(self._parts))]
             self._settle_later()
@@ -156,7 +160,7 @@ class RedisClaims:
             return
         calls = [
             Call(part.slot, ("EVAL", _RELEASE, len(keys), *keys, self._token))
-            for part, _, keys in self._share_out(event_ids)
+            for part, _, keys in self._share_out(event_ids, self._generation() or self._last)
             if keys
         ]
         await self._servers.run(calls)
@@ -185,9 +189,8 @@ class RedisClaims:
             if not await self._settle_and_claim(shares, []):
                 break
 
-    def _share_out(self, event_ids: Sequence[bytes]) -> Sequence[_Share]:
+    def _share_out(self, event_ids: Sequence[bytes], generation: str | None) -> Sequence[_Share]:
         """Return what each part has of these events; nothing while the data has no name."""
-        generation = self._generation()
         if generation is None:
             return ()
         if len(self._parts) == 1:

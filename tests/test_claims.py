@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from secrets import token_hex
 
 import asyncpg
 import pytest
@@ -45,6 +46,26 @@ async def test_failure_releases_the_claim(
     other = make_claims(store, sink)
     assert await other.claim([event("a").event_id]) == [Claim.HELD]
     await other.close()
+
+
+async def test_claim_is_released_though_the_database_is_gone(store: Services) -> None:
+    """Where nothing is known of the data any more, what was claimed before is given back."""
+    known: list[str | None] = [token_hex(6)]
+    ours, others = (
+        RedisClaims(store.redis_url, generation=lambda: known[-1], lease_s=15, seen_window_d=30)
+        for _ in range(2)
+    )
+    id_ = event("a").event_id
+    async with asyncio.timeout(PATIENCE_S):
+        assert await ours.claim([id_]) == [Claim.HELD]
+        assert await others.claim([id_]) == [Claim.BUSY]
+        known.append(None)
+        await ours.release([id_])
+        known.pop()
+        found = await others.claim([id_])
+    await ours.close()
+    await others.close()
+    assert found == [Claim.HELD]
 
 
 async def test_seen_is_not_written_again(
