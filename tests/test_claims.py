@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from secrets import token_hex
 
@@ -29,23 +29,37 @@ def store(
     return replace(services, redis_url=request.getfixturevalue(request.param).url)
 
 
+Another = Callable[..., RedisClaims]
+
+
 @pytest.fixture
-async def claims(store: Services, sink: TimescaleSink) -> AsyncIterator[RedisClaims]:
+async def another(store: Services, sink: TimescaleSink) -> AsyncIterator[Another]:
+    """Makes claims of one process more, closed when the test ends, however it ends."""
+    made: list[RedisClaims] = []
+
+    def make(**settings: float) -> RedisClaims:
+        made.append(make_claims(store, sink, **settings))
+        return made[-1]
+
+    yield make
+    for claims in made:
+        await claims.close()
+
+
+@pytest.fixture
+def claims(another: Another) -> RedisClaims:
     """Claims of one process."""
-    claims = make_claims(store, sink)
-    yield claims
-    await claims.close()
+    return another()
 
 
 async def test_failure_releases_the_claim(
-    store: Services, claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
+    another: Another, claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
     """After a failed write another process holds the claim at once."""
     await connection.execute("ALTER TABLE events RENAME TO elsewhere")
     await commit(events("a"), claims, sink)
-    other = make_claims(store, sink)
+    other = another()
     assert await other.claim([event("a").event_id]) == [Claim.HELD]
-    await other.close()
 
 
 async def test_claim_is_released_though_the_database_is_gone(store: Services) -> None:
@@ -69,33 +83,31 @@ async def test_claim_is_released_though_the_database_is_gone(store: Services) ->
 
 
 async def test_seen_is_not_written_again(
-    store: Services, claims: RedisClaims, sink: TimescaleSink
+    another: Another, claims: RedisClaims, sink: TimescaleSink
 ) -> None:
     """What was committed is seen by every process, as soon as the next claim is made."""
     assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
     assert await claims.claim([event("a").event_id]) == [Claim.SEEN]
-    other = make_claims(store, sink)
+    other = another()
     assert await other.claim([event("a").event_id]) == [Claim.SEEN]
-    await other.close()
 
 
 async def test_seen_is_settled_when_idle(
-    store: Services, claims: RedisClaims, sink: TimescaleSink
+    another: Another, claims: RedisClaims, sink: TimescaleSink
 ) -> None:
     """The commit becomes known to others, also when no further callback comes."""
     await commit(events("a"), claims, sink)
-    other = make_claims(store, sink)
+    other = another()
     async with asyncio.timeout(PATIENCE_S):
         while (claim := await other.claim([event("a").event_id])) != [Claim.SEEN]:
             assert claim == [Claim.BUSY]
             await asyncio.sleep(0.02)
-    await other.close()
 
 
-async def test_claim_of_a_dead_process_ends(store: Services, sink: TimescaleSink) -> None:
+async def test_claim_of_a_dead_process_ends(another: Another) -> None:
     """A crash gives the claim back when its lease ends, and only then."""
-    dead = make_claims(store, sink, lease_s=0.2)
-    other = make_claims(store, sink)
+    dead = another(lease_s=0.2)
+    other = another()
     begun = time.time()
     assert await dead.claim([event("a").event_id]) == [Claim.HELD]
     async with asyncio.timeout(PATIENCE_S):
@@ -104,10 +116,8 @@ async def test_claim_of_a_dead_process_ends(store: Services, sink: TimescaleSink
     assert time.time() - begun > 0.198  # Redis counts in whole milliseconds
     # Who comes back to life cannot give away what is another's by now.
     await dead.release([event("a").event_id])
-    third = make_claims(store, sink)
+    third = another()
     assert await third.claim([event("a").event_id]) == [Claim.BUSY]
-    for each in (dead, other, third):
-        await each.close()
 
 
 async def test_other_database_inherits_nothing(
@@ -116,7 +126,7 @@ async def test_other_database_inherits_nothing(
     """When the data is other data, what Redis remembers of the old does not count."""
     assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
     assert await claims.claim([event("a").event_id]) == [Claim.SEEN]
-    await connection.execute("TRUNCATE events")
+    await connection.execute("DELETE FROM events")
     await connection.execute("UPDATE generation SET value = 'restored'")
     await connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
