@@ -14,10 +14,12 @@ from app.metrics import CHUNKS
 from sinks.schema import is_hypertable
 from sinks.session import Session, unit
 
-_CHUNKS = (
-    "SELECT range_start, range_end FROM timescaledb_information.chunks "
-    "WHERE hypertable_name = 'events' AND hypertable_schema = current_schema()"
-)
+# One record without a range for a hypertable without chunks, and none where the table is gone.
+_CHUNKS = """
+SELECT range_start, range_end FROM timescaledb_information.hypertables
+LEFT JOIN timescaledb_information.chunks USING (hypertable_schema, hypertable_name)
+WHERE hypertable_name = 'events' AND hypertable_schema = current_schema()
+"""
 _CHUNK_OF = f"{_CHUNKS} AND range_start <= $1 AND $1 < range_end"
 
 
@@ -48,13 +50,14 @@ class Chunks:
         """Learn of every chunk; where the server refuses to tell, nothing is known."""
         try:
             async with unit(session, is_whole=False):
-                records = await session.fetch(_CHUNKS) if await is_hypertable(session) else None
+                records = await session.fetch(_CHUNKS) if await is_hypertable(session) else []
         except PostgresError:  # what is known grows old: by tomorrow everybody would be alone
             self._forget()
             raise
         self._last = None
-        self._spans = None if records is None else sorted((r[0], r[1]) for r in records)
-        CHUNKS.set(0 if records is None else len(records))
+        spans = sorted((record[0], record[1]) for record in records if record[0] is not None)
+        self._spans = spans if records else None
+        CHUNKS.set(len(spans))
 
     def _forget(self) -> None:
         self._spans = self._last = None

@@ -101,6 +101,32 @@ async def test_chunks_that_cannot_be_read_fail_no_write(
     assert await stored(connection) == {"first", "old", "older"}
 
 
+async def test_table_that_goes_during_the_look_up_has_every_chunk(
+    sink: TimescaleSink, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No event counts as one without a chunk for a table that was renamed meanwhile."""
+
+    async def is_hypertable(_: asyncpg.Connection) -> bool:
+        await connection.execute("ALTER TABLE events RENAME TO elsewhere")
+        return True
+
+    monkeypatch.setattr("sinks.chunks.is_hypertable", is_hypertable)
+    async with sink._twins.connection() as session:
+        await sink._chunks.look_up(session)
+    assert sink._chunks.has(event("a"))
+
+
+async def test_hypertable_without_chunks_has_none(
+    sink: TimescaleSink, connection: asyncpg.Connection
+) -> None:
+    """The first event of a new table is written apart, since its chunk is to be made."""
+    await connection.execute("SELECT drop_chunks('events', newer_than => '-infinity'::timestamptz)")
+    async with sink._twins.connection() as session:
+        await sink._chunks.look_up(session)
+    assert not sink._chunks.has(event("a"))
+    assert CHUNKS._value.get() == 0
+
+
 async def test_chunks_are_looked_up_where_none_can_be_made(
     sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:

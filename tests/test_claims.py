@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from app.claims import RedisClaims
 from app.commit import commit
+from app.errors import WriteFailed
 from app.event import Claim, Outcome
 from sinks.timescale import TimescaleSink
 from tests.events import event, events, stored, until_lost
@@ -57,7 +58,8 @@ async def test_failure_releases_the_claim(
 ) -> None:
     """After a failed write another process holds the claim at once."""
     await connection.execute("ALTER TABLE events RENAME TO elsewhere")
-    await commit(events("a"), claims, sink)
+    [outcome] = await commit(events("a"), claims, sink)
+    assert isinstance(outcome, WriteFailed)
     other = another()
     assert await other.claim([event("a").event_id]) == [Claim.HELD]
 
