@@ -17,8 +17,8 @@ run: $(VENV)/run-ready ## start everything on this machine; Ctrl-C stops it
 test: check-code ## all checks and tests, on a real TimescaleDB and a real Redis
 	@$(BIN)/python -m tests
 
-test-quick: check-code ## what needs no services, for the inner loop
-	@$(BIN)/python -m pytest -m "not services"
+test-quick: check-code ## tests without a process, and the checks: under a minute
+	@$(BIN)/python -m pytest tests/unit
 
 check-code: $(VENV)/ready ## format, lint, types
 	@$(BIN)/ruff format --check $(CODE)

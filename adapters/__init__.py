@@ -5,13 +5,13 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Protocol, cast
 
-from app.event import Callback, Drop, Event, Workspace
+from app.event import App, Callback, Drop, Event
 
 
 class Adapter(Protocol):
     """What a vendor's module offers. See README.md in this folder."""
 
-    def parse(self, callback: Callback, workspace: Workspace) -> Event | Drop:
+    def parse(self, callback: Callback, app: App) -> Event | Drop:
         """Return the event that the callback tells of, or why there is none. Pure and total."""
         ...
 

@@ -11,7 +11,7 @@ from datetime import datetime
 import msgspec
 
 from app import normalize
-from app.event import Callback, Drop, DropReason, Event, StableName, Workspace, digest, event_id
+from app.event import App, Callback, Drop, DropReason, Event, StableName, digest, event_id
 
 # The identifiers of a user by rank, each with its one spelling: the first that is present counts.
 USER_NAMES: Mapping[str, Callable[[str], str] | None] = {
@@ -37,7 +37,7 @@ _PLACEHOLDER = re.compile(r"\{[A-Za-z0-9_|. -]{1,80}\}")
 Values = Mapping[str, str]
 
 
-def parse(callback: Callback, workspace: Workspace) -> Event | Drop:
+def parse(callback: Callback, app: App) -> Event | Drop:
     """Return the event of an Adjust callback, or the reason to drop it.
 
     Adjust's own name for the token is `event`; the documentation of the endpoint says
@@ -46,10 +46,10 @@ def parse(callback: Callback, workspace: Workspace) -> Event | Drop:
     sent, present = callback.parameters, _present(callback.parameters)
     token = present.get("event_token") or present.get("event")
     names = (token,) if token else _activities(present)
-    for name in names if workspace.ignore else ():
-        if name in workspace.ignore:
+    for name in names if app.ignore else ():
+        if name in app.ignore:
             return Drop(DropReason.IGNORED, name)
-    event_type = workspace.events.get(token) if token else _first(workspace.activities, names)
+    event_type = app.events.get(token) if token else _first(app.activities, names)
     if event_type is None:
         # A literal placeholder is a callback URL that is set up wrongly.
         unfilled = token is None and (sent.get("event_token") or sent.get("event"))
@@ -61,15 +61,15 @@ def parse(callback: Callback, workspace: Workspace) -> Event | Drop:
     if occurred_at is None or not callback.accepts(occurred_at):
         return Drop(DropReason.INVALID_TIMESTAMP)
     event = _event(
-        present, workspace, raw_event_id=names[0], event_type=event_type,
+        present, app, raw_event_id=names[0], event_type=event_type,
         occurred_at=occurred_at, received_at=callback.received_at,
     )  # fmt: skip
-    return _without(event, workspace.omit) if workspace.omit else event
+    return _without(event, app.omit) if app.omit else event
 
 
 def _event(
     present: Values,
-    workspace: Workspace,
+    app: App,
     *,
     raw_event_id: str,
     event_type: str,
@@ -78,20 +78,20 @@ def _event(
 ) -> Event:
     identifiers, ignored = _identifiers(present)
     user_id, adid, gps_adid, idfa = identifiers
-    stable_names, stable_id = _stable_id(present, _stable_names(workspace), ignored)
-    is_own = workspace.stable_id is not None and stable_id is not None
+    stable_names, stable_id = _stable_id(present, _stable_names(app), ignored)
+    is_own = app.stable_id is not None and stable_id is not None
     os_name = normalize.os_name(present.get("os_name", ""))
     country = normalize.country(present.get("country", ""))
     return Event(
         event_id=event_id(
-            vendor=workspace.vendor, app_token=workspace.app_token, event_type=event_type,
+            vendor=app.vendor, app_token=app.app_token, event_type=event_type,
             user=_user(identifiers) or (NOBODY if is_own else _stranger(present, stable_names)),
             occurred_at=occurred_at, raw_event_id=raw_event_id, stable_id=stable_id,
         ),
-        occurred_at=occurred_at, received_at=received_at, workspace_id=workspace.id,
-        vendor=workspace.vendor, app_token=workspace.app_token, event_type=event_type,
+        occurred_at=occurred_at, received_at=received_at, workspace_id=app.workspace_id,
+        vendor=app.vendor, app_token=app.app_token, event_type=event_type,
         user_id=user_id, adid=adid, idfa=idfa, gps_adid=gps_adid, os_name=os_name, country=country,
-        properties=_properties(present, os_name, country, ignored, workspace),
+        properties=_properties(present, os_name, country, ignored, app),
         has_stable_id=stable_id is not None, ignored=tuple(ignored),
     )  # fmt: skip
 
@@ -173,7 +173,7 @@ def _properties(
     os_name: str | None,
     country: str | None,
     ignored: Iterable[str],
-    app: Workspace,
+    app: App,
 ) -> dict[str, str]:
     """Return every parameter that has no column, as the text that was sent."""
     properties = {name: value for name, value in present.items() if name not in _IN_COLUMNS}
@@ -197,7 +197,7 @@ def _properties(
     return {name: value for name, value in properties.items() if name in kept}
 
 
-def _stable_names(app: Workspace) -> tuple[StableName, ...]:
+def _stable_names(app: App) -> tuple[StableName, ...]:
     return STABLE_ID if app.stable_id is None else app.stable_id
 
 

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import asyncpg
 
-from app import check, dev, serve
-from app.embedded import EmbeddedError
-from app.serve import ListenError
+from app.commands import check
+from app.dev import command as dev
+from app.dev.embedded import EmbeddedError
+from app.http import server as serve
+from app.http.server import ListenError
 from app.settings import Settings, SettingsError, read_settings
 from app.version import VERSION
 from app.workspaces_file import WorkspacesError
-from sinks import hosts, retention, schema
+from sinks.timescale import hosts, retention, schema
 
 CONNECT_TIMEOUT_S = 10.0
 

@@ -7,8 +7,8 @@ from hmac import compare_digest
 from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
-from app.callback import clean, decode, find
 from app.errors import NotConfigured, Unverified
+from app.parameters import clean, decode, find
 from app.settings import SECRET_MAX, Network, VendorAccess, secret_owner
 
 # Every byte of a secret may be escaped; what is longer is none, and is not decoded.

@@ -5,11 +5,11 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from app import metrics
 from app.buffer import WriteBuffer
-from app.claims import Claims
+from app.claims.redis import Claims
 from app.errors import Unavailable, WriteFailed
 from app.event import Claim, DropReason, Event, Outcome
+from app.telemetry import metrics
 from sinks import Sink
 
 _COUNTED = {

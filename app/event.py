@@ -42,13 +42,13 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True):
 StableName = str | tuple[str, ...]
 
 
-class Workspace(msgspec.Struct, frozen=True, kw_only=True):
-    """The configuration of one app of a workspace: its names, and how its callbacks map.
+class App(msgspec.Struct, frozen=True, kw_only=True):
+    """One app of a workspace: its names, and how its callbacks map to events.
 
     `keep` None keeps every parameter that is sent; `stable_id` None is the vendor's default.
     """
 
-    id: str
+    workspace_id: str
     vendor: str
     app_token: str
     events: Mapping[str, str] = {}

@@ -9,21 +9,21 @@ import msgspec
 from msgspec.structs import replace
 
 from adapters import Adapter
-from app import metrics
 from app.access import Access, PublicHeaders, sent_app_token, sent_secrets
 from app.buffer import WriteBuffer
-from app.callback import PARAMETERS_MAX, parse_body, parse_form
 from app.errors import MalformedBody, TooManyParameters, Unavailable, UnknownVendor
 from app.event import (
     OLDEST_OCCURRED_AT,
+    App,
     Callback,
     Drop,
     DropReason,
     Event,
     Outcome,
-    Workspace,
 )
+from app.parameters import PARAMETERS_MAX, parse_body, parse_form
 from app.settings import CLOCK_TOLERANCE_S, ROW_LIFE_MIN_D
+from app.telemetry import metrics
 from app.workspaces import Workspaces
 
 # A URL of the most parameters takes 12 ms, and its body comes on top of that.
@@ -98,7 +98,7 @@ class Ingest:
             raise UnknownVendor(request.vendor)
         app = self._verified_app(request)
         body = await request.read_body() if request.read_body else b""
-        workspace = app.id if app else ""
+        workspace = app.workspace_id if app else ""
         try:
             callback = await self._callback(request, body)
             event = self._event(adapter, callback, app)
@@ -112,14 +112,16 @@ class Ingest:
             raise
         return RECEIPTS[outcome]
 
-    def _verified_app(self, request: Request) -> Workspace | None:
+    def _verified_app(self, request: Request) -> App | None:
         """Return the app that a request is for, None where it is unknown; raises GatewayError.
 
         Nothing of the request is taken apart before its secret is verified.
         """
         app = self._workspaces.find(request.vendor, sent_app_token(request.query))
         secrets = sent_secrets(request.query, request.headers)
-        self._access.verify(request.vendor, app.id if app else None, secrets, request.address)
+        self._access.verify(
+            request.vendor, app.workspace_id if app else None, secrets, request.address
+        )
         return app
 
     async def _callback(self, request: Request, body: bytes) -> Callback:
@@ -170,7 +172,7 @@ class Ingest:
         retained_from = received_at - timedelta(days=self._retention_d)
         return max(OLDEST_OCCURRED_AT, retained_from + timedelta(days=ROW_LIFE_MIN_D))
 
-    def _event(self, adapter: Adapter, callback: Callback, app: Workspace | None) -> Event | Drop:
+    def _event(self, adapter: Adapter, callback: Callback, app: App | None) -> Event | Drop:
         """Return the event of a callback, or the reason to drop it; raises Unavailable."""
         if app is None:
             return Drop(DropReason.UNKNOWN_APP)
@@ -189,7 +191,7 @@ class Ingest:
         except Unavailable:
             raise
         except Exception:
-            metrics.count(metrics.FAILED, app.vendor, app.id, "adapter_error")
+            metrics.count(metrics.FAILED, app.vendor, app.workspace_id, "adapter_error")
             raise
         return event
 

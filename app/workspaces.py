@@ -16,8 +16,13 @@ from pathlib import Path
 
 import msgspec
 
-from app.event import Workspace
-from app.metrics import BY_WORKSPACE, WORKSPACES_LOADED, WORKSPACES_REFUSED, WORKSPACES_VERSION
+from app.event import App
+from app.telemetry.metrics import (
+    BY_WORKSPACE,
+    WORKSPACES_LOADED,
+    WORKSPACES_REFUSED,
+    WORKSPACES_VERSION,
+)
 from app.workspaces_file import (
     WorkspacesError,
     decode,
@@ -46,7 +51,7 @@ class _NotReadError(WorkspacesError):
     """Nothing is known of the file yet: it is tried again."""
 
 
-_decode_app = msgspec.json.Decoder(Workspace).decode
+_decode_app = msgspec.json.Decoder(App).decode
 
 
 class _Table:
@@ -87,18 +92,18 @@ class Workspaces:
         """Read the file, here and now; raises WorkspacesError."""
         self._path = path
         self._vendors = sorted(vendors)
-        self._decoded: dict[str, Workspace] = {}
+        self._decoded: dict[str, App] = {}
         table = _Table()
         text = read_bytes(path)
         apps = decode(text, vendors)
         table.digest = digest_of(text)
         table.apps = dict(rows(apps))
-        table.callbacks = {(app.vendor, app.id) for app in apps.values()}
+        table.callbacks = {(app.vendor, app.workspace_id) for app in apps.values()}
         self._size_bytes = len(text)
         self._judged: bytes | str = table.digest
         self._use(table)
 
-    def find(self, vendor: str, app_token: str | None) -> Workspace | None:
+    def find(self, vendor: str, app_token: str | None) -> App | None:
         """Return the workspace of an app; None where it belongs to none."""
         if not app_token:
             return None

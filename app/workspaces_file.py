@@ -17,8 +17,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from app.callback import WHITE_SPACE
-from app.event import StableName, Workspace
+from app.event import App, StableName
+from app.parameters import WHITE_SPACE
 from app.settings import secret_owner
 
 FILE_MAX_BYTES = 64 * 1024 * 1024
@@ -34,7 +34,7 @@ NEVER_OMITTED = frozenset({
     "app_token", "created_at", "event_token", "event", "activity_kind", "revenue", "currency",
 })  # fmt: skip
 
-Apps = Mapping[tuple[str, str], Workspace]
+Apps = Mapping[tuple[str, str], App]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _PLACEHOLDER = re.compile(r"\{[A-Za-z0-9_|. -]{1,80}\}")
@@ -77,7 +77,7 @@ def decode(text: bytes, vendors: Collection[str]) -> Apps:
         raise WorkspacesError("nested too deeply") from None
     except (ValueError, msgspec.ValidationError) as error:
         raise WorkspacesError(str(error)) from None
-    apps: dict[tuple[str, str], Workspace] = {}
+    apps: dict[tuple[str, str], App] = {}
     owners: dict[str, str] = {}
     if sum(len(workspace.apps) for workspace in file.workspaces) > APPS_MAX:
         raise WorkspacesError(f"more than {APPS_MAX} apps - at `$.workspaces`")
@@ -96,9 +96,9 @@ def decode(text: bytes, vendors: Collection[str]) -> Apps:
             if key in apps:
                 raise WorkspacesError(
                     f"App token {app.app_token!r} of {app.vendor} is also in workspace "
-                    f"{apps[key].id!r} - at `{place}.app_token`"
+                    f"{apps[key].workspace_id!r} - at `{place}.app_token`"
                 )
-            apps[key] = Workspace(id=workspace.id, **msgspec.structs.asdict(app))
+            apps[key] = App(workspace_id=workspace.id, **msgspec.structs.asdict(app))
     return apps
 
 
@@ -215,7 +215,7 @@ def main(path: str, *vendors: str) -> int:
         write(f"error\t{error}\n".encode())
         return 1
     write(f"digest\t{digest.hex()}\n".encode())
-    for vendor, workspace in {(app.vendor, app.id) for app in apps.values()}:
+    for vendor, workspace in {(app.vendor, app.workspace_id) for app in apps.values()}:
         write(f"callbacks\t{vendor}\t{workspace}\n".encode())
     for name, row in rows(apps):
         write(b"app\t%b\t%b\n" % (name.encode(), row))

@@ -7,10 +7,14 @@ import sys
 
 import uvloop
 
-from app.embedded import EmbeddedError
-from bench import compare, curves, dashboard, neighbours, overload, trial
+from app.dev.embedded import EmbeddedError
 from bench.capacity import command as capacity
-from bench.gateway import BenchError
+from bench.dashboard import command as dashboard
+from bench.faults import command as trial
+from bench.neighbours import command as neighbours
+from bench.overload import command as overload
+from bench.performance import compare, curves
+from bench.testbed.gateway import BenchError
 
 
 def main() -> int:

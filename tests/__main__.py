@@ -9,9 +9,11 @@ import tempfile
 
 # Each of these starts servers of its own, and keeps them busy.
 OF_THE_BENCH = [
-    f"tests/test_{name}.py"
+    f"tests/{name}.py"
     for name in (
-        "bench", "capacity", "curves", "faults", "monitoring", "neighbours", "overload", "rolling",
+        "services/test_bench", "services/test_capacity", "services/test_curves",
+        "adversity/test_faults", "adversity/test_neighbours", "adversity/test_overload",
+        "adversity/test_rolling", "papers/test_monitoring",
     )
 ]  # fmt: skip
 

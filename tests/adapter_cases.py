@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 import adapters
 from app.access import Access
-from app.callback import FORM
 from app.errors import MalformedBody
-from app.event import Callback, Drop, Event, Workspace
+from app.event import App, Callback, Drop, Event
 from app.ingest import Ingest, Request
+from app.parameters import FORM
 from app.settings import VendorAccess
-from sinks.encoding import encode_rows
+from sinks.timescale.encoding import encode_rows
 
 SECRETS = ("s3cr3t", "rotated")
 RECEIVED_AT = datetime(2025, 6, 21, 12, tzinfo=UTC)
@@ -61,12 +61,12 @@ def callback_of(
     )
 
 
-def assert_fits(event: Event, callback: Callback, workspace: Workspace) -> None:
+def assert_fits(event: Event, callback: Callback, app: App) -> None:
     """Fail where an event is not one that the sink can store and an analyst can read."""
     assert len(event.event_id) == 16
-    assert (event.workspace_id, event.vendor) == (workspace.id, workspace.vendor)
-    assert event.app_token == workspace.app_token
-    assert event.event_type in {*workspace.events.values(), *workspace.activities.values()}
+    assert (event.workspace_id, event.vendor) == (app.workspace_id, app.vendor)
+    assert event.app_token == app.app_token
+    assert event.event_type in {*app.events.values(), *app.activities.values()}
     assert event.received_at == callback.received_at
     assert event.occurred_at.utcoffset() == timedelta(0)
     assert callback.accepts(event.occurred_at)
@@ -88,7 +88,7 @@ class AdapterCases:
     A vendor that does not send parameters in the URL overrides `callback`.
     """
 
-    workspace: ClassVar[Workspace]
+    app: ClassVar[App]
     parameters: ClassVar[Mapping[str, str]]
     another_user: ClassVar[Mapping[str, str]]
     another_second: ClassVar[Mapping[str, str]]
@@ -96,21 +96,19 @@ class AdapterCases:
     @property
     def adapter(self) -> adapters.Adapter:
         """The vendor's module, found as the gateway finds it."""
-        return adapters.load()[self.workspace.vendor]
+        return adapters.load()[self.app.vendor]
 
     def callback(self, parameters: Mapping[str, str]) -> Callback:
         """The callback that brings these parameters."""
         query = urlencode(parameters, errors="surrogatepass").encode()
-        return callback_of(query, vendor=self.workspace.vendor)
+        return callback_of(query, vendor=self.app.vendor)
 
-    def event(
-        self, parameters: Mapping[str, str] | None = None, workspace: Workspace | None = None
-    ) -> Event:
+    def event(self, parameters: Mapping[str, str] | None = None, app: App | None = None) -> Event:
         """The event that these parameters become; by default, the good ones."""
         callback = self.callback(self.parameters if parameters is None else parameters)
-        event = self.adapter.parse(callback, workspace or self.workspace)
+        event = self.adapter.parse(callback, app or self.app)
         assert isinstance(event, Event)
-        assert_fits(event, callback, workspace or self.workspace)
+        assert_fits(event, callback, app or self.app)
         return event
 
     def test_good_callback(self) -> None:
@@ -121,10 +119,10 @@ class AdapterCases:
         """What is delivered again is the same event, whatever the time of its arrival."""
         callback = self.callback(self.parameters)
         again = msgspec.structs.replace(callback, received_at=RECEIVED_AT + timedelta(days=1))
-        event = self.adapter.parse(callback, self.workspace)
-        assert event == self.adapter.parse(callback, self.workspace)
+        event = self.adapter.parse(callback, self.app)
+        assert event == self.adapter.parse(callback, self.app)
         assert isinstance(event, Event)
-        assert self.adapter.parse(again, self.workspace) == msgspec.structs.replace(
+        assert self.adapter.parse(again, self.app) == msgspec.structs.replace(
             event, received_at=again.received_at
         )
 
@@ -137,27 +135,27 @@ class AdapterCases:
 
     def test_two_events_share_an_id(self) -> None:
         """Another user, another second and another app are other events."""
-        token = self.workspace.app_token + "2"
-        another_app = msgspec.structs.replace(self.workspace, app_token=token)
+        token = self.app.app_token + "2"
+        another_app = msgspec.structs.replace(self.app, app_token=token)
         events = [
             self.event(),
             self.event({**self.parameters, **self.another_user}),
             self.event({**self.parameters, **self.another_second}),
-            self.event(workspace=another_app),
+            self.event(app=another_app),
         ]
         assert len({event.event_id for event in events}) == len(events)
 
     def test_nothing_is_mapped(self) -> None:
         """An app without a mapping drops everything, and breaks nothing."""
-        unmapped = msgspec.structs.replace(self.workspace, events={}, activities={})
+        unmapped = msgspec.structs.replace(self.app, events={}, activities={})
         callback = self.callback(self.parameters)
         assert isinstance(self.adapter.parse(callback, unmapped), Drop)
 
     def assert_total(self, callback: Callback) -> None:
         """Fail where a callback becomes neither a drop nor an event that can be stored."""
-        event = self.adapter.parse(callback, self.workspace)
+        event = self.adapter.parse(callback, self.app)
         if isinstance(event, Event):
-            assert_fits(event, callback, self.workspace)
+            assert_fits(event, callback, self.app)
         else:
             assert isinstance(event, Drop)
 
@@ -167,7 +165,7 @@ class AdapterCases:
         """Whatever bytes arrive, they become a drop or an event that can be stored."""
         query = b"secret=s3cr3t&" + query
         try:
-            callback = callback_of(query, body, content_type, vendor=self.workspace.vendor)
+            callback = callback_of(query, body, content_type, vendor=self.app.vendor)
         except MalformedBody:
             return  # answered 400: no adapter sees it
         self.assert_total(callback)
@@ -176,6 +174,6 @@ class AdapterCases:
     @given(st.data())
     def test_any_values(self, data: st.DataObject) -> None:
         """Whatever values a client puts into the parameters, the outcome can be stored."""
-        names = st.sampled_from(sorted({*self.parameters, *(self.workspace.keep or ())}))
+        names = st.sampled_from(sorted({*self.parameters, *(self.app.keep or ())}))
         values = data.draw(st.dictionaries(names, any_text))
         self.assert_total(self.callback({**self.parameters, **values}))

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from app.embedded import EmbeddedError, unpack
+from app.dev.embedded import EmbeddedError, unpack
 
 _INSTALLED = "usr/lib/*/faketime/libfaketime.so.1"
 

@@ -13,11 +13,12 @@ import uvloop
 from hypothesis import settings
 from sanic import Sanic
 
-from app import embedded, embedded_programs
-from app.claims import RedisClaims
-from app.exposition import exposition
-from sinks.schema import migrate
-from sinks.timescale import TimescaleSink
+from app.claims.redis import RedisClaims
+from app.dev import embedded
+from app.dev import programs as embedded_programs
+from app.telemetry.exposition import exposition
+from sinks.timescale.schema import migrate
+from sinks.timescale.sink import TimescaleSink
 from tests import leaks, postgres_topologies, redis_topologies
 from tests.events import make_chunks
 from tests.gateways import (
@@ -219,7 +220,7 @@ async def claims(
     services: Services, sink: TimescaleSink, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RedisClaims]:
     """Claims of one process, which do not lose their patience on a busy machine."""
-    monkeypatch.setattr("app.redis_servers.CLAIM_TIMEOUT_S", 5.0)
+    monkeypatch.setattr("app.claims.servers.CLAIM_TIMEOUT_S", 5.0)
     claims = make_claims(services, sink)
     yield claims
     await claims.close()

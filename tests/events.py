@@ -11,8 +11,8 @@ import msgspec
 
 from app.event import Event, Outcome
 from sinks import Sink
-from sinks.schema import read_identity
-from sinks.timescale import TimescaleSink
+from sinks.timescale.schema import read_identity
+from sinks.timescale.sink import TimescaleSink
 
 OCCURRED_AT = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 # The `created_at` of `tests.gateways.query`.

@@ -21,15 +21,15 @@ from urllib.request import urlopen
 import asyncpg
 import msgspec
 
-from app.claims import Claims, RedisClaims
-from app.edge import GatewayProtocol
-from app.embedded_process import free_port
-from app.serve import finish
-from app.server import App, Gateway, create_app
+from app.claims.redis import Claims, RedisClaims
+from app.dev.processes import free_port
+from app.http.app import Gateway, SanicApp, create_app
+from app.http.protocol import GatewayProtocol
+from app.http.server import finish
 from app.settings import read_settings
-from bench.gateway import bound
+from bench.testbed.gateway import bound
 from sinks import Sink
-from sinks.timescale import TimescaleSink
+from sinks.timescale.sink import TimescaleSink
 from tests import leaks
 from tests.client import Answer, get, post
 
@@ -153,7 +153,7 @@ class Target:
 class Running(Target):
     """A gateway in this process."""
 
-    def __init__(self, app: App, server: Any, listener: socket.socket) -> None:
+    def __init__(self, app: SanicApp, server: Any, listener: socket.socket) -> None:
         self.app = app
         self.gateway: Gateway = app.ctx.gateway
         self.port = listener.getsockname()[1]

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from app.embedded import EmbeddedError, unpack
-from bench.gateway import bound
+from app.dev.embedded import EmbeddedError, unpack
+from bench.testbed.gateway import bound
 from tests.gateways import PATIENCE_S, POLL_S, ROOT
 
 STATS = {"global\n": "global\n    stats socket fd@{stats} level user\n"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from app.embedded import EmbeddedError, unpack
+from app.dev.embedded import EmbeddedError, unpack
 from tests.gateways import ROOT
 
 K8S = ROOT / "k8s"

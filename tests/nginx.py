@@ -10,9 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from app.embedded import EmbeddedError, unpack
-from app.embedded_process import free_port
-from bench.gateway import bound
+from app.dev.embedded import EmbeddedError, unpack
+from app.dev.processes import free_port
+from bench.testbed.gateway import bound
 from tests.gateways import PATIENCE_S, POLL_S
 from tests.kustomize import K8S, of_kind, the
 

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from app.embedded import EmbeddedError, unpack
-from app.embedded_process import free_port
-from bench.gateway import as_nobody
+from app.dev.embedded import EmbeddedError, unpack
+from app.dev.processes import free_port
+from bench.testbed.gateway import as_nobody
 from tests.gateways import PATIENCE_S, POLL_S, ROOT
 
 # The README's own, on a port of ours, for any database of the test's server.

@@ -13,11 +13,11 @@ from typing import Any
 
 import asyncpg
 
-from app.embedded import INIT_TIMEOUT_S, TIMESCALEDB_CONF
-from app.embedded_process import ENVIRONMENT, Server, free_port, run
-from app.embedded_programs import Programs
-from bench.gateway import as_nobody
-from sinks.schema import migrate
+from app.dev.embedded import INIT_TIMEOUT_S, TIMESCALEDB_CONF
+from app.dev.processes import ENVIRONMENT, Server, free_port, run
+from app.dev.programs import Programs
+from bench.testbed.gateway import as_nobody
+from sinks.timescale.schema import migrate
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test
 OWNER, REPLICATOR = "flokit", "replicator"

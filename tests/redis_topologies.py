@@ -13,8 +13,8 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from app.embedded_process import Server, free_port
-from bench.gateway import bound
+from app.dev.processes import Server, free_port
+from bench.testbed.gateway import bound
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test
 # What the README says that a user of the gateway needs in a cluster.

@@ -7,13 +7,13 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from app import logs
-from app.claims import RedisClaims
+from app.claims.redis import RedisClaims
 from app.event import Claim, Event, Outcome
-from app.serve import listen, serve_app
-from app.server import create_app
+from app.http.app import create_app
+from app.http.server import listen, serve_app
 from app.settings import Settings, read_settings
-from sinks.timescale import TimescaleSink
+from app.telemetry import logs
+from sinks.timescale.sink import TimescaleSink
 
 WRITES_LATER_S = 0.05
 

@@ -15,10 +15,10 @@ from bench.capacity.model import RATES, Assumptions, Model, described
 from bench.capacity.plots import draw
 from bench.capacity.report import Report, print_report, write
 from bench.capacity.scenarios import stories, tell, usual_rate
-from bench.gateway import BenchError
-from bench.machine import look_at_machine
-from bench.report import Progress
-from bench.results import add_options
+from bench.testbed.gateway import BenchError
+from bench.testbed.machine import look_at_machine
+from bench.testbed.report import Progress
+from bench.testbed.results import add_options
 
 SECONDS = 5.0
 

@@ -12,16 +12,17 @@ from statistics import fmean
 
 import msgspec
 
-from app.embedded_process import free_port
-from bench import contenders, footprint
-from bench.footprint import Meter
-from bench.gateway import BenchError, Gateway
-from bench.load import run_wrk
-from bench.machine import Machine, look_at_machine
-from bench.measure import SETTINGS, Bench, PeakRound, Running
-from bench.processes import cpu_s
-from bench.report import Progress
-from bench.stage import open_stage
+from app.dev.processes import free_port
+from bench import contenders
+from bench.performance import footprint
+from bench.performance.footprint import Meter
+from bench.performance.measure import SETTINGS, Bench, PeakRound, Running
+from bench.testbed.environment import open_stage
+from bench.testbed.gateway import BenchError, Gateway
+from bench.testbed.load import run_wrk
+from bench.testbed.machine import Machine, look_at_machine
+from bench.testbed.processes import cpu_s
+from bench.testbed.report import Progress
 
 # With one caller a batch is one event; with the last, some hundred.
 CALLERS = (1, 8, 64, 256)

@@ -20,7 +20,7 @@ from bench.capacity.autoscaler import (
     Spec,
     Target,
 )
-from bench.gateway import ROOT, BenchError
+from bench.testbed.gateway import ROOT, BenchError
 
 MANIFESTS = ROOT / "k8s" / "base"
 IN_FLIGHT = "flokit_callbacks_in_flight"

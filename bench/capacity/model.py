@@ -11,7 +11,7 @@ from msgspec import Meta
 from bench.capacity.autoscaler import CPU
 from bench.capacity.costs import Costs
 from bench.capacity.manifests import IN_FLIGHT, IN_FLIGHT_CAPPED, Deployed
-from bench.gateway import BenchError
+from bench.testbed.gateway import BenchError
 
 RATES = (1_000, 10_000, 100_000, 1_000_000)
 WINDOWS_D = {"30 days": 30.0, "1 day": 1.0, "1 hour": 1 / 24}

@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter
 
 from bench.capacity.manifests import Deployed
 from bench.capacity.simulation import HORIZON_S, Moment
-from bench.results import SETTINGS
+from bench.testbed.results import SETTINGS
 
 # The other stories differ in their replicas only, which are in the table.
 DRAWN = 3

@@ -23,8 +23,8 @@ from bench.capacity.model import (
 )
 from bench.capacity.scenarios import Story
 from bench.capacity.simulation import Moment
-from bench.machine import Machine
-from bench.report import markdown_table, print_table
+from bench.testbed.machine import Machine
+from bench.testbed.report import markdown_table, print_table
 
 Row = tuple[object, ...]
 MEASURED, COMPUTED = "measured", "computed"

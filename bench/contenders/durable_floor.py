@@ -16,8 +16,8 @@ import uvloop
 from redis.asyncio import Redis
 
 from app.event import Event
-from bench.overload_verdict import percentile
-from sinks.encoding import COLUMNS, encode_rows
+from bench.overload.verdict import percentile
+from sinks.timescale.encoding import COLUMNS, encode_rows
 
 # Its own connections, prepared statements and caches are warm by then.
 WARM_UP_S = 0.5

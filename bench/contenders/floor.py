@@ -15,9 +15,9 @@ from sanic.response import HTTPResponse
 from sanic.server.loop import try_use_uvloop
 
 from app.event import Outcome
-from app.http import sanic_config
+from app.http.config import sanic_config
+from app.http.server import BACKLOG, listen
 from app.ingest import RECEIPTS
-from app.serve import BACKLOG, listen
 from app.settings import Settings, read_settings
 from bench.contenders import PATH
 

@@ -1,0 +1,1 @@
+"""Servers for a developer's machine; no part of the product."""

@@ -1,0 +1,96 @@
+"""`dev`: everything on this machine, for a first look."""
+
+import asyncio
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from app.dev import embedded
+from app.http.server import listen, serve
+from app.settings import SettingsError, read_settings
+from app.telemetry import logs
+from sinks.timescale import hosts, schema
+
+FOLDER = Path("data")
+TIMEOUT_S = 10.0
+DEFAULTS = {
+    "HOST": "127.0.0.1",
+    "WORKSPACES_FILE": str(FOLDER / "workspaces.toml"),
+    # Good enough for a server that only this machine can reach.
+    "ADJUST_CALLBACK_SECRET": "demo-secret",
+    "DRAIN_PAUSE_S": "0",
+    "LOG_LEVEL": "warning",
+}
+WORKSPACES = """\
+# The demo workspace. Change it while the gateway runs: it is read again within 5 seconds.
+[[workspaces]]
+id = "ws_demo"
+
+[[workspaces.apps]]
+vendor = "adjust"
+app_token = "abc123token"
+events = { g3mz3t = "purchase" }
+activities = { install = "app_install" }
+"""
+# The example of the endpoint's documentation.
+CALLBACK = (
+    "app_token=abc123token&event_token=g3mz3t&activity_kind=event&created_at=1750500000"
+    "&os_name=ios&country=us&adid=1a2b3c&revenue=49.99&currency=USD&user_id=usr_abc123"
+)
+LOOK = "SELECT occurred_at, event_type, user_id, properties FROM events"
+
+
+def run() -> int:
+    """Start the servers, a demo workspace and the gateway; Ctrl-C stops all of it."""
+    environ = DEFAULTS | {name: value for name, value in os.environ.items() if value}
+    # Wrong settings and a port in use are told before anything is started.
+    settings = read_settings(environ, required=[])
+    with listen(settings) as listener, _services(environ) as psql:
+        settings = read_settings(environ)
+        logs.configure(settings.log_level)
+        _write_workspaces(Path(settings.workspaces_file))
+        asyncio.run(_migrate(settings.database_url))
+        secret = quote(settings.vendors["adjust"].secrets[0], safe="")
+        url = f"http://{settings.host}:{settings.port}/ingest/adjust?secret={secret}&{CALLBACK}"
+        print(
+            f"\nThe gateway is ready. Send it a callback:\n\n  curl {shlex.quote(url)}\n\n"
+            f"Look at the row:\n\n  {psql} -c {shlex.quote(LOOK)}\n\n"
+            f"Its workspaces are in {settings.workspaces_file}, everything else of it is in "
+            f"{FOLDER}/.\nCtrl-C stops all of it; the events stay.\n",
+            flush=True,
+        )
+        serve(settings, listener)
+    print("stopped")
+    return 0
+
+
+@contextmanager
+def _services(environ: dict[str, str]) -> Iterator[str]:
+    """Complete `environ` with the addresses of both servers; yields how to start a psql."""
+    if environ.get("DATABASE_URL") and environ.get("REDIS_URL"):
+        yield 'psql "$DATABASE_URL"'  # the user's own: its password is not printed
+        return
+    with embedded.start(FOLDER, say=print) as servers:
+        print(servers.description, flush=True)
+        environ |= {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url}
+        yield f"{servers.psql} {servers.database_url}"
+
+
+def _write_workspaces(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(WORKSPACES)
+    except OSError as error:
+        raise SettingsError(f"WORKSPACES_FILE: {path}: {error.strerror}") from None
+
+
+async def _migrate(database_url: str) -> None:
+    connection = await hosts.connect(database_url, timeout_s=TIMEOUT_S)
+    try:
+        await schema.migrate(connection)
+    finally:
+        await hosts.close(connection)

@@ -1,0 +1,1 @@
+"""Small callbacks beside large disturbances."""

@@ -1,0 +1,1 @@
+"""Ten times the load that a slow sink takes."""

@@ -1,0 +1,1 @@
+"""The gateway beside floors and peers, against its targets."""

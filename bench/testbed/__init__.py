@@ -1,0 +1,1 @@
+"""Servers, gateways, proxies and callers, for the bench and the tests."""

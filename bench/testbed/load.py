@@ -1,0 +1,224 @@
+"""Real tools for load, as processes of their own: wrk, k6, and the durable floor.
+
+Each ends when whoever waits for it is cancelled.
+"""
+
+import asyncio
+import os
+import secrets
+import sys
+import sysconfig
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from app.dev.embedded import unpack
+from bench.contenders import PATH
+from bench.testbed.callbacks import APPS, EVENTS, SECRET
+from bench.testbed.gateway import ROOT, BenchError
+
+CONNECTIONS = 64
+CALLERS_MAX = 2_000  # of k6, each of which takes megabytes
+_BENCH = Path(__file__).parents[1]
+# How much longer than it was told a tool may take: k6 waits for the last answers.
+PATIENCE_S = 60.0
+K6_FAILED_THRESHOLDS = 99
+
+
+class Mix(NamedTuple):
+    """Which callbacks are sent: shares of those sent before, and of those nobody has mapped."""
+
+    duplicates: float = 0.0
+    unmapped: float = 0.0
+
+
+FRESH = Mix()
+
+
+class Peak(msgspec.Struct, frozen=True):
+    """What wrk saw. `fresh` is how many different events it has begun to send."""
+
+    requests: int
+    duration_s: float
+    generated: int
+    fresh: int
+    dropped: int
+    not_200: int
+    broken: int
+    timed_out: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """What k6 saw at a fixed rate. For `late` callbacks there was no caller; they were not sent."""
+
+    offered: float
+    sent: int
+    written: int
+    duplicate: int
+    dropped: int
+    unanswered: int
+    late: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    p999_ms: float
+
+
+async def run_wrk(
+    port: int,
+    duration_s: float,
+    *,
+    folder: Path,
+    mix: Mix = FRESH,
+    connections: int = CONNECTIONS,
+) -> Peak:
+    """Let so many connections send one callback after another, each when it has its answer."""
+    wrk = await asyncio.to_thread(unpack, ["wrk"])
+    output = await run_tool(
+        [
+            str(wrk / "usr/bin/wrk"),
+            "--threads=1",
+            f"--connections={connections}",
+            f"--duration={max(1, round(duration_s))}s",
+            f"--script={_BENCH / 'wrk/callbacks.lua'}",
+            f"http://127.0.0.1:{port}{PATH}",
+        ],
+        settings(mix) | {"JSON": "1"},
+        duration_s,
+        folder,
+    )
+    return msgspec.json.decode(output.splitlines()[-1], type=Peak)
+
+
+async def run_k6(
+    port: int,
+    rate: float,
+    duration_s: float,
+    *,
+    folder: Path,
+    mix: Mix = FRESH,
+    script: str = "steady",
+    warm_up_s: float = 0,
+) -> Latency:
+    """Send callbacks at a fixed rate, each when it is due, whatever becomes of the others.
+
+    The percentiles begin after the warm-up, in which k6 opens its connections; the counts do not.
+    """
+    summary = folder / "k6.json"
+    await run_tool(
+        [
+            str(program("k6")),
+            "run",
+            "--quiet",
+            "--no-usage-report",
+            "--address=",
+            f"--summary-export={summary}",
+            str(_BENCH / f"k6/{script}.js"),
+        ],
+        settings(mix)
+        | {
+            "URL": f"http://127.0.0.1:{port}{PATH}",
+            "RATE": f"{rate:.0f}",
+            "DURATION": f"{duration_s:.0f}s",
+            "WARM_UP": f"{warm_up_s:.0f}s",
+            # Else its garbage collector takes a core away from what it measures, again and again.
+            "GOGC": "800",
+            # Enough for a pause of half a second: to add one takes k6 longer than it may wait.
+            "CALLERS": str(min(max(CONNECTIONS, round(rate / 2)), CALLERS_MAX)),
+        },
+        warm_up_s + duration_s,
+        folder,
+        # A threshold for a cluster of someone's says nothing here.
+        allowed=(0, K6_FAILED_THRESHOLDS),
+    )
+    return parse_k6(rate, msgspec.json.decode(summary.read_bytes()))
+
+
+def parse_k6(rate: float, summary: Mapping[str, Any]) -> Latency:
+    """Read what `k6 --summary-export` has written."""
+    metrics = summary["metrics"]
+
+    def count(name: str) -> int:
+        return int(metrics.get(name, {}).get("count", 0))
+
+    took = metrics["http_req_duration{scenario:load}"]
+    return Latency(
+        offered=rate,
+        sent=count("http_reqs"),
+        written=count("callbacks_written"),
+        duplicate=count("callbacks_duplicate"),
+        dropped=count("callbacks_dropped"),
+        unanswered=count("callbacks_unanswered"),
+        late=count("dropped_iterations{scenario:load}"),
+        p50_ms=took["med"],
+        p95_ms=took["p(95)"],
+        p99_ms=took["p(99)"],
+        p999_ms=took["p(99.9)"],
+    )
+
+
+async def run_durable_floor(
+    environ: Mapping[str, str], rate: float, duration_s: float, *, folder: Path
+) -> dict[str, float]:
+    """Return the percentiles of claiming and copying one row at a time, in milliseconds."""
+    output = await run_tool(
+        [sys.executable, "-m", "bench.contenders.durable_floor"],
+        dict(environ) | {"RATE": str(rate), "DURATION": str(duration_s), "PYTHONPATH": str(ROOT)},
+        duration_s,
+        folder,
+    )
+    return msgspec.json.decode(output, type=dict[str, float])
+
+
+def settings(mix: Mix) -> dict[str, str]:
+    """Return the environment that all tools share; each run has users of its own."""
+    return {
+        "SECRET": SECRET,
+        "APP_TOKEN": next(iter(APPS)),
+        "EVENT_TOKEN": next(iter(EVENTS)),
+        "DUPLICATES": str(mix.duplicates),
+        "UNMAPPED": str(mix.unmapped),
+        "RUN": f"r{secrets.token_hex(4)}",
+    }
+
+
+def program(name: str) -> Path:
+    """Return the path of a program that came as a Python package."""
+    return Path(sysconfig.get_path("scripts")) / name
+
+
+async def run_tool(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    duration_s: float,
+    folder: Path,
+    allowed: Sequence[int] = (0,),
+) -> bytes:
+    """Run a tool to its end and return what it prints; raises BenchError where it fails."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=folder,
+        env={"PATH": os.environ.get("PATH", os.defpath)} | dict(environ),
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    try:
+        async with asyncio.timeout(duration_s + PATIENCE_S):
+            output, errors = await process.communicate()
+    except TimeoutError:
+        raise BenchError(f"{Path(command[0]).name} does not end") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode not in allowed:
+        last = b" | ".join((errors or output).splitlines()[-4:]).decode(errors="replace")
+        raise BenchError(f"{Path(command[0]).name} fails ({process.returncode}): {last}")
+    return output

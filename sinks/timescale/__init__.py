@@ -1,0 +1,1 @@
+"""The sink on PostgreSQL with TimescaleDB: the only room that imports asyncpg."""

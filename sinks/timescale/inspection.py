@@ -1,0 +1,140 @@
+"""What an operator should know of a database: its versions, settings, and what is not ours."""
+
+import asyncio
+import ssl
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
+from typing import NamedTuple
+
+import asyncpg
+
+from sinks.timescale.schema import is_hypertable, missing_migrations, timescaledb_version
+from sinks.timescale.session import DURABLE, leads_through_a_pooler, role_settings
+
+_SETTINGS = (
+    "server_version", "fsync", "synchronous_commit", "synchronous_standby_names",
+    "deadlock_timeout", "max_connections", *role_settings(0),
+)  # fmt: skip
+_OURS = "ARRAY[to_regclass('events'), to_regclass('stable_events')]"
+# TimescaleDB's own trigger keeps rows out of the table above the chunks. 4 is INSERT.
+_TRIGGERS = f"""
+SELECT format('trigger %I on %s', tgname, tgrelid::regclass)
+FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
+WHERE tgrelid = ANY({_OURS}) AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 4 > 0
+    AND NOT starts_with(pronamespace::regnamespace::text, '_timescaledb')
+ORDER BY 1
+"""  # noqa: S608 - made of constants
+_INDEXES = f"""
+SELECT format('index %s on %s', indexrelid::regclass, indrelid::regclass), indisunique,
+    indexprs IS NOT NULL OR indpred IS NOT NULL
+FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+WHERE indrelid = ANY({_OURS})
+    AND relname NOT IN ('events_occurred_at_event_id', 'stable_events_pkey')
+ORDER BY 1
+"""  # noqa: S608 - made of constants
+
+
+class Server(NamedTuple):
+    """What `inspect` finds: versions, and the settings that matter, as they are in force."""
+
+    version: str
+    timescaledb: str | None
+    missing_migrations: Sequence[str]
+    settings: Mapping[str, str]
+    role: str  # as SQL writes it
+    is_pooled: bool
+
+    def lacking(self, commit_timeout_s: float) -> Mapping[str, str]:
+        """Return the settings that the role needs behind a pooler, each with what gives it them."""
+        return {
+            name: f"ALTER ROLE {self.role} SET {name} = '{wanted}';"
+            for name, wanted in role_settings(commit_timeout_s).items()
+            if self.is_pooled and not _is_enough(name, self.settings[name], wanted)
+        }
+
+
+class Wire(NamedTuple):
+    """How a connection goes: to the server, or to the pooler in front of it."""
+
+    is_local: bool  # it does not leave the machine
+    tls: str = ""  # the version, where it is encrypted
+    is_verified: bool = False  # the certificate is signed by a CA that we trust
+    is_host_verified: bool = False  # and made out to the host that we wanted
+
+
+def wire_of(connection: asyncpg.Connection) -> Wire:
+    """Return how an open connection goes."""
+    # asyncpg does not show it, and what the server says is of its side of a pooler.
+    transport: asyncio.BaseTransport = connection._transport  # type: ignore[attr-defined]  # noqa: SLF001 - see above
+    peer = transport.get_extra_info("peername")
+    is_local = not isinstance(peer, tuple) or ip_address(peer[0]).is_loopback
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    if tls is None:
+        return Wire(is_local)
+    is_verified = tls.context.verify_mode is ssl.CERT_REQUIRED
+    version = str(tls.version()).replace("TLSv", "TLS ")
+    return Wire(is_local, version, is_verified, is_verified and tls.context.check_hostname)
+
+
+def _is_enough(name: str, value: str, wanted: str) -> bool:
+    if not wanted.isdigit():
+        return value == wanted
+    # A Unix socket has no keepalives, and says so; without TCP none are needed.
+    return 0 < int(value) <= int(wanted) or (value == "0" and name.startswith("tcp_"))
+
+
+async def inspect(connection: asyncpg.Connection) -> Server:
+    """Return what an operator should know of a server."""
+    settings = await connection.fetch(
+        "SELECT name, setting FROM pg_settings WHERE name = ANY($1)", _SETTINGS
+    )
+    values = {record["name"]: record["setting"] for record in settings}
+    return Server(
+        values["server_version"],
+        await timescaledb_version(connection),
+        await missing_migrations(connection),
+        values,
+        await connection.fetchval("SELECT quote_ident(current_user)"),
+        await leads_through_a_pooler(connection),
+    )
+
+
+async def strangers(connection: asyncpg.Connection) -> Mapping[str, str]:
+    """Return what somebody else has put on our tables, and what it does to events."""
+    found: dict[str, str] = {}
+    for (trigger,) in await connection.fetch(_TRIGGERS):
+        found[trigger] = "an event that it leaves out, or fails for, is answered 500"
+    for index, is_unique, is_computed in await connection.fetch(_INDEXES):
+        if is_unique:
+            found[index] = "it is unique: an event that it refuses is answered 500"
+        elif is_computed:
+            found[index] = "an event that its expression fails for is dropped as `refused`"
+    return found
+
+
+async def chunks_and_locks(connection: asyncpg.Connection) -> tuple[int, int]:
+    """Return the number of chunks of `events`, and how many locks the server has room for."""
+    chunks = 0
+    if await is_hypertable(connection):
+        chunks = await connection.fetchval("SELECT count(*) FROM show_chunks('events')")
+    locks: int = await connection.fetchval(
+        "SELECT current_setting('max_locks_per_transaction')::int * ("
+        "current_setting('max_connections')::int "
+        "+ current_setting('max_prepared_transactions')::int)"
+    )
+    return chunks, locks
+
+
+async def try_commit(connection: asyncpg.Connection) -> None:
+    """Commit a word as durably as the gateway commits, for the standbys to confirm.
+
+    Raises TimeoutError where none does in the connection's time, and what keeps the role from it.
+    """
+    try:
+        await connection.execute(
+            f"BEGIN; {DURABLE.format(is_local='true')}; "
+            "SELECT pg_logical_emit_message(true, 'flokit', ''); COMMIT"
+        )
+    except asyncpg.PostgresError:
+        await connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,79 @@
+"""A database that is suddenly out of reach: no write waits longer than the commit time-out."""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from app.event import Event, Outcome
+from bench.testbed.gateway import through
+from bench.testbed.proxy import Proxy
+from sinks.timescale.encoding import as_arrays
+from sinks.timescale.sink import TimescaleSink
+from tests.events import events, stored
+
+COMMIT_TIMEOUT_S = 0.5
+
+
+@pytest.fixture
+async def proxy(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:
+    """A way to the test's database that can be closed without anybody being told."""
+    monkeypatch.setattr("sinks.timescale.hosts.CLOSE_TIMEOUT_S", 0.1)
+    proxy = Proxy(urlsplit(database_url).port or 5432)
+    await proxy.open()
+    yield proxy
+    proxy.close()
+
+
+@pytest.mark.parametrize("has_stable_id", [False, True])
+@pytest.mark.parametrize("contested", [False, True])
+async def test_cut_wire(
+    proxy: Proxy,
+    database_url: str,
+    connection: asyncpg.Connection,
+    contested: bool,
+    has_stable_id: bool,
+) -> None:
+    """A write over a wire that was cut raises in time, and the next connection works."""
+    sink = TimescaleSink(through(proxy, database_url), commit_timeout_s=COMMIT_TIMEOUT_S)
+    first, second = events("a", "b", has_stable_id=has_stable_id)
+    assert await sink.write([first], contested=contested) == [Outcome.WRITTEN]
+    proxy.blackhole()
+    for _ in range(2):
+        started = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await sink.write([second], contested=contested)
+        assert time.monotonic() - started < 3 * COMMIT_TIMEOUT_S
+    proxy.restore()
+    outcome = await sink.write([second], contested=contested)
+    assert outcome in ([Outcome.WRITTEN], [Outcome.DUPLICATE])
+    assert await stored(connection) == {"a", "b"}
+    await sink.close()
+
+
+async def test_wire_cut_during_the_search(
+    proxy: Proxy,
+    database_url: str,
+    connection: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor does it wait when the cut comes while the batch is being tried row by row."""
+    sink = TimescaleSink(through(proxy, database_url), commit_timeout_s=COMMIT_TIMEOUT_S)
+    await sink.write(events("a"), contested=False)
+
+    def fall_silent_and_encode(batch: Sequence[Event]) -> list[list[object]]:
+        proxy.blackhole()
+        return as_arrays(batch)
+
+    monkeypatch.setattr("sinks.timescale.writes.as_arrays", fall_silent_and_encode)
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        await sink.write(events("a", "b"), contested=False)
+    assert time.monotonic() - started < 3 * COMMIT_TIMEOUT_S
+    monkeypatch.undo()
+    proxy.restore()
+    assert await sink.write(events("c"), contested=False) == [Outcome.WRITTEN]
+    assert await stored(connection) >= {"a", "c"}
+    await sink.close()

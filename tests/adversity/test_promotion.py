@@ -1,0 +1,278 @@
+"""A standby is promoted: gateways find the primary, among several hosts and behind HAProxy."""
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.dev.embedded import EmbeddedError
+from app.dev.processes import free_port
+from tests.deploying import lines, statements
+from tests.gateways import PATIENCE_S, POLL_S, Services, environment
+from tests.haproxy import DATABASE, HAProxy, find_haproxy, haproxy
+from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
+from tests.postgres_topologies import (
+    ALONE,
+    HYPERTABLE,
+    OWNER,
+    PASSWORD,
+    Pair,
+    ask,
+    asking,
+    tell,
+    url_of,
+)
+from tests.services.test_commands import run
+
+HASTY = {"COMMIT_TIMEOUT_S": "1", "CLAIM_LEASE_S": "2"}
+READ_WRITE = "?target_session_attrs=read-write"
+# From the fault to the next answer; the promotion itself takes a fraction of a second.
+GAP_MAX_S = 15.0
+
+
+@pytest.fixture
+async def pair(postgres_pair: Pair) -> AsyncIterator[Pair]:
+    """A primary and a synchronous standby, both well."""
+    await postgres_pair.mend()
+    yield postgres_pair
+    postgres_pair.standby.resume()
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    """A port on which connections are taken, and nothing is ever said."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@contextmanager
+def standby(pair: Pair) -> Iterator[int]:
+    """The port of a standby."""
+    yield pair.standby.port
+
+
+@contextmanager
+def hanging(pair: Pair) -> Iterator[int]:
+    """The port of a server that stands still."""
+    pair.standby.pause()
+    yield pair.standby.port
+    pair.standby.resume()
+
+
+@contextmanager
+def refused() -> Iterator[int]:
+    """A port on which nobody listens."""
+    yield free_port()
+
+
+def at(*ports: int, words: str = "") -> str:
+    """The address of the database on these ports, in this order."""
+    hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+    return f"postgresql://{OWNER}:{PASSWORD}@{hosts}/{HYPERTABLE}{words}"
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        ("standby", ""),
+        ("standby", READ_WRITE),
+        ("hanging", READ_WRITE),
+        ("silent", ""),
+        ("refused", ""),
+    ],
+)
+async def test_primary_is_found_behind_another(
+    pair: Pair, services: Services, tmp_path: Path, first: str, words: str
+) -> None:
+    """Whatever is listed first and is no primary, the primary behind it gets the events."""
+    await tell(pair.primary, *ALONE)
+    others: dict[str, AbstractContextManager[int]] = {
+        "standby": standby(pair),
+        "hanging": hanging(pair),
+        "silent": silent(),
+        "refused": refused(),
+    }
+    with others[first] as port:
+        url = at(port, pair.primary.port, words=words)
+        with serving(url, services.redis_url, tmp_path) as gateway:
+            await asyncio.to_thread(gateway.wait_until_ready)
+            for kind, callback in callbacks(f"behind-{first}{len(words)}").items():
+                assert await until_told(gateway, callback) in COMMITTED, kind
+
+
+@pytest.mark.parametrize("command", ["migrate", "retain", "check"])
+async def test_commands_find_the_primary(
+    pair: Pair, services: Services, tmp_path: Path, command: str
+) -> None:
+    """A command works on the primary, behind a host that hangs and a standby."""
+    with silent() as port:
+        url = at(port, pair.standby.port, pair.primary.port, words=READ_WRITE)
+        environ = environment(url, services.redis_url, tmp_path, RETENTION_D="62")
+        ended = await asyncio.to_thread(run, command, **environ)
+        assert ended.stderr == ""
+        failed = [line for line in ended.stdout.splitlines() if line.startswith("FAILED")]
+        assert [line for line in failed if "fsync" not in line] == []
+        assert ended.returncode == len(failed)
+
+
+async def test_check_names_each_host(pair: Pair, services: Services, tmp_path: Path) -> None:
+    """`check` on a primary says what every other host is, too."""
+    with refused() as port:
+        url = at(port, pair.standby.port, pair.primary.port, pair.primary.port)
+        environ = environment(url, services.redis_url, tmp_path)
+        ended = await asyncio.to_thread(run, "check", **environ)
+    told = [line for line in ended.stdout.splitlines() if " database host: " in line]
+    away, *others, warning = told
+    assert away.startswith(f"warning  database host: 127.0.0.1:{port} does not answer: ")
+    primary = f"ok       database host: 127.0.0.1:{pair.primary.port} is a primary"
+    standby = f"ok       database host: 127.0.0.1:{pair.standby.port} is a standby"
+    assert others == [standby, primary, primary]
+    assert warning.startswith("warning  database host: 2 are primaries: ")
+
+
+async def test_check_names_no_host_where_there_is_one(
+    pair: Pair, services: Services, tmp_path: Path
+) -> None:
+    """A single host has no line of its own."""
+    environ = environment(at(pair.primary.port), services.redis_url, tmp_path)
+    ended = await asyncio.to_thread(run, "check", **environ)
+    assert "database host" not in ended.stdout
+
+
+@pytest.mark.parametrize("words", ["", READ_WRITE])
+async def test_nothing_but_standbys(
+    pair: Pair, services: Services, tmp_path: Path, words: str
+) -> None:
+    """Where only a standby answers, `serve` is there, answers 500, and waits for its promotion."""
+    url = at(free_port(), pair.standby.port, words=words)
+    [callback, _] = callbacks(f"only-standbys{len(words)}").values()
+    with serving(url, services.redis_url, tmp_path) as gateway:
+        async with asyncio.timeout(PATIENCE_S):
+            while gateway.status("/healthz") != 200:
+                await asyncio.sleep(POLL_S)
+        assert gateway.status("/readyz") == 503
+        assert await outcome(gateway, callback) == "500"
+        pair.primary.kill()
+        await pair.promote()
+        assert await until_told(gateway, callback) in COMMITTED
+        assert "Traceback" not in gateway.log.read_text()
+
+
+async def test_promoted_without_a_standby(pair: Pair, services: Services, tmp_path: Path) -> None:
+    """A promoted server with the copied setting answers nothing, and `check` says why."""
+    pair.primary.kill()
+    await pair.promote_as_it_is()
+    url = url_of(pair.primary)
+    environ = environment(url, services.redis_url, tmp_path)
+    ended = await asyncio.to_thread(run, "check", **environ)
+    failed = [line for line in ended.stdout.splitlines() if line.startswith("FAILED")]
+    assert ended.returncode == 1
+    assert any("synchronous" in line for line in failed), ended.stdout
+    [callback, _] = callbacks("promoted-alone").values()
+    with serving(url, services.redis_url, tmp_path, **HASTY) as gateway:
+        gateway.wait_until_ready()
+        assert await outcome(gateway, callback) == "500"
+        alone = statements("A synchronous standby")[-1]
+        async with asking(pair.primary) as connection:
+            for statement in filter(str.strip, alone.split(";")):
+                await connection.execute(statement)
+        assert await until_told(gateway, callback) in COMMITTED
+    ended = await asyncio.to_thread(run, "check", **environ)
+    assert not any("synchronous" in line for line in ended.stdout.splitlines() if "FAIL" in line)
+
+
+async def test_old_primary_confirms_nothing(pair: Pair, services: Services, tmp_path: Path) -> None:
+    """A primary that comes back after a promotion waits for the standby that it has lost."""
+    pair.primary.pause()
+    await pair.promote()
+    old = pair.standby
+    old.resume()
+    with serving(url_of(old), services.redis_url, tmp_path, **HASTY) as gateway:
+        gateway.wait_until_ready()
+        for callback in callbacks("old-primary").values():
+            assert {await outcome(gateway, callback) for _ in range(2)} == {"500"}
+
+
+async def fail_over(pair: Pair, fault: str) -> None:
+    """Lose the primary, and promote the standby; the old one is not heard of again."""
+    if fault == "killed":
+        pair.primary.kill()
+    else:
+        pair.primary.pause()
+    await pair.promote()
+
+
+async def assert_nothing_lost(pair: Pair, callers: Callers, what: str) -> None:
+    """Fail unless each callback has one row, and nobody waited too long; print how long."""
+    rows = await ask(
+        pair.primary,
+        "SELECT array_agg(user_id ORDER BY user_id) FROM events WHERE user_id LIKE $1 || '-%'",
+        callers.prefix,
+    )
+    assert rows == sorted(callers.told)
+    gap_s = callers.longest_gap_s()
+    sys.stdout.write(f"{what}: {len(rows)} callbacks, longest gap {gap_s:.1f} s\n")
+    assert gap_s < GAP_MAX_S
+
+
+@pytest.mark.parametrize("fault", ["killed", "frozen"])
+async def test_promotion_under_a_running_gateway(
+    pair: Pair, services: Services, tmp_path: Path, fault: str
+) -> None:
+    """A gateway with several hosts finds the promoted one, and nothing told is lost."""
+    url = at(pair.primary.port, pair.standby.port)
+    with serving(url, services.redis_url, tmp_path) as gateway:
+        await asyncio.to_thread(gateway.wait_until_ready)
+        callers = Callers(gateway, f"hosts-{fault}")
+        async with callers.calling():
+            await fail_over(pair, fault)
+            await callers.more()
+    await assert_nothing_lost(pair, callers, f"several hosts, primary {fault}")
+
+
+@pytest.fixture(scope="session")
+def program() -> Path:
+    """The HAProxy to run."""
+    try:
+        return find_haproxy()
+    except EmbeddedError as why:
+        pytest.skip(str(why))
+
+
+@pytest.fixture
+async def proxy(pair: Pair, tmp_path: Path, program: Path) -> AsyncIterator[HAProxy]:
+    """HAProxy in front of both servers, with what the documentation says."""
+    [role] = statements("HAProxy by role")
+    [rule] = [line for line in lines("HAProxy by role") if line.startswith("host")]
+    if not await ask(pair.primary, "SELECT count(*) FROM pg_roles WHERE rolname = 'haproxy'"):
+        async with asking(pair.primary) as connection:
+            await connection.execute(role)
+    servers = (pair.primary, pair.standby)
+    for server in servers:
+        rules = server.folder / "pg_hba.conf"
+        here = rule.replace("10.0.0.9/32", "127.0.0.1/32")
+        rules.write_text(f"{here}\n{rules.read_text()}")
+        await tell(server, "SELECT pg_reload_conf()")
+    ports = {server.name: server.port for server in servers}
+    with haproxy(tmp_path, ports, program, DATABASE) as proxy:
+        await asyncio.to_thread(proxy.wait_until, pair.primary.name, "UP")
+        await asyncio.to_thread(proxy.wait_until, pair.standby.name, "DOWN")
+        yield proxy
+
+
+@pytest.mark.parametrize("fault", ["killed", "frozen"])
+async def test_promotion_behind_haproxy(
+    pair: Pair, proxy: HAProxy, services: Services, tmp_path: Path, fault: str
+) -> None:
+    """HAProxy leads a gateway to the promoted server, and nothing told is lost."""
+    with serving(at(proxy.port), services.redis_url, tmp_path) as gateway:
+        await asyncio.to_thread(gateway.wait_until_ready)
+        callers = Callers(gateway, f"haproxy-{fault}")
+        async with callers.calling():
+            await fail_over(pair, fault)
+            await callers.more()
+    await assert_nothing_lost(pair, callers, f"HAProxy, primary {fault}")

@@ -1,0 +1,309 @@
+"""Restarts and crashes under load: nothing is lost, nothing is doubled."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+
+import asyncpg
+import msgspec
+import pytest
+
+from app.dev.embedded import EmbeddedError
+from bench.faults.ledger import Told
+from bench.faults.oracle import judge
+from bench.faults.stories import SHARES, Author, Plot
+from bench.testbed.callbacks import APPS, EVENTS, SECRET, WORKSPACES
+from bench.testbed.vendor import Vendor
+from tests.client import UNANSWERED, Answer, exchange, head
+from tests.gateways import PATIENCE_S, Process, Services
+from tests.haproxy import HAProxy, find_haproxy, haproxy
+from tests.services.test_serve import until_all_serve, workers_of
+
+RESTARTS = 20
+CRASHES = 4
+CALLBACKS_PER_S = 150.0
+# No caller of these hangs up: each answer is seen.
+AUTHOR = Author(7, SHARES | {Plot.HUNG_UP: 0, Plot.POISON: 0})
+SERVERS = ("one", "two")
+WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
+CREDENTIALS = f"secret={SECRET}&app_token={next(iter(APPS))}"
+EVENT = f"event_token={next(iter(EVENTS))}&created_at=1750500000"
+SERIES = "flokit_callbacks_written_total{"
+RUN = Callable[..., Process]
+
+
+@pytest.fixture(scope="session")
+def program() -> Path:
+    """The HAProxy to run."""
+    try:
+        return find_haproxy()
+    except EmbeddedError as why:
+        pytest.skip(str(why))
+
+
+@pytest.fixture
+def run(services: Services, database_url: str, tmp_path: Path) -> RUN:
+    """Make a process of that name on the test's database; `with` starts and stops it."""
+
+    def make(name: str, **settings: str) -> Process:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "workspaces.toml").write_text(WORKSPACES)
+        secret = {"ADJUST_CALLBACK_SECRET": SECRET}
+        return Process(database_url, services.redis_url, folder, **secret, **settings)
+
+    return make
+
+
+@asynccontextmanager
+async def calling(*ports: int) -> AsyncIterator[Vendor]:
+    """A vendor that calls meanwhile; at the end every one of its callbacks is done with."""
+    vendor = Vendor(AUTHOR, ports, CALLBACKS_PER_S)
+    sending = asyncio.create_task(vendor.send(sys.maxsize))
+    try:
+        yield vendor
+        sending.cancel()
+        await vendor.finish()
+    finally:
+        sending.cancel()
+        await vendor.close()
+
+
+async def assert_exactly_once(vendor: Vendor, connection: asyncpg.Connection) -> None:
+    """The table holds what the vendor was told, and nobody gave up."""
+    verdict = await judge(connection, AUTHOR, vendor.ledger, vendor.begun)
+    assert verdict.is_clean, verdict
+    assert verdict.rows > 100
+    assert vendor.ledger.given_up == []
+
+
+async def until_it_has_written(process: Process) -> None:
+    """Return when the process itself has written events."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not any(SERIES in series for series in await process.metrics()):
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def behind_haproxy(
+    processes: dict[str, Process], folder: Path, program: Path
+) -> AsyncIterator[tuple[HAProxy, ExitStack]]:
+    """Processes that serve behind a HAProxy which knows it, and a stack to start them again."""
+    ports = {name: process.port for name, process in processes.items()}
+    with ExitStack() as stack:
+        for process in processes.values():
+            stack.enter_context(process)
+        proxy = stack.enter_context(haproxy(folder, ports, program))
+        for name in processes:
+            await asyncio.to_thread(proxy.wait_until, name, "UP")
+        yield proxy, stack
+
+
+async def test_rolling_restarts(
+    run: RUN, connection: asyncpg.Connection, tmp_path: Path, program: Path
+) -> None:
+    """Twenty restarts in turn under load: not one answer fails, nothing is lost or doubled."""
+    processes = {name: run(name, DRAIN_PAUSE_S="0.5") for name in SERVERS}
+    async with (
+        behind_haproxy(processes, tmp_path, program) as (proxy, stack),
+        calling(proxy.port) as vendor,
+    ):
+        for turn in range(RESTARTS):
+            name = SERVERS[turn % 2]
+            process = processes[name]
+            await until_it_has_written(process)
+            process.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait) == 0
+            await asyncio.to_thread(proxy.wait_until, name, "DOWN")
+            stack.enter_context(process)
+            await asyncio.to_thread(proxy.wait_until, name, "UP")
+    assert vendor.ledger.tally().keys() == {Told.WRITTEN, Told.DUPLICATE, Told.DROPPED}
+    assert vendor.connections < len(vendor.ledger) / 10  # they are kept alive
+    await assert_exactly_once(vendor, connection)
+    for process in processes.values():
+        assert '"ERROR"' not in process.log.read_text().upper()
+
+
+async def test_crashes_behind_a_proxy(
+    run: RUN, connection: asyncpg.Connection, tmp_path: Path, program: Path
+) -> None:
+    """Of a process that is killed the proxy's retries and the vendor's own lose nothing."""
+    processes = {name: run(name) for name in SERVERS}
+    async with (
+        behind_haproxy(processes, tmp_path, program) as (proxy, stack),
+        calling(proxy.port) as vendor,
+    ):
+        for turn in range(CRASHES):
+            name = SERVERS[turn % 2]
+            process = processes[name]
+            await until_it_has_written(process)
+            process.signal(signal.SIGKILL)
+            assert await asyncio.to_thread(process.wait) == -signal.SIGKILL
+            await asyncio.to_thread(proxy.wait_until, name, "DOWN")
+            stack.enter_context(process)
+            await asyncio.to_thread(proxy.wait_until, name, "UP")
+    await assert_exactly_once(vendor, connection)
+
+
+async def test_restarts_without_a_proxy(run: RUN, connection: asyncpg.Connection) -> None:
+    """Whoever is cut off by a process that ends tries again: nothing is lost or doubled."""
+    with ExitStack() as stack:
+        process = stack.enter_context(run("alone"))
+        await asyncio.to_thread(process.wait_until_ready)
+        async with calling(process.port) as vendor:
+            for _ in range(CRASHES):
+                await until_it_has_written(process)
+                process.signal(signal.SIGTERM)
+                assert await asyncio.to_thread(process.wait) == 0
+                stack.enter_context(process)
+                await asyncio.to_thread(process.wait_until_ready)
+    # One that ends in good order gives each its receipt, or hangs up before it has taken it.
+    failed = {told for told in vendor.ledger.tally() if not told.is_final}
+    assert failed <= {Told.NO_CONNECTION, Told.CLOSED}
+    await assert_exactly_once(vendor, connection)
+
+
+def get(user: str) -> bytes:
+    """A callback of this user, as a GET."""
+    return head("GET", f"/ingest/adjust?{CREDENTIALS}&user_id={user}&{EVENT}")
+
+
+def post(user: str) -> bytes:
+    """A callback of this user, as a POST."""
+    body = f"user_id={user}&{EVENT}".encode()
+    headers = {"Content-Length": str(len(body))}
+    return head("POST", f"/ingest/adjust?{CREDENTIALS}", headers=headers) + body
+
+
+async def test_proxy_answers_in_place_of_the_gateway(
+    run: RUN, tmp_path: Path, program: Path
+) -> None:
+    """What the gateway takes, the proxy lets pass; what it refuses, it never answers finally."""
+    async with behind_haproxy({"one": run("one")}, tmp_path, program) as (proxy, _):
+        taken = [
+            get("ü"),
+            get("a|<>^`"),
+            get("with#hash"),
+            get("long" + "x" * 60_000),
+            post("large" + "x" * 1_000_000),
+            b"\r\n" + get("late"),
+        ]
+        for request in taken:
+            answer = await through(proxy.port, request)
+            assert (answer.status, answer.body) == (200, msgspec.json.encode(WRITTEN)), request[
+                :300
+            ]
+        for request in (get("longer" + "x" * 120_000), b"\0\r\n\r\n", get("a b")):
+            assert await through(proxy.port, request) == UNANSWERED
+
+
+async def through(port: int, request: bytes) -> Answer:
+    """What comes back through HAProxy, but for its own 503 while a health check is late."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (answer := await exchange(port, request)).body.startswith(b"<html>"):
+            await asyncio.sleep(0.02)
+    return answer
+
+
+VERIFIED = f"/ingest/adjust?{CREDENTIALS}&user_id=by_itself&{EVENT}"
+# What HAProxy answers these, where no `errorfile` says otherwise.
+BY_ITSELF = {
+    "413": f"GET {VERIFIED} HTTP/1.0\r\nContent-Length: 3\r\n\r\nx=1".encode(),
+    "422": head("POST", VERIFIED, headers={"Transfer-Encoding": "gzip, chunked"}) + b"0\r\n\r\n",
+    # It fits into HAProxy's buffer, and the gateway closes the connection.
+    "502": get("x" * 66_000),
+}
+
+
+@pytest.mark.parametrize("status", BY_ITSELF)
+async def test_proxy_closes_what_nobody_takes(
+    run: RUN, tmp_path: Path, program: Path, status: str
+) -> None:
+    """What HAProxy would answer by itself is closed unanswered, and the log has its status."""
+    async with behind_haproxy({"one": run("one")}, tmp_path, program) as (proxy, _):
+        assert await through(proxy.port, BY_ITSELF[status]) == UNANSWERED
+        async with asyncio.timeout(PATIENCE_S):
+            while f" {status} " not in (tmp_path / "haproxy.log").read_text():
+                await asyncio.sleep(0.02)
+
+
+async def test_proxy_passes_what_is_served(run: RUN, tmp_path: Path, program: Path) -> None:
+    """The world sees callbacks and `/healthz`, by GET or HEAD, with more slashes too; no more."""
+    async with behind_haproxy({"one": run("one")}, tmp_path, program) as (proxy, _):
+        for path in ("/healthz", "//healthz", "http://gateway/healthz"):
+            assert (await through(proxy.port, head("GET", path))).status == 200
+        assert (await through(proxy.port, get("slashes").replace(b"/", b"//", 1))).status == 200
+        for path in ("/metrics", "/readyz", "/", "/healthz/x", "/x/ingest/adjust"):
+            assert (await exchange(proxy.port, head("GET", path))).status == 503
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(head("HEAD", "/healthz", headers={"Connection": "close"}))
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
+async def test_killed_worker_is_replaced(run: RUN, connection: asyncpg.Connection) -> None:
+    """A killed worker is back within 5 s, and the vendor's retries lose and double nothing."""
+    with run("several", WORKERS="2") as process:
+        await until_all_serve(process)
+        async with calling(process.port) as vendor:
+            await until_it_has_written(process)
+            for turn in range(CRASHES):
+                served = serving(process)
+                killed = sorted(workers_of(process.pid))[turn % 2]
+                started = time.monotonic()
+                os.kill(killed, signal.SIGKILL)
+                while not serving(process) - served:
+                    assert time.monotonic() - started < 5
+                    await asyncio.sleep(0.02)
+        assert process.log.read_text().count("a worker ended and is replaced") == CRASHES
+    await assert_exactly_once(vendor, connection)
+
+
+async def test_killed_parent_under_load(run: RUN, connection: asyncpg.Connection) -> None:
+    """When the parent of the workers is killed, all can be started again within 5 s."""
+    with ExitStack() as stack:
+        # They do not wait for the callbacks to go elsewhere: there may be nobody else to go to.
+        process = stack.enter_context(run("several", WORKERS="2", DRAIN_PAUSE_S="20"))
+        workers = await until_all_serve(process)
+        async with calling(process.port) as vendor:
+            await until_it_has_written(process)
+            await kill_with_workers(process, workers)
+            stack.enter_context(process)
+            workers = await until_all_serve(process, 4)
+            await until_it_has_written(process)
+        await kill_with_workers(process, workers)
+    await assert_exactly_once(vendor, connection)
+
+
+async def kill_with_workers(process: Process, workers: set[int]) -> None:
+    """Kill the parent; within 5 s the workers are gone, and another may listen on the port."""
+    process.signal(signal.SIGKILL)
+    async with asyncio.timeout(5):
+        await asyncio.to_thread(process.wait)
+        while not is_free(process.port) or live(workers):
+            await asyncio.sleep(0.02)
+
+
+def serving(process: Process) -> set[int]:
+    """The workers of a gateway that have ever begun to serve."""
+    lines = (json.loads(line) for line in process.log.read_text().splitlines())
+    return {line["pid"] for line in lines if line["message"] == "serving"}
+
+
+def live(pids: set[int]) -> bool:
+    """Whether any of these processes is still there."""
+    return any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def is_free(port: int) -> bool:
+    """Whether a server may listen on this port."""
+    with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False

@@ -1,0 +1,115 @@
+"""Rows that the server takes and does not keep: neither `written` nor `duplicate` is told."""
+
+from datetime import timedelta
+
+import asyncpg
+import pytest
+
+from app.event import Outcome
+from sinks.timescale.search import find_rows
+from sinks.timescale.sink import TimescaleSink
+from tests.events import OCCURRED_AT, event, events, stored, write_all
+from tests.gateways import Services
+from tests.services.test_timescale import skip_without_timescaledb
+
+WRITTEN, DUPLICATE, CONTESTED = Outcome.WRITTEN, Outcome.DUPLICATE, Outcome.CONTESTED
+Connection = asyncpg.Connection
+
+
+async def swallow(connection: Connection, table: str, condition: str) -> None:
+    """Let a trigger leave out what fulfils a condition."""
+    await connection.execute(
+        f"CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {condition} "
+        "THEN RETURN NULL; END IF; RETURN NEW; END $$; CREATE TRIGGER swallow "
+        f"BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION swallow()"
+    )
+
+
+async def stop_swallowing(connection: Connection) -> None:
+    """Take the trigger away."""
+    await connection.execute("DROP FUNCTION swallow CASCADE")
+
+
+@pytest.mark.parametrize("has_stable_id", [False, True])
+async def test_swallowed_row_is_no_duplicate(
+    sink: TimescaleSink, connection: Connection, has_stable_id: bool
+) -> None:
+    """A trigger leaves one row out: that one raises alone, its neighbours are written."""
+    await swallow(connection, "events", "NEW.user_id = 'c'")
+    await sink.write(events("a"), contested=False)
+    batch = events("b", "c", "d", has_stable_id=has_stable_id)
+    assert await sink.write(batch, contested=False) == [WRITTEN, CONTESTED, WRITTEN]
+    assert await sink.write(
+        [event("c", has_stable_id=has_stable_id), *events("a", "e")], contested=False
+    ) == [CONTESTED, DUPLICATE, WRITTEN]
+    with pytest.raises(asyncpg.PostgresError):
+        await sink.write(batch[1:2], contested=True)
+    assert await stored(connection) == set("abde")
+    await stop_swallowing(connection)
+    assert await sink.write(batch[1:2], contested=False) == [WRITTEN]
+
+
+async def test_swallowed_stable_id_is_no_duplicate(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """A trigger leaves a stable ID out: its event is neither written without it nor a duplicate."""
+    poison = event("c", has_stable_id=True)
+    await swallow(connection, "stable_events", f"NEW.event_id = '{poison.event_id.hex()}'")
+    batch = [*events("a", "b", has_stable_id=True), poison, event("d")]
+    outcomes = await sink.write(batch, contested=False)
+    assert outcomes == [WRITTEN, WRITTEN, CONTESTED, WRITTEN]
+    with pytest.raises(asyncpg.PostgresError):
+        await sink.write([poison], contested=True)
+    assert await stored(connection) == set("abd")
+
+
+@pytest.mark.parametrize("has_stable_id", [False, True])
+async def test_foreign_index_refuses_only_its_own(
+    sink: TimescaleSink, connection: Connection, has_stable_id: bool
+) -> None:
+    """An event that somebody else's unique index refuses raises alone, and is no duplicate."""
+    await connection.execute("CREATE UNIQUE INDEX foreign_index ON events (user_id, occurred_at)")
+    known = event("a")
+    twin = event("another", user_id="a", occurred_at=known.occurred_at, has_stable_id=has_stable_id)
+    assert await sink.write([known], contested=False) == [WRITTEN]
+    batch = [event("b"), twin, known, event("c", has_stable_id=has_stable_id)]
+    outcomes = await sink.write(batch, contested=False)
+    assert outcomes == [WRITTEN, CONTESTED, DUPLICATE, WRITTEN]
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await sink.write([twin], contested=True)
+    await connection.execute("DROP INDEX foreign_index")
+    assert await sink.write([twin], contested=True) == [WRITTEN]
+
+
+async def test_duplicates_of_many_days_are_found(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """What is searched for may lie years apart: every one is found in its own chunk."""
+    days = [
+        event(str(day), occurred_at=OCCURRED_AT - timedelta(days=day)) for day in (0, 1, 90, 5000)
+    ]
+    assert await write_all(sink, days) == [WRITTEN] * 4
+    outcomes = await sink.write([*days, event("new")], contested=False)
+    assert outcomes == [DUPLICATE] * 4 + [WRITTEN]
+    assert len(await stored(connection)) == 5
+
+
+async def test_search_looks_into_one_chunk(
+    services: Services, sink: TimescaleSink, connection: Connection
+) -> None:
+    """However many chunks there are and however often it was asked, a search locks its own only.
+
+    The server has room for the locks of some 3,000 chunks.
+    """
+    await skip_without_timescaledb(services, connection)
+    days = [event(str(day), occurred_at=OCCURRED_AT - timedelta(days=day)) for day in range(40)]
+    await write_all(sink, days)
+    async with sink._batches.connection() as session:
+        for _ in range(12):  # from the sixth time on, the server weighs a plan for any time
+            async with session.transaction():
+                assert await find_rows(session, days[7:8]) == {days[7].event_id}
+                locked = await session.fetchval(
+                    "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() "
+                    "AND relation::regclass::text LIKE '%\\_hyper\\_%\\_chunk'"
+                )
+                assert locked == 1

@@ -1,0 +1,1 @@
+"""Documentation, manifests and the rules of the house."""

@@ -1,0 +1,180 @@
+"""The SQL of the documentation: each block is run, on rows of which the right answer is known."""
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import asyncpg
+import pytest
+
+from app.event import Event
+from sinks.timescale.sink import TimescaleSink
+from tests import deploying, pgbouncer
+from tests.events import event
+from tests.gateways import ROOT
+
+# The runbook's blocks are run by test_runbook; test_deploying_database says who runs that page's.
+_DOCS = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - {deploying.PAGE}
+PAGES = ("README.md", *sorted(_DOCS), "adapters/README.md")
+
+
+def blocks() -> Iterator[tuple[str, str]]:
+    """Yield each SQL block with its page and the heading above it."""
+    for page in PAGES:
+        heading = ""
+        pattern = r"^#+ ([^\n]*)$|^```sql\n(.*?)^```"
+        for found in re.finditer(pattern, (ROOT / page).read_text(), re.MULTILINE | re.DOTALL):
+            if found[2] is None:
+                heading = found[1]
+            else:
+                yield f"{page}: {heading}", found[2]
+
+
+# Noon, two days ago: within the last week, and never at the edge of a day.
+DAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=2)
+NOON = DAY + timedelta(hours=12)
+NOVEMBER = datetime(2026, 11, 10, 12, tzinfo=UTC)
+RECENTLY = datetime.now(UTC) - timedelta(hours=2)
+
+
+def sent(name: str, occurred_at: datetime = NOON, /, **fields: Any) -> Event:
+    """An event of the workspace of the queries; what is no column is in `properties`."""
+    columns = {n: fields.pop(n) for n in list(fields) if n in Event.__struct_fields__}
+    known = {"workspace_id": "ws_demo", "occurred_at": occurred_at, "properties": fields}
+    return event(name, **known | columns)
+
+
+class Answer(NamedTuple):
+    """The rows that a query is given, and those that it must return."""
+
+    given: list[Event]
+    rows: list[tuple[Any, ...]]
+
+
+SPRING = {"network_name": "Network1", "campaign_name": "spring", "currency": "USD"}
+NOT_ASKED_FOR = [
+    sent("tester", revenue_float="999", environment="sandbox", **SPRING),
+    sent("stranger", workspace_id="ws_other", revenue_float="888", **SPRING),
+    sent("long ago", NOON - timedelta(days=90), revenue_float="777", **SPRING),
+]
+MONEY = [
+    sent("a", revenue="499", revenue_float="4.99", environment="production", **SPRING),
+    sent("b", revenue_float="1.2e-05", **SPRING | {"currency": "usd"}),
+    sent("c", NOON - timedelta(days=1), revenue="10", currency="EUR", environment="production"),
+    sent("d", NOON - timedelta(days=1), revenue="12,50", currency="EUR"),
+    sent("e", campaign_name="spring"),
+]
+ANSWERS = {
+    "Revenue of the last week, by day and currency": Answer(
+        MONEY + NOT_ASKED_FOR,
+        [(DAY - timedelta(days=1), "EUR", Decimal(10)), (DAY, "USD", Decimal("4.990012"))],
+    ),
+    "Revenue by network and campaign": Answer(
+        MONEY
+        + NOT_ASKED_FOR
+        + [
+            sent("other type", revenue_float="5", event_type="gift", **SPRING),
+            sent("three weeks", NOON - timedelta(days=21), revenue_float="20", **SPRING),
+        ],
+        [
+            ("Network1", "spring", "USD", Decimal("24.990012"), 3),
+            (None, None, "EUR", Decimal(10), 2),
+        ],
+    ),
+    "Installs and buyers by country, for one month": Answer(
+        [
+            *(sent(f"i{n}", NOVEMBER, event_type="app_install", country="DE") for n in range(3)),
+            sent("buyer", NOVEMBER, country="DE"),
+            sent("again", NOVEMBER, user_id="buyer", country="DE"),
+            sent("device", NOVEMBER, user_id=None, adid="a1", country="DE"),
+            sent("french", NOVEMBER, event_type="app_install", country="FR"),
+            sent("tester", NOVEMBER, event_type="app_install", country="FR", environment="sandbox"),
+            sent("too late", datetime(2026, 12, 1, tzinfo=UTC), country="FR"),
+            sent("stranger", NOVEMBER, workspace_id="ws_other", country="FR"),
+        ],
+        [("DE", 3, 2), ("FR", 1, 0)],
+    ),
+    "How late events arrive, and how many each app sends": Answer(
+        [
+            *(
+                sent(f"{n}", RECENTLY, received_at=RECENTLY + timedelta(seconds=n))
+                for n in range(1, 101)
+            ),
+            sent("other", RECENTLY, received_at=RECENTLY + timedelta(hours=1), app_token="other"),
+            sent("tester", RECENTLY, received_at=RECENTLY, environment="sandbox"),
+            sent("older", RECENTLY - timedelta(days=2), received_at=RECENTLY),
+        ],
+        [("abc123token", 100, timedelta(seconds=99)), ("other", 1, timedelta(hours=1))],
+    ),
+    "Revenue that is no number": Answer(
+        [
+            *MONEY,
+            sent("f", revenue="free", revenue_float="$4.99", app_token="other"),
+            sent("g", revenue="12,50"),
+            sent("tester", revenue="nothing", environment="sandbox"),
+        ],
+        [("abc123token", "12,50", 2), ("other", "$4.99", 1)],
+    ),
+    "Where users have no name": Answer(
+        [
+            sent("1", RECENTLY, user_id=None, adid="a1", properties={"user_id": "null"}),
+            sent("2", RECENTLY, user_id=None, properties={"user_id": "null"}),
+            sent("3", RECENTLY, user_id=None, properties={"user_id": "guest"}),
+            sent("named", RECENTLY),
+            sent("silent", RECENTLY, user_id=None),
+            sent(
+                "tester",
+                RECENTLY,
+                user_id=None,
+                properties={"user_id": "0", "environment": "sandbox"},
+            ),
+        ],
+        [("abc123token", "null", 2, 1), ("abc123token", "guest", 1, 1)],
+    ),
+}  # fmt: skip
+# What sets something up, in place of asking: why it is not run here, and what runs it.
+ADMINISTRATIVE: Mapping[str, tuple[str, set[str]]] = {
+    "README.md: Through PgBouncer": (
+        "roles belong to the whole server: test_pgbouncer gives them to a role of its own",
+        set(pgbouncer.ROLE_SETTINGS),
+    ),
+}
+
+
+def test_every_block_has_an_answer() -> None:
+    """Each block is one of a query whose answer is known, or is run by another test."""
+    found = dict(blocks())
+    assert len(found) == len(list(blocks())), "two blocks under one heading"
+    assert found.keys() == {f"docs/analysts.md: {name}" for name in ANSWERS} | ADMINISTRATIVE.keys()
+    for place, (_, lines) in ADMINISTRATIVE.items():
+        assert set(found[place].splitlines()) == lines
+
+
+@pytest.mark.parametrize("heading", ANSWERS)
+async def test_query_gives_the_right_answer(
+    sink: TimescaleSink, connection: asyncpg.Connection, heading: str
+) -> None:
+    """A documented query returns the right rows, without those of the sandbox."""
+    answer = ANSWERS[heading]
+    await sink.write(answer.given, contested=True)  # their days may have no chunk yet
+    rows = await connection.fetch(dict(blocks())[f"docs/analysts.md: {heading}"])
+    assert [tuple(row.values()) for row in rows] == answer.rows
+
+
+async def test_views_columns_are_those_of_the_page(connection: asyncpg.Connection) -> None:
+    """The page names every column of the table and of the view, and no other."""
+    page = (ROOT / "docs/analysts.md").read_text()
+    table, view = re.findall(r"\| column \| \|\n\|---\|---\|\n((?:\|.*\n)+)", page)
+
+    async def columns(relation: str) -> set[str]:
+        query = "SELECT attname FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0"
+        return {record[0] for record in await connection.fetch(query, relation)}
+
+    named = {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    more = {name for row in view.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == await columns("events")
+    assert named | more == await columns("revenue_events")

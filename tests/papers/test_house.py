@@ -1,0 +1,225 @@
+"""The rules of the house: who may import whom, and what the code looks like."""
+
+import ast
+import itertools
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PRODUCT = ("app", "adapters", "sinks")
+# "About" 40 and 250: a table or an import more is no reason to tear something apart.
+FUNCTION_LINES_MAX = 42
+MODULE_LINES_MAX = 275
+TEST_MODULE_LINES_MAX = 400
+REQUEST_PATH_LINES_MAX = 2_000
+FORBIDDEN_ROOMS = {"utils", "util", "common", "core", "base", "helpers", "helper", "manager"}
+
+# Who may import whom: floor, rooms, the rooms of ours that they may import, and the libraries.
+# The first row that a room fits counts.
+VOCABULARY = (
+    "app.errors", "app.event", "app.normalize", "app.parameters", "app.settings", "app.signals",
+    "app.version", "app.workspaces_file", "app.telemetry.*",
+)  # fmt: skip
+PARTS_OF_INGEST = (*VOCABULARY, "app.access", "app.workspaces", "app.buffer", "adapters")
+PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
+    (5, "app.__main__", ("app.*", "sinks.*"), ("asyncpg",)),
+    (5, "app.commands*", ("app.*", "adapters", "sinks.*"), ("redis", "asyncpg")),
+    (5, "app.dev*", ("app.*", "sinks.*"), ()),
+    (4, "app.telemetry.trac*", ("app.*",), ("opentelemetry",)),
+    (4, "app.http*", ("app.*", "adapters", "sinks*"), ("*",)),
+    (
+        2,
+        "app.ingest",
+        (*VOCABULARY, "app.access", "app.workspaces", "app.buffer", "adapters"),
+        ("msgspec",),
+    ),
+    (2, "app.commit", (*VOCABULARY, "app.buffer", "app.claims.*", "sinks"), ()),
+    (1, "adapters*", ("app.event", "app.normalize"), ("msgspec",)),
+    (1, "sinks*", ("app.event", "app.telemetry.metrics", "sinks.*"), ("asyncpg", "msgspec")),
+    (1, "app.claims*", (*VOCABULARY, "app.claims.*"), ("hiredis", "redis")),
+    (1, "app.access", VOCABULARY, ()),
+    (1, "app.buffer", VOCABULARY, ()),
+    (1, "app.workspaces", VOCABULARY, ("msgspec",)),
+    (0, "app.*", VOCABULARY, ("msgspec", "prometheus_client")),
+    (0, "app", (), ()),
+]
+# Only here are parts made of other parts.
+PARTS = {"Access", "Ingest", "RedisClaims", "TimescaleSink", "Workspaces", "WriteBuffer"}
+# What keeps connections, to callers, Redis and the database, is below it.
+REQUEST_PATH = (
+    "app/http/head.py", "app/http/fast_path.py", "app/http/protocol.py", "app/http/app.py",
+    "app/ingest.py", "app/parameters.py", "app/access.py", "adapters/adjust.py",
+    "app/normalize.py", "app/event.py", "app/errors.py", "app/buffer.py", "app/commit.py",
+    "app/claims/redis.py", "sinks/timescale/sink.py", "sinks/timescale/chunks.py",
+    "sinks/timescale/writes.py", "sinks/timescale/search.py", "sinks/timescale/encoding.py",
+)  # fmt: skip
+
+
+def modules(*folders: str) -> list[str]:
+    """The Python files of these folders, as paths from the root."""
+    paths = itertools.chain.from_iterable((ROOT / folder).rglob("*.py") for folder in folders)
+    return sorted(str(path.relative_to(ROOT)) for path in paths)
+
+
+EVERYWHERE = modules(*PRODUCT, "bench", "tests")
+every_product_module = pytest.mark.parametrize("path", modules(*PRODUCT))
+every_module = pytest.mark.parametrize("path", EVERYWHERE)
+
+
+@cache
+def tree_of(path: str) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse((ROOT / path).read_text())
+
+
+def name_of(path: str) -> str:
+    """The name under which a file is imported."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+NAMES = {name_of(path) for path in EVERYWHERE}
+
+
+def imports_of(path: str) -> Iterator[str]:
+    """Every module that a file imports, wherever in it."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None, "relative import"
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                yield submodule if submodule in NAMES else node.module
+
+
+def fits(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a name is one of those that the patterns allow."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def floor_of(name: str) -> int:
+    """The floor on which a room lies."""
+    return next(floor for floor, rooms, _, _ in PLAN if fnmatchcase(name, rooms))
+
+
+@every_product_module
+def test_a_room_imports_from_above(path: str) -> None:
+    """Every room imports what the plan of the floors allows it, and nothing else."""
+    name = name_of(path)
+    floor, _, rooms, libraries = next(row for row in PLAN if fnmatchcase(name, row[1]))
+    for imported in imports_of(path):
+        if imported.partition(".")[0] in PRODUCT:
+            assert fits(imported, rooms), f"{name} may not import {imported}"
+            assert floor_of(imported) <= floor, f"{imported} is above {name}"
+        elif (library := imported.partition(".")[0]) not in sys.stdlib_module_names:
+            assert fits(library, libraries), f"{name} may not import {library}"
+
+
+@every_product_module
+def test_parts_are_put_together_in_many_places(path: str) -> None:
+    """The parts of a gateway are made in `app.http.app`, and nowhere else."""
+    calls = [node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+    made = {call.id for call in calls if isinstance(call, ast.Name)} & PARTS
+    assert made == (PARTS if path == "app/http/app.py" else set())
+
+
+IMPORT_ALL = """
+import asyncio, importlib, logging, os, signal, sys, threading
+
+def state():
+    open_now = (f"/proc/self/fd/{number}" for number in range(3, 100))
+    return {
+        "threads": threading.active_count(),
+        "environment": dict(os.environ),
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "open": [os.readlink(file) for file in open_now if os.path.exists(file)],
+        "handlers": [repr(handler) for handler in logging.getLogger().handlers],
+        "loops": type(asyncio.get_event_loop_policy()),
+        "folder": os.getcwd(),
+    }
+
+before = state()
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+after = state()
+assert before == after, (before, after)
+"""
+
+
+def test_importing_starts_something() -> None:
+    """Importing a module opens nothing, starts nothing, and changes nothing of the process."""
+    names = [name_of(path) for path in modules(*PRODUCT)]
+    command = [sys.executable, "-W", "error", "-c", IMPORT_ALL, *names]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+@every_module
+def test_too_much_in_one_place(path: str) -> None:
+    """A module and a function stay short enough to be read in one go."""
+    limit = TEST_MODULE_LINES_MAX if path.startswith("tests/") else MODULE_LINES_MAX
+    lines = len((ROOT / path).read_text().splitlines())
+    assert lines <= limit
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < FUNCTION_LINES_MAX, node.name
+
+
+def test_the_request_path_grows_unnoticed() -> None:
+    """What a callback meets on its way can be read in an afternoon."""
+    assert sum(code_lines(path) for path in REQUEST_PATH) < REQUEST_PATH_LINES_MAX
+
+
+def code_lines(path: str) -> int:
+    """The number of lines that are neither blank nor comment nor docstring."""
+    tree = tree_of(path)
+    prose: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            assert node.end_lineno is not None
+            prose |= set(range(node.lineno, node.end_lineno + 1))
+    lines = enumerate((ROOT / path).read_text().splitlines(), 1)
+    return sum(
+        bool(line.strip()) and not line.strip().startswith("#") and number not in prose
+        for number, line in lines
+    )
+
+
+@every_module
+def test_a_room_for_odds_and_ends(path: str) -> None:
+    """No module is named for what does not belong anywhere."""
+    assert not FORBIDDEN_ROOMS & set(re.split(r"[/_.]", path))
+
+
+@every_module
+def test_nobody_says_what_it_is_for(path: str) -> None:
+    """Every module, everything public in the product, and every test begins with a sentence."""
+    tree = tree_of(path)
+    if not tree.body:
+        return
+    is_product = path.partition("/")[0] in PRODUCT
+    for node in (tree, *named_in(tree)):
+        name = getattr(node, "name", path)
+        if not name.startswith("_") and (is_product or name.startswith("test")):
+            words = ast.get_docstring(node)
+            assert words, f"{name} has no docstring"
+            assert re.match(r"\S[^\n]*([.?!:]|\n?[^\n]+[.?!:])(\s|$)", words), words
+
+
+def named_in(tree: ast.Module) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The classes and functions of a module, and the methods of its public classes."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from (
+                m for m in node.body if isinstance(m, ast.FunctionDef | ast.AsyncFunctionDef)
+            )

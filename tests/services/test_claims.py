@@ -1,0 +1,233 @@
+"""The claim store on a real Redis: leases, settling, another database, and a Redis in trouble."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from secrets import token_hex
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from app.claims.redis import RedisClaims
+from app.commit import commit
+from app.errors import WriteFailed
+from app.event import Claim, Outcome
+from sinks.timescale.sink import TimescaleSink
+from tests.events import event, events, stored, until_lost
+from tests.gateways import PATIENCE_S, Services, make_claims
+
+
+@pytest.fixture(params=["redis_server", "redis_cluster", "redis_watched"])
+def store(
+    request: pytest.FixtureRequest, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> Services:
+    """The servers, with each kind of Redis in turn, which may take its time on a busy machine."""
+    monkeypatch.setattr("app.claims.servers.CLAIM_TIMEOUT_S", 5.0)
+    if request.param == "redis_server":
+        return services
+    return replace(services, redis_url=request.getfixturevalue(request.param).url)
+
+
+Another = Callable[..., RedisClaims]
+
+
+@pytest.fixture
+async def another(store: Services, sink: TimescaleSink) -> AsyncIterator[Another]:
+    """Makes claims of one process more, closed when the test ends, however it ends."""
+    made: list[RedisClaims] = []
+
+    def make(**settings: float) -> RedisClaims:
+        made.append(make_claims(store, sink, **settings))
+        return made[-1]
+
+    yield make
+    for claims in made:
+        await claims.close()
+
+
+@pytest.fixture
+def claims(another: Another) -> RedisClaims:
+    """Claims of one process."""
+    return another()
+
+
+async def test_failure_releases_the_claim(
+    another: Another, claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
+) -> None:
+    """After a failed write another process holds the claim at once."""
+    await connection.execute("ALTER TABLE events RENAME TO elsewhere")
+    [outcome] = await commit(events("a"), claims, sink)
+    assert isinstance(outcome, WriteFailed)
+    other = another()
+    assert await other.claim([event("a").event_id]) == [Claim.HELD]
+
+
+async def test_claim_is_released_though_the_database_is_gone(store: Services) -> None:
+    """Where nothing is known of the data any more, what was claimed before is given back."""
+    known: list[str | None] = [token_hex(6)]
+    ours, others = (
+        RedisClaims(store.redis_url, generation=lambda: known[-1], lease_s=15, seen_window_d=30)
+        for _ in range(2)
+    )
+    id_ = event("a").event_id
+    async with asyncio.timeout(PATIENCE_S):
+        assert await ours.claim([id_]) == [Claim.HELD]
+        assert await others.claim([id_]) == [Claim.BUSY]
+        known.append(None)
+        await ours.release([id_])
+        known.pop()
+        found = await others.claim([id_])
+    await ours.close()
+    await others.close()
+    assert found == [Claim.HELD]
+
+
+async def test_seen_is_not_written_again(
+    another: Another, claims: RedisClaims, sink: TimescaleSink
+) -> None:
+    """What was committed is seen by every process, as soon as the next claim is made."""
+    assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
+    assert await claims.claim([event("a").event_id]) == [Claim.SEEN]
+    other = another()
+    assert await other.claim([event("a").event_id]) == [Claim.SEEN]
+
+
+async def test_seen_is_settled_when_idle(
+    another: Another, claims: RedisClaims, sink: TimescaleSink
+) -> None:
+    """The commit becomes known to others, also when no further callback comes."""
+    await commit(events("a"), claims, sink)
+    other = another()
+    async with asyncio.timeout(PATIENCE_S):
+        while (claim := await other.claim([event("a").event_id])) != [Claim.SEEN]:
+            assert claim == [Claim.BUSY]
+            await asyncio.sleep(0.02)
+
+
+async def test_claim_of_a_dead_process_ends(another: Another) -> None:
+    """A crash gives the claim back when its lease ends, and only then."""
+    dead = another(lease_s=0.2)
+    other = another()
+    begun = time.time()
+    assert await dead.claim([event("a").event_id]) == [Claim.HELD]
+    async with asyncio.timeout(PATIENCE_S):
+        while await other.claim([event("a").event_id]) != [Claim.HELD]:
+            await asyncio.sleep(0.02)
+    assert time.time() - begun > 0.198  # Redis counts in whole milliseconds
+    # Who comes back to life cannot give away what is another's by now.
+    await dead.release([event("a").event_id])
+    third = another()
+    assert await third.claim([event("a").event_id]) == [Claim.BUSY]
+
+
+async def test_other_database_inherits_nothing(
+    claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
+) -> None:
+    """When the data is other data, what Redis remembers of the old does not count."""
+    assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
+    assert await claims.claim([event("a").event_id]) == [Claim.SEEN]
+    await connection.execute("DELETE FROM events")
+    await connection.execute("UPDATE generation SET value = 'restored'")
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE application_name = 'flokit-gateway' AND datname = current_database()"
+    )
+    await until_lost(sink)
+    assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
+    assert await stored(connection) == {"a"}
+
+
+async def test_slow_redis_is_left_alone(sink: TimescaleSink) -> None:
+    """A Redis that accepts and says nothing costs 100 ms, once a second, and no outcome."""
+
+    async def listen_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1024):
+            pass
+        writer.close()
+
+    silent = await asyncio.start_server(listen_only, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    claims = RedisClaims(
+        f"redis://127.0.0.1:{port}/0",
+        generation=lambda: sink.generation, lease_s=15, seen_window_d=30,
+    )  # fmt: skip
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
+    first = clock() - started
+    assert claims.is_bypassed
+    started = clock()
+    for _ in range(5):
+        assert await claims.claim([b"x" * 16]) == [Claim.HELD]
+    assert clock() - started < 0.1 <= first
+    await claims.close()
+    silent.close()
+    await silent.wait_closed()
+
+
+async def test_late_answer_is_not_taken_for_another(
+    services: Services, sink: TimescaleSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that was given up must not have its answer read by the next one."""
+    monkeypatch.setattr("app.claims.servers.LEFT_ALONE_S", 0.0)
+    claims = make_claims(services, sink)
+    await commit(events("seen"), claims, sink)
+    async with Redis.from_url(services.redis_url) as redis, asyncio.timeout(10):
+        while await claims.claim([event("seen").event_id]) != [Claim.SEEN]:
+            pass
+        await redis.client_pause(300)
+        assert await claims.claim([event("a").event_id, event("b").event_id]) == [Claim.HELD] * 2
+        assert claims.is_bypassed
+        while await claims.claim([event("seen").event_id]) != [Claim.SEEN]:
+            pass
+    await claims.close()
+
+
+@pytest.fixture
+async def impatient(
+    services: Services, sink: TimescaleSink, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[RedisClaims]:
+    """Claims of one process, with the limit that the loop is held for three times."""
+    monkeypatch.setattr("app.claims.servers.CLAIM_TIMEOUT_S", 0.2)
+    claims = make_claims(services, sink)
+    yield claims
+    await claims.close()
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+async def test_claim_outlasts_a_held_loop(
+    impatient: RedisClaims, sink: TimescaleSink, turns: int
+) -> None:
+    """The answer of a Redis that is well is read, however long the loop is held meanwhile."""
+    await commit(events("seen"), impatient, sink)
+    claim = asyncio.create_task(impatient.claim([event("seen").event_id]))
+    for _ in range(turns):  # until it has been sent, or not
+        await asyncio.sleep(0)
+    time.sleep(0.6)  # noqa: ASYNC251 - holds the loop on purpose
+    assert await claim == [Claim.SEEN]
+    assert not impatient.is_bypassed
+
+
+async def test_silent_redis_is_given_up_while_the_loop_is_held(sink: TimescaleSink) -> None:
+    """Calls that hold the loop again and again make a claim wait longer, but not for ever."""
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    claims = RedisClaims(
+        f"redis://127.0.0.1:{port}/0",
+        generation=lambda: sink.generation, lease_s=15, seen_window_d=30,
+    )  # fmt: skip
+    claim = asyncio.create_task(claims.claim([b"x" * 16]))
+    for _ in range(100):
+        time.sleep(0.05)  # noqa: ASYNC251 - holds the loop on purpose
+        await asyncio.sleep(0)
+    assert claim.done()
+    assert claims.is_bypassed
+    await claims.close()
+    silent.close()

@@ -1,0 +1,41 @@
+"""Whose data it is, and what time it is there."""
+
+import asyncio
+import time
+
+import asyncpg
+import pytest
+
+from sinks.timescale.sink import TimescaleSink
+from tests.events import generation_of
+
+
+async def test_generation_does_not_follow_the_session(database_url: str) -> None:
+    """Settings of the session, as the time zone, change nothing in the name of the data."""
+    names = set()
+    for zone in ("GMT", "Asia/Tokyo", "-03"):
+        as_told = {"timezone": zone, "datestyle": "German", "extra_float_digits": "-15"}
+        connection = await asyncpg.connect(database_url, server_settings=as_told)
+        names.add(await generation_of(connection))
+        await connection.close()
+    (name,) = names
+    assert len(name) == 12
+
+
+async def test_clock_of_the_server_is_known(
+    sink: TimescaleSink, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The difference of the clocks follows ours, and is forgotten when nobody answers."""
+    assert sink.clock_ahead_s is not None
+    assert abs(sink.clock_ahead_s) < 5
+    real = time.time
+    monkeypatch.setattr("sinks.timescale.schema.time.time", lambda: real() - 90_000)
+    async with asyncio.timeout(10):
+        while not -90_005 < (sink.clock_ahead_s or 0) < -89_995:
+            await asyncio.sleep(0.02)
+    monkeypatch.setattr("sinks.timescale.connection.CLOCK_MAX_AGE_S", 0.5)
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE generation IN ACCESS EXCLUSIVE MODE")
+        async with asyncio.timeout(10):
+            while sink.clock_ahead_s is not None:
+                await asyncio.sleep(0.02)

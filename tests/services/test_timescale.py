@@ -1,0 +1,344 @@
+"""The sink on a real database: what is written, refused, contested, and never lost."""
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from app.event import Event, Outcome
+from sinks.timescale.schema import migrate, timescaledb_version
+from sinks.timescale.sink import TimescaleSink
+from tests.events import OCCURRED_AT, event, events, generation_of, stored, until_lost
+from tests.gateways import Services
+
+WRITTEN, DUPLICATE, REFUSED, CONTESTED = (
+    Outcome.WRITTEN, Outcome.DUPLICATE, Outcome.REFUSED, Outcome.CONTESTED,
+)  # fmt: skip
+Connection = asyncpg.Connection
+IS_ANYBODY_WAITING = (
+    "SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid) "
+    "WHERE NOT granted AND datname = current_database())"
+)
+
+
+async def skip_without_timescaledb(services: Services, connection: Connection) -> None:
+    """Leave the test, and say why, where the server has no TimescaleDB."""
+    if await timescaledb_version(connection) is None:
+        pytest.skip(f"no TimescaleDB: {services.description}")
+
+
+async def test_events_is_a_hypertable(services: Services, connection: Connection) -> None:
+    """On TimescaleDB, `events` is a hypertable by day, without the default index."""
+    await skip_without_timescaledb(services, connection)
+    (dimension,) = await connection.fetch("SELECT * FROM timescaledb_information.dimensions")
+    assert dimension["hypertable_name"] == "events"
+    assert dimension["column_name"] == "occurred_at"
+    indexes = await connection.fetch("SELECT indexdef FROM pg_indexes WHERE tablename = 'events'")
+    columns = sorted(record[0].partition("USING btree ")[2] for record in indexes)
+    assert columns == ["(occurred_at, event_id)", "(workspace_id, event_type, occurred_at)"]
+
+
+async def test_chunks_are_made_ahead(services: Services, connection: Connection) -> None:
+    """The chunks of today and tomorrow are there before anybody needs them."""
+    await skip_without_timescaledb(services, connection)
+    covered = await connection.fetchval(
+        "SELECT count(*) FROM timescaledb_information.chunks WHERE hypertable_name = 'events' "
+        "AND range_start <= now() + interval '1 day' AND range_end > now()"
+    )
+    assert covered == 2
+    assert await connection.fetchval("SELECT count(*) FROM events") == 0
+
+
+@pytest.mark.parametrize("contested", [False, True])
+async def test_every_column_arrives(
+    sink: TimescaleSink, connection: Connection, contested: bool
+) -> None:
+    """COPY and INSERT write the same row, field for field."""
+    full = event(
+        "full", adid="adid", idfa="IDFA", gps_adid="gps", os_name="ios", country="DE",
+        properties={"a": 'quote " backslash \\ tab \t 日本 😀', "b": ""},
+    )  # fmt: skip
+    for written in (full, event("sparse", user_id=None, properties={})):
+        assert await sink.write([written], contested=contested) == [WRITTEN]
+        record = await connection.fetchrow(
+            "SELECT * FROM events WHERE event_id = $1", written.event_id.hex()
+        )
+        assert record is not None
+        row = dict(record) | {"properties": json.loads(record["properties"])}
+        row["event_id"] = row["event_id"].bytes
+        fields = {name: getattr(written, name) for name in row}
+        assert row == fields
+
+
+async def test_duplicates_inside_a_batch_of_new_ones(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """One row that is there already costs its neighbours nothing, and is told apart."""
+    assert await sink.write(events("a", "b"), contested=False) == [WRITTEN, WRITTEN]
+    outcomes = await sink.write(events("c", "a", "d", "b"), contested=False)
+    assert outcomes == [WRITTEN, DUPLICATE, WRITTEN, DUPLICATE]
+    assert await stored(connection) == {"a", "b", "c", "d"}
+
+
+async def test_stable_id_under_another_time(sink: TimescaleSink, connection: Connection) -> None:
+    """An event with a stable ID is one event, whatever time it is sent with, on either way."""
+    later = OCCURRED_AT + timedelta(days=3)
+    first = event("a", has_stable_id=True)
+    again = event("a", has_stable_id=True, occurred_at=later)
+    assert await sink.write([first, event("b")], contested=False) == [WRITTEN, WRITTEN]
+    assert await sink.write([again, event("c")], contested=False) == [DUPLICATE, WRITTEN]
+    assert await sink.write([again, event("b"), event("d")], contested=False) == [
+        DUPLICATE, DUPLICATE, WRITTEN,
+    ]  # fmt: skip
+    assert await sink.write([again], contested=True) == [DUPLICATE]
+    assert await stored(connection) == {"a", "b", "c", "d"}
+    assert await connection.fetchval("SELECT count(*) FROM stable_events") == 1
+
+
+async def test_stable_id_is_not_entered_without_its_row(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """A write that fails leaves no stable ID behind, which would make the retry a duplicate."""
+    await connection.execute("ALTER TABLE events ADD CONSTRAINT c CHECK (country IS NOT NULL)")
+    known = event("a", has_stable_id=True)
+    assert await sink.write([known], contested=False) == [CONTESTED]
+    with pytest.raises(asyncpg.CheckViolationError):
+        await sink.write([known], contested=True)
+    assert await connection.fetchval("SELECT count(*) FROM stable_events") == 0
+    await connection.execute("ALTER TABLE events DROP CONSTRAINT c")
+    assert await sink.write([event("a", has_stable_id=True)], contested=False) == [WRITTEN]
+
+
+async def test_copy_is_what_writes(sink: TimescaleSink, connection: Connection) -> None:
+    """A batch without conflicts is one COPY, with and without stable IDs."""
+    await connection.execute(
+        "CREATE TABLE statements (text text)",
+    )
+    await connection.execute(
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN INSERT INTO statements VALUES (current_query()); RETURN NEW; END $$"
+    )
+    await connection.execute(
+        "CREATE TRIGGER note BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION note()"
+    )
+    assert await sink.write(events(*"abc"), contested=False) == [WRITTEN] * 3
+    assert await sink.write(events(*"def", has_stable_id=True), contested=False) == [WRITTEN] * 3
+    statements = [record[0] for record in await connection.fetch("SELECT * FROM statements")]
+    assert len(statements) == 6
+    assert {statement.split()[0] for statement in statements} == {"COPY"}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "ALTER TABLE events ADD CONSTRAINT c CHECK (workspace_id = 'nobody')",
+        "ALTER TABLE events ADD COLUMN more text NOT NULL",
+        "ALTER TABLE events DROP COLUMN country CASCADE",
+        "DROP TABLE stable_events",
+        "ALTER TABLE events ALTER COLUMN country SET NOT NULL",
+        "ALTER TABLE stable_events ADD CONSTRAINT c CHECK (false)",
+    ],
+)
+async def test_fault_of_the_schema_refuses_nothing(
+    sink: TimescaleSink, connection: Connection, fault: str
+) -> None:
+    """What hits more than one event is our own fault: each one raises, and nothing is lost."""
+    await connection.execute(fault)
+    for known in (event("a", has_stable_id=True), event("b", has_stable_id=True)):
+        with pytest.raises(asyncpg.PostgresError):
+            await sink.write([known], contested=True)
+    # A neighbour that goes another way proves nothing.
+    try:
+        outcomes = await sink.write([event("c"), event("d", has_stable_id=True)], contested=False)
+    except asyncpg.PostgresError:
+        pass
+    else:
+        assert outcomes in ([WRITTEN, CONTESTED], [CONTESTED, CONTESTED])
+    assert not {"a", "b", "d"} & await stored(connection)
+
+
+async def test_twin_waits_for_the_other_to_commit(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """While somebody else writes an event, its twin is neither written nor told duplicate."""
+    async with asyncio.timeout(10):
+        transaction = connection.transaction()
+        await transaction.start()
+        await insert(connection, event("a"))
+        twin = asyncio.create_task(sink.write([event("a")], contested=True))
+        await until_waiting(connection)
+        assert not twin.done()
+        await transaction.commit()
+        assert await twin == [DUPLICATE]
+    assert await stored(connection) == {"a"}
+
+
+async def test_frozen_writer_harms_only_its_twins(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """Rows that are locked for ever fail alone, and their neighbours are written at once."""
+    await sink.write(events("z"), contested=False)  # the chunk is there
+    frozen = [f"frozen-{number}" for number in range(20)]
+    transaction = connection.transaction()
+    await transaction.start()
+    for known in events(*frozen):
+        await insert(connection, known)
+    started = time.monotonic()
+    outcomes = await sink.write(events(*"abc", *frozen, *"de"), contested=False)
+    assert time.monotonic() - started < 2
+    assert outcomes == [WRITTEN] * 3 + [CONTESTED] * 20 + [WRITTEN] * 2
+    with pytest.raises(asyncpg.LockNotAvailableError):
+        await sink.write(events("frozen-0"), contested=True)
+    await transaction.rollback()
+    assert await sink.write(events("frozen-0"), contested=True) == [WRITTEN]
+    assert await stored(connection) == {*"abcdez", "frozen-0"}
+
+
+async def test_many_twins_of_a_frozen_writer(sink: TimescaleSink, connection: Connection) -> None:
+    """Twins that nobody holds up do not wait for each of those that a frozen writer does."""
+    await sink.write(events("z"), contested=True)  # the chunk is there
+    frozen = [f"frozen-{number}" for number in range(40)]
+    transaction = connection.transaction()
+    await transaction.start()
+    for known in events(*frozen):
+        await insert(connection, known)
+    started = time.monotonic()
+    for number, name in enumerate(frozen):
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await sink.write(events(name), contested=True)
+        assert await sink.write(events(f"free-{number}"), contested=True) == [WRITTEN]
+    assert time.monotonic() - started < 5  # not half a second for each of them
+    await transaction.rollback()
+
+
+async def test_twins_are_waited_for_again(
+    sink: TimescaleSink, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Soon after the last one that was held up, a twin has its full time again."""
+    monkeypatch.setattr("sinks.timescale.sink.HASTE_S", 0.05)
+    await sink.write(events("z"), contested=True)
+    for _ in range(2):
+        transaction = connection.transaction()
+        await transaction.start()
+        await insert(connection, event("a"))
+        started = time.monotonic()
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await sink.write(events("a"), contested=True)
+        assert time.monotonic() - started > 0.4
+        await transaction.rollback()
+        await asyncio.sleep(0.1)
+
+
+async def test_rebuilt_database_is_noticed(sink: TimescaleSink, connection: Connection) -> None:
+    """Data that is replaced under an open connection has another name within seconds."""
+    await sink.write(events("a"), contested=False)
+    before = sink.generation
+    for table in ("events", "stable_events", "generation", "schema_migrations"):
+        await connection.execute(f"DROP TABLE {table} CASCADE")
+    await connection.execute("DROP FUNCTION decimal_or_null")
+    await migrate(connection)
+    async with asyncio.timeout(5):
+        while sink.generation == before or sink.generation is None:
+            await asyncio.sleep(0.02)
+    assert await sink.write(events("a"), contested=False) == [WRITTEN]
+
+
+async def test_commits_are_durable(services: Services, database_url: str) -> None:
+    """A role or database that turns synchronous_commit off does not weaken what is answered."""
+    database = urlsplit(database_url).path.strip("/")
+    await services.execute(None, f"ALTER DATABASE {database} SET synchronous_commit = off")
+    sink = TimescaleSink(database_url, commit_timeout_s=5)
+    for lane in (sink._batches, sink._twins):
+        async with lane.connection() as lent:
+            assert await lent.fetchval("SHOW synchronous_commit") == "on"
+    await sink.close()
+
+
+async def test_lost_connection_is_replaced(sink: TimescaleSink, connection: Connection) -> None:
+    """A backend that is terminated costs at most one batch, and the name of the data with it."""
+    assert await sink.write(events("a"), contested=False) == [WRITTEN]
+    assert sink.generation == await generation_of(connection)
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE application_name = 'flokit-gateway' AND datname = current_database()"
+    )
+    await until_lost(sink)
+    assert await sink.write(events("b"), contested=False) == [WRITTEN]
+    assert await stored(connection) == {"a", "b"}
+
+
+async def test_time_out_gives_the_connection_up(database_url: str, connection: Connection) -> None:
+    """A write that takes too long raises, its statement ends, and the next write succeeds."""
+    sink = TimescaleSink(database_url, commit_timeout_s=0.3)
+    # A server that does not give up by itself.
+    sink._batches._settings |= {"statement_timeout": "0", "lock_timeout": "0"}
+    await sink.write([], contested=False)
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+    with pytest.raises(TimeoutError):
+        await sink.write(events("a"), contested=False)
+    async with asyncio.timeout(10):
+        while await connection.fetchval(IS_ANYBODY_WAITING):
+            await asyncio.sleep(0.01)
+    await transaction.rollback()
+    assert await sink.write(events("a"), contested=False) == [WRITTEN]
+    await sink.close()
+
+
+async def test_overlapping_writers_do_not_deadlock(
+    database_url: str, connection: Connection
+) -> None:
+    """Four writers with the same events in many chunks, in any order: each row once, no error."""
+    sinks = [TimescaleSink(database_url, commit_timeout_s=5) for _ in range(4)]
+    days = [OCCURRED_AT + timedelta(days=day) for day in range(6)]
+    batch = [event(f"{n}-{d}", occurred_at=at) for n in range(10) for d, at in enumerate(days)]
+    orders = [batch, batch[::-1], batch[30:] + batch[:30], batch[::2]]
+
+    async def write(sink: TimescaleSink, order: Sequence[Event]) -> int:
+        outcomes = list(await sink.write(order, contested=False))
+        for place, known in enumerate(order):
+            if outcomes[place] is CONTESTED:
+                outcomes[place : place + 1] = await sink.write([known], contested=True)
+        return outcomes.count(WRITTEN)
+
+    written = await asyncio.gather(*map(write, sinks, orders))
+    assert sum(written) == len(batch) == len(await stored(connection))
+    for sink in sinks:
+        await sink.close()
+
+
+async def test_copy_of_a_database_is_other_data(
+    services: Services, template: str, connection: Connection
+) -> None:
+    """A copied database does not inherit what Redis remembers of the original."""
+    name = "gateway_copy"
+    await services.execute(None, f"CREATE DATABASE {name} TEMPLATE {template}")
+    copy = await asyncpg.connect(services.url_of(name))
+    assert await generation_of(copy) != await generation_of(connection)
+    await copy.close()
+    await services.execute(None, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def insert(connection: Connection, known: Event) -> None:
+    """Enter an event by hand."""
+    await connection.execute(
+        "INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, app_token, "
+        "event_type, user_id, properties) VALUES ($1, $2, $3, 'ws_test', 'adjust', 'abc123token', "
+        "'purchase', $4, '{}')",
+        known.event_id.hex(),
+        known.occurred_at,
+        known.received_at,
+        known.user_id,
+    )
+
+
+async def until_waiting(connection: Connection) -> None:
+    """Return when somebody waits for a lock."""
+    while not await connection.fetchval(IS_ANYBODY_WAITING):
+        await asyncio.sleep(0.01)

@@ -1,0 +1,219 @@
+"""Adjust: each sentence of the contract on how a callback becomes an event, and which one."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+from urllib.parse import urlencode
+
+import msgspec
+import pytest
+
+from adapters import adjust
+from app.access import sent_app_token
+from app.event import App, Drop, DropReason, Event
+from tests.adapter_cases import SECRETS, AdapterCases, assert_fits, callback_of
+from tests.gateways import EVENTS
+from tests.vectors import APP, QUERIES, VECTORS
+
+CONFIGURED = App(
+    workspace_id="ws_test",
+    vendor="adjust",
+    app_token=APP,
+    events=EVENTS | {"c0p1ed": "purchase"},
+    activities={"install": "app_install"},
+    keep=("tracker_name", "event_name"),
+    stable_id=("transaction_id", "deduplication_id"),
+)
+# What the vectors take for granted.
+WORKSPACE_OF_VECTORS = msgspec.structs.replace(CONFIGURED, events=EVENTS, activities={}, keep=())
+GOOD = {
+    "app_token": "abc123token",
+    "event_token": "g3mz3t",
+    "activity_kind": "event",
+    "created_at": "1750500000",
+    "os_name": "ios",
+    "country": "us",
+    "adid": "1a2b3c",
+    "idfa": "8C6CBC0D-5F43-4765-A6E6-84DFF3D24707",
+    "gps_adid": "38400000-8cf0-11bd-b23e-10b96e40000d",
+    "revenue": "49.99",
+    "currency": "USD",
+    "user_id": "usr_abc123",
+}
+
+Changes = Mapping[str, str | None]
+NOTHING: Changes = {}
+
+
+class TestAdjust(AdapterCases):
+    """Adjust keeps the promises of every adapter."""
+
+    app = CONFIGURED
+    parameters = GOOD
+    another_user: ClassVar[Mapping[str, str]] = {"user_id": "usr_abc124"}
+    another_second: ClassVar[Mapping[str, str]] = {"created_at": "1750500001"}
+
+
+def parse(changes: Changes = NOTHING, app: App = CONFIGURED) -> Event | Drop:
+    """What becomes of the good callback with these changes; None takes a parameter away."""
+    sent = {name: value for name, value in {**GOOD, **changes}.items() if value is not None}
+    callback = callback_of(urlencode(sent).encode())
+    event = adjust.parse(callback, app)
+    if isinstance(event, Event):
+        assert_fits(event, callback, app)
+    return event
+
+
+def event(changes: Changes = NOTHING, app: App = CONFIGURED) -> Event:
+    """The event that the good callback becomes with these changes."""
+    parsed = parse(changes, app)
+    assert isinstance(parsed, Event)
+    return parsed
+
+
+NONE: dict[str, str | None] = {"event_token": None, "activity_kind": None}
+TYPES: list[tuple[dict[str, str | None], str]] = [
+    ({"event_token": "bkrfgq"}, "coins"),
+    ({"event_token": "bkrfgq", "event": "g3mz3t"}, "coins"),
+    ({"event_token": None, "event": "bkrfgq"}, "coins"),
+    ({"event_token": "", "event": "bkrfgq"}, "coins"),
+    ({"event_token": "{event_token}", "event": "bkrfgq"}, "coins"),
+    ({"event_token": "bkrfgq", "activity_kind": "install"}, "coins"),
+    (NONE | {"event": "bkrfgq", "activity_kind": "install"}, "coins"),
+    (NONE | {"activity_kind": "install"}, "app_install"),
+    (NONE | {"event_token": "", "event": "{event}", "activity_kind": "install"}, "app_install"),
+]
+
+
+@pytest.mark.parametrize(("changes", "event_type"), TYPES)
+def test_the_type_comes_from_the_wrong_name(
+    changes: dict[str, str | None], event_type: str
+) -> None:
+    """`event_token`, else Adjust's own `event`, else `activity_kind` says what happened."""
+    assert event(changes).event_type == event_type
+
+
+DROPS: list[tuple[dict[str, str | None], str]] = [
+    ({"event_token": "zzzzzz"}, "unmapped_event"),
+    ({"event_token": "G3MZ3T"}, "unmapped_event"),
+    ({"event_token": "zzzzzz", "event": "g3mz3t"}, "unmapped_event"),
+    ({"event_token": "zzzzzz", "event": "{event}"}, "unmapped_event"),
+    ({"event_token": "zzzzzz", "activity_kind": "install"}, "unmapped_event"),
+    ({"event_token": "", "event": ""}, "unmapped_event"),
+    ({"event_token": "", "activity_kind": "Install"}, "unmapped_event"),
+    (NONE, "unmapped_event"),
+    (NONE | {"activity_kind": "{activity_kind}"}, "unmapped_event"),
+    ({"event_token": "zzzzzz", "created_at": "{created_at}"}, "unmapped_event"),
+    ({"event_token": "zzzzzz", "created_at": "abc"}, "unmapped_event"),
+    ({"event_token": "{event_token}"}, "unfilled_placeholder"),
+    ({"event_token": None, "event": "{event}"}, "unfilled_placeholder"),
+    ({"event_token": "{event_token}", "created_at": "abc"}, "unfilled_placeholder"),
+    ({"created_at": "{created_at}"}, "unfilled_placeholder"),
+    ({"created_at": None}, "invalid_timestamp"),
+    ({"created_at": ""}, "invalid_timestamp"),
+    ({"created_at": "abc"}, "invalid_timestamp"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), DROPS)
+def test_the_reason_of_a_drop_misleads(changes: dict[str, str | None], reason: str) -> None:
+    """Where several things are wrong, the first of the contract's order is told."""
+    assert parse(changes) == Drop(DropReason(reason))
+
+
+PLACEHOLDERS = ["{idfa}", "{idfa||gps_adid}", "{FloKit user id partner param}", "{a.b-C_9}", "{ }"]
+PLACEHOLDERS += [" {idfa}\n", "{" + "x" * 80 + "}"]
+VALUES = ["{}", "{" + "x" * 81 + "}", '{"a":"b"}', "{a:b}", "{idfa", "idfa}", "x{idfa}", "{idfa}x"]
+VALUES += ["{{idfa}}", "{a}{b}", "{ä}", "{a\nb}", "{a\tb}", "nullable", "00x", "NA-1"]
+
+
+@pytest.mark.parametrize("value", ["", " \t", *PLACEHOLDERS])
+@pytest.mark.parametrize("name", ["user_id", "os_name", "country", "idfa", "revenue", "event_name"])
+def test_absence_is_stored_as_a_value(name: str, value: str) -> None:
+    """A missing key, an empty value and an unfilled placeholder all mean the same: absent."""
+    absent = event({name: None})
+    assert event({name: value}) == absent
+    assert getattr(absent, name, None) is None
+    assert name not in absent.properties
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_value_is_taken_for_a_placeholder(value: str) -> None:
+    """A JSON object and whatever else is not wholly a placeholder is kept as it was sent."""
+    assert event({"user_id": value}).user_id == value
+    assert event({"tracker_name": value}).properties["tracker_name"] == value
+
+
+NORMAL: list[tuple[str, str, str | None]] = [
+    ("os_name", "iOS", "ios"), ("os_name", "ANDROID", "android"), ("os_name", "iPadOS", "ios"),
+    ("os_name", "android-tv", None), ("os_name", "windows", None), ("os_name", "\u0131os", None),
+    ("country", "us", "US"), ("country", "De", "DE"), ("country", "usa", "USA"),
+    ("country", "u", None), ("country", "usaa", None), ("country", "u1", None),
+    ("country", "äö", None), ("country", "ﬁ", None), ("country", "u s", None),
+    ("idfa", "8c6cbc0d-5f43", "8C6CBC0D-5F43"), ("gps_adid", "38400000-8CF0", "38400000-8cf0"),
+    *[(name, zeros, None) for name in ("idfa", "gps_adid")
+      for zeros in ("00000000-0000-0000-0000-000000000000", "0" * 32, "0")],
+    ("adid", "1A2b ä", "1A2b ä"), ("user_id", "Üsr 1", "Üsr 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "sent", "kept"), NORMAL)
+def test_an_identifier_or_dimension_in_two_spellings(
+    name: str, sent: str, kept: str | None
+) -> None:
+    """What analysts group and join by has one spelling, and what is none of these is null."""
+    assert getattr(event({name: sent}), name) == kept
+
+
+@pytest.mark.parametrize("os_name", ["ios", "iOS", "android", "Android"])
+def test_a_known_os_name_is_kept_twice(os_name: str) -> None:
+    """The name of the system stands in `properties` only where it says more than the column."""
+    assert "os_name" not in event({"os_name": os_name}).properties
+    for more in ("ipados", "iPadOS", "android-tv", "roku-os"):
+        assert event({"os_name": more}).properties["os_name"] == more
+
+
+def test_a_sent_text_is_changed() -> None:
+    """`properties` has the texts that were sent, those that the app lists, and nothing else."""
+    kept = {
+        "revenue": "49.990",
+        "revenue_float": "1e3",
+        "currency": "usd",
+        "activity_kind": "event",
+        "environment": "sandbox",
+        "tracker_name": "Network1::Christmas 日本",
+        "transaction_id": "GPA.1",
+        "deduplication_id": "d-1",
+    }
+    others = {"event_name": "", "campaign_name": "not kept", "secret": SECRETS[1], "A": "1"}
+    assert event(kept | others).properties == kept | {"event_token": "g3mz3t"}
+    nothing = dict.fromkeys(("revenue", "currency", "activity_kind"))
+    assert event(nothing).properties == {"event_token": "g3mz3t"}
+    alias = event({"event_token": "{event_token}", "event": "bkrfgq"}).properties
+    assert (alias["event_token"], "event" in alias) == ("bkrfgq", False)
+
+
+def test_a_body_chooses_the_app() -> None:
+    """The app is the one that the URL names: the body is the client's."""
+    assert sent_app_token(b"event=g3mz3t") is None
+    assert sent_app_token(b"app_token=a") == "a"
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=[vector["id"] for vector in VECTORS])
+def test_vector_without_a_server(vector: dict[str, Any]) -> None:
+    """The adapter alone knows the outcome of every callback of the real world."""
+    expected = vector["expect"]
+    if expected["status"] != 200:
+        return  # no adapter sees it
+    callback = callback_of(vector["query"].encode())
+    if sent_app_token(vector["query"].encode()) != APP:
+        assert expected["reason"] == "unknown_app"
+        return
+    parsed = adjust.parse(callback, WORKSPACE_OF_VECTORS)
+    if expected["outcome"] == "dropped":
+        assert parsed == Drop(DropReason(expected["reason"]))
+        return
+    assert isinstance(parsed, Event)
+    if relative := vector.get("duplicate_of") or vector.get("distinct_from"):
+        first = adjust.parse(callback_of(QUERIES[relative].encode()), WORKSPACE_OF_VECTORS)
+        assert isinstance(first, Event)
+        assert (parsed.event_id == first.event_id) is ("duplicate_of" in vector)
