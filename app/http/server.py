@@ -14,7 +14,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
-import asyncpg
 from sanic.server.loop import try_use_uvloop
 
 from app import signals
@@ -25,7 +24,8 @@ from app.http.protocol import GatewayProtocol
 from app.settings import Settings, SettingsError, check_deadlock_timeout, read_settings
 from app.telemetry import logs
 from app.workspaces_file import WorkspacesError
-from sinks.timescale import hosts, inspection, schema
+from sinks.timescale import hosts, inspection
+from sinks.timescale.errors import DatabaseError
 
 BACKLOG = 4096
 # A thread that works gives the interpreter's lock back after so long. By default it is 5 ms, for
@@ -207,17 +207,12 @@ def _serve_worker(settings: Settings, listener: socket.socket) -> None:
 async def _look_at_server(settings: Settings) -> None:
     """Check what depends on the database's own settings, if it is there; raises SettingsError."""
     try:
-        connection = await hosts.connect(
+        async with hosts.connected(
             settings.database_url, timeout_s=LOOK_TIMEOUT_S, command_timeout_s=LOOK_TIMEOUT_S
-        )
-        try:
+        ) as connection:
             server = await inspection.inspect(connection)
-        finally:
-            await hosts.close(connection)
-    except (schema.SchemaError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        log.warning(
-            "the database does not answer yet", extra={"error": str(error) or type(error).__name__}
-        )
+    except DatabaseError as error:
+        log.warning("the database does not answer yet", extra={"error": str(error)})
         return
     if lacking := server.lacking(settings.commit_timeout_s):
         log.warning("the role lacks settings behind a pooler", extra={"run": [*lacking.values()]})
