@@ -5,35 +5,28 @@ import errno
 import gc
 import logging
 import os
-import resource
 import select
 import signal
 import socket
 import sys
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from sanic.server.loop import try_use_uvloop
 
 from app import signals
 from app.http import workers
 from app.http.app import SanicApp, create_app
-from app.http.connection_limits import CONNECTIONS_MAX, RESERVED_FILES
 from app.http.protocol import GatewayProtocol
-from app.settings import Settings, SettingsError, check_deadlock_timeout, read_settings
+from app.settings import Settings, SettingsError
 from app.telemetry import logs
 from app.workspaces_file import WorkspacesError
-from sinks.timescale import hosts, inspection
-from sinks.timescale.errors import DatabaseError
 
 BACKLOG = 4096
 # A thread that works gives the interpreter's lock back after so long. By default it is 5 ms, for
 # which the loop would wait after each look at its sockets.
 SWITCH_S = 0.0005
-LOOK_TIMEOUT_S = 3.0
-# Fewer connections than files that are reserved would close each other.
-OPEN_FILES_MIN = 2 * RESERVED_FILES
 # Turns of the loop: until nobody is in the queue, and to read what the last one has sent.
 TURNS_MAX = 100
 # A full collection walks the objects of every connection, which for thousands takes 0.1 s; nearly
@@ -47,26 +40,6 @@ log = logging.getLogger(__name__)
 
 class ListenError(Exception):
     """The address cannot be had; the message is one line."""
-
-
-def run() -> int:
-    """Serve callbacks until SIGTERM or SIGINT; does not return where it has served."""
-    settings = read_settings()
-    logs.configure(settings.log_level)
-    _allow_open_files()
-    asyncio.run(_look_at_server(settings))
-    serve(settings)
-    _leave()
-
-
-def _leave() -> NoReturn:
-    """End the process, whatever its threads wait for.
-
-    Python would wait for a thread that reads a file, or looks up a name, for as long as that takes.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(0)
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -99,22 +72,6 @@ def serve(settings: Settings, listener: socket.socket | None = None) -> None:
         serve_app(app, listener)
     else:
         workers.run(partial(_serve_worker, settings, listener), settings.workers, listener)
-
-
-def _allow_open_files() -> None:
-    """Raise our own limit of open files, of which every connection is one, as far as we may.
-
-    Raises SettingsError where that leaves no connections to speak of.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = CONNECTIONS_MAX + RESERVED_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES_MIN:
-        raise SettingsError(
-            f"open files (ulimit -Hn): {soft}, but at least {OPEN_FILES_MIN} needed"
-        )
 
 
 def serve_app(app: SanicApp, listener: socket.socket) -> None:
@@ -201,20 +158,4 @@ def _serve_worker(settings: Settings, listener: socket.socket) -> None:
         log.error("worker not started: workspaces file refused", extra={"error": str(error)})
         sys.exit(2)
     serve_app(app, listener)
-    _leave()
-
-
-async def _look_at_server(settings: Settings) -> None:
-    """Check what depends on the database's own settings, if it is there; raises SettingsError."""
-    try:
-        async with hosts.connected(
-            settings.database_url, timeout_s=LOOK_TIMEOUT_S, command_timeout_s=LOOK_TIMEOUT_S
-        ) as connection:
-            server = await inspection.inspect(connection)
-    except DatabaseError as error:
-        log.warning("the database does not answer yet", extra={"error": str(error)})
-        return
-    if lacking := server.lacking(settings.commit_timeout_s):
-        log.warning("the role lacks settings behind a pooler", extra={"run": [*lacking.values()]})
-    milliseconds = int(server.settings["deadlock_timeout"])
-    check_deadlock_timeout(settings.commit_timeout_s, milliseconds / 1000)
+    signals.exit_without_threads()

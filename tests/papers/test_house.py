@@ -29,7 +29,7 @@ VOCABULARY = (
 )  # fmt: skip
 PARTS_OF_INGEST = (*VOCABULARY, "app.access", "app.workspaces", "app.buffer", "adapters")
 PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
-    (5, "app.__main__", ("app.*", "sinks.*"), ("asyncpg",)),
+    (5, "app.__main__", ("app.*", "sinks.*"), ()),
     (5, "app.commands*", ("app.*", "adapters", "sinks.*"), ("redis",)),
     (5, "app.dev*", ("app.*", "sinks.*"), ()),
     (4, "app.telemetry.trac*", ("app.*",), ("opentelemetry",)),

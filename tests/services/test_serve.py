@@ -308,7 +308,7 @@ def change_and_tell(number, handler):
     return changed
 
 signal.signal = change_and_tell
-from app.http.server import run
+from app.commands.serve import run
 sys.exit(run())
 """
 

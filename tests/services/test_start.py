@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from app.commands.serve import OPEN_FILES_MIN
 from app.http import server as serve
-from app.http.server import OPEN_FILES_MIN
 from app.settings import read_settings
 from bench.testbed.gateway import bound
 from tests.client import UNANSWERED, get
@@ -175,14 +175,14 @@ async def test_file_whose_read_hangs_does_not_hold_the_end(run: RUNS) -> None:
 
 HANGING_THREAD = """
 import asyncio, sys, threading
-from app import life
+from app.http import lifecycle
 
 async def start(app):
     asyncio.ensure_future(asyncio.to_thread(threading.Event().wait))
     await go_on(app)
 
-go_on, life._start = life._start, start
-from app.http.server import run
+go_on, lifecycle._start = lifecycle._start, start
+from app.commands.serve import run
 if __name__ == "__main__":
     sys.exit(run())
 """
