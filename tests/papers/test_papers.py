@@ -67,7 +67,7 @@ def test_every_metric_is_documented() -> None:
 
 
 def test_every_promise_is_held_by_a_test() -> None:
-    """Each row of "What happens when" names the tests that hold it, and every fault has its row."""
+    """Each row of the table of faults names the tests that hold it, and every fault has a row."""
     section = README.split("## What happens when")[1].split("\n## ")[0]
     rows = re.findall(r"^\|.*\| ([^|]*) \|$", section, re.MULTILINE)[1:]
     named = [set(re.findall(r"`(\w+)`", row)) for row in rows]

@@ -137,7 +137,7 @@ def test_every_statement_of_the_runbook_runs(database: Database) -> None:
 
 @asynccontextmanager
 async def frozen_copy(url: str) -> AsyncIterator[None]:
-    """A gateway's backend is in the middle of a COPY whose client has stopped to send."""
+    """A gateway's backend is in the middle of a COPY that its client has stopped to send."""
     as_ours = {"application_name": "flokit-gateway"}
     connection = await asyncpg.connect(url, server_settings=as_ours)
     begun = asyncio.Event()
