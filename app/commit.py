@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from app.buffer import WriteBuffer
-from app.claims.redis import Claims
+from app.claims import Claim, Claims
 from app.errors import Unavailable, WriteFailed
-from app.event import Claim, DropReason, Event, Outcome
+from app.event import DropReason, Event, Outcome
 from app.telemetry import metrics
 from sinks import Sink
 

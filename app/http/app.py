@@ -15,7 +15,8 @@ from sanic.response import HTTPResponse
 import adapters
 from app.access import Access, counted_address
 from app.buffer import WriteBuffer
-from app.claims.redis import Claims, RedisClaims
+from app.claims import Claims
+from app.claims.redis import RedisClaims
 from app.commit import commit, commit_contested, hand_over
 from app.errors import Unverified, WriteFailed
 from app.event import Event, Outcome

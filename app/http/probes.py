@@ -114,7 +114,7 @@ async def _readyz(request: Request) -> HTTPResponse:
     body = {
         "draining": draining,
         "sink": "answered" if gateway.sink_answered else "waiting",
-        "claims": "bypassed" if getattr(gateway.claims, "is_bypassed", False) else "in use",
+        "claims": "bypassed" if gateway.claims.is_bypassed else "in use",
         "buffer": {
             "events": len(gateway.buffer),
             "max_events": gateway.settings.buffer_max_events,
