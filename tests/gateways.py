@@ -111,7 +111,7 @@ def environment(database_url: str, redis_url: str, folder: Path, **more: str) ->
 
 
 def query(**parameters: str) -> str:
-    """The query of a callback that is written, unless `parameters` say otherwise."""
+    """The query of a callback that is written, unless `parameters` change that."""
     sent = {
         "secret": SECRET,
         "app_token": "abc123token",

@@ -77,7 +77,7 @@ async def clock_state(gateway: Process) -> tuple[int, str]:
     return answer.status, str(msgspec.json.decode(answer.body)["clock"]["state"])
 
 
-# How far the clock is ahead, and what is inside and outside of the times that it accepts.
+# How far the clock is ahead, and a time inside and one outside of the accepted ones.
 WRONG = {
     "25 hours slow": (-25 * HOUR_S, -2 * HOUR_S, 0),
     "25 hours fast": (25 * HOUR_S, 0, -OLDEST_S + 12 * HOUR_S),

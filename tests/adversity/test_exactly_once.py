@@ -114,7 +114,7 @@ async def test_repeats_share_a_failure(
 async def test_contested_event_does_not_delay_its_neighbours(
     services: Services, claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """A contested event is decided alone, after the other ones have been answered."""
+    """A contested event is decided alone, after its neighbours have been answered."""
     other = make_claims(services, sink)
     await other.claim([event("a").event_id])
     assert await commit(events("a", "b"), claims, sink) == [Outcome.CONTESTED, Outcome.WRITTEN]

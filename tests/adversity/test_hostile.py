@@ -141,10 +141,8 @@ def memory_bytes(process: Process) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-async def test_thousands_of_idle_connections_delay_no_other(
-    process: Process, crowd_of: Crowds
-) -> None:
-    """Connections that send nothing, stop in a head, or are kept alive delay no other caller."""
+async def test_idle_connections_delay_no_other(process: Process, crowd_of: Crowds) -> None:
+    """Thousands that send nothing, stop in a head, or are kept alive delay no other caller."""
     crowd = crowd_of(process.port)
     await crowd.add(1500)
     await crowd.add(1500, head("GET", "/healthz"))
@@ -281,7 +279,7 @@ async def test_silent_connections_are_closed(
 async def test_upgrade_is_not_offered(
     gateways: Gateways, crowd_of: Crowds, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
-    """The callback of an upgrade is served as usual, and silence ends as usual."""
+    """The callback of an upgrade is served like any other, and its silence ends in time."""
     monkeypatch.setattr("app.http.config.KEEP_ALIVE_TIMEOUT_S", 0.2)
     gateway = await gateways.start()
     crowd = crowd_of(gateway.port)
@@ -304,9 +302,7 @@ async def test_new_connections_replace_silent_ones(process: Process, crowd_of: C
     assert '"error"' not in process.log.read_text()
 
 
-async def test_new_connections_are_closed_when_all_are_in_use(
-    process: Process, crowd_of: Crowds
-) -> None:
+async def test_new_connections_are_closed_when_full(process: Process, crowd_of: Crowds) -> None:
     """Where every connection has a callback, new ones are closed, until there is room again."""
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (200, 200))
     crowd = crowd_of(process.port)
@@ -383,9 +379,7 @@ async def test_request_before_a_malformed_one_is_answered(server: Process) -> No
     writer.close()
 
 
-async def test_one_wrong_byte_gets_a_documented_answer(
-    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_wrong_byte_is_safe(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
     """With any one byte of a callback lost or wrong, the answer is a documented one or none."""
     monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
     monkeypatch.setattr(protocol, "BODY_TIMEOUT_S", 0.2)

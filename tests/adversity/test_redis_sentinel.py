@@ -90,7 +90,7 @@ async def test_one_sentinel_is_enough(make: MAKE, redis_watched: Watched) -> Non
 
 
 async def test_unknown_service_is_bypassed(make: MAKE, redis_watched: Watched) -> None:
-    """A service that no Sentinel knows is a Redis that is away: all is held, with a log line."""
+    """A service unknown to the Sentinels is a Redis that is away: all is held, with a log line."""
     claims = make(redis_watched.url.replace(f"/{SERVICE}", "/other"))
     assert await claims.claim(ids(3)) == [Claim.HELD] * 3
     assert claims.is_bypassed

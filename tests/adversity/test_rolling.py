@@ -95,7 +95,7 @@ async def until_it_has_written(process: Process) -> None:
 async def behind_haproxy(
     processes: dict[str, Process], folder: Path, program: Path
 ) -> AsyncIterator[tuple[HAProxy, ExitStack]]:
-    """Processes that serve behind a HAProxy which knows it, and a stack to start them again."""
+    """Processes behind a HAProxy that has them as servers, and a stack to start them again."""
     ports = {name: process.port for name, process in processes.items()}
     with ExitStack() as stack:
         for process in processes.values():

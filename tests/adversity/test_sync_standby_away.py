@@ -90,7 +90,7 @@ class Server:
         async with asyncio.timeout(PATIENCE_S):
             while not writing.done():
                 for waiting in await self.operator.fetch(WAITING):
-                    # Twice would hit what comes next.
+                    # A second one would hit the next statement.
                     if waiting not in ended:
                         await self.operator.execute(f"SELECT {function}({waiting['pid']})")
                         ended.add(waiting)

@@ -315,8 +315,8 @@ sys.exit(run())
 """
 
 
-async def test_signal_during_signal_handling_is_heard(run: RUNS) -> None:
-    """A signal that comes while signals are being handled is heard, and harms nothing."""
+async def test_signal_during_signal_handling_is_handled(run: RUNS) -> None:
+    """A signal that comes while signals are being handled is handled too, and harms nothing."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", WORST_MOMENTS),
         cwd=ROOT,
