@@ -95,7 +95,7 @@ async def deliver(replica: Process, user: str, told: Counter[str]) -> None:
     told[user] += answer.json == WRITTEN
 
 
-async def test_replicas_start_and_migrate_at_once(
+async def test_concurrent_replicas_apply_each_migration_once(
     services: Services, empty: str, address: str, tmp_path: Path
 ) -> None:
     """Each migration is applied once, and each event has one row, from any replica."""

@@ -112,7 +112,7 @@ async def test_query_is_never_parsed_by_sanic(gateways: Gateways) -> None:
 
 
 @pytest.mark.parametrize("raw", ["é".encode(), b" ", b"\xff", b"\x01", b"<"])
-async def test_largest_get_of_raw_bytes(server: Process, raw: bytes) -> None:
+async def test_largest_get_of_raw_bytes_is_served(server: Process, raw: bytes) -> None:
     """A head of raw bytes may be as large as any other; one more byte closes the connection."""
     target = f"/ingest/adjust?{query(user_id=raw.hex(), x='')}".encode()
     room = HEAD_MAX_BYTES - 1 - (len(head("GET", target)) - len(b"\r\n\r\n"))

@@ -155,7 +155,7 @@ async def test_writes_leave_the_connection_unchanged(
     await sink.close()
 
 
-async def test_commits_are_durable_whatever_the_role_says(
+async def test_commits_are_durable_under_any_role(
     sink: TimescaleSink, connection: asyncpg.Connection, arrangement: Arrangement
 ) -> None:
     """No row is committed with synchronous_commit off, although the role may have it so."""

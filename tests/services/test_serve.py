@@ -151,7 +151,7 @@ async def test_hundreds_of_callers_may_connect_at_once(run: RUNS) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_stops_when_idle(run: RUNS, number: signal.Signals) -> None:
+async def test_idle_connections_do_not_delay_the_end(run: RUNS, number: signal.Signals) -> None:
     """Idle connections do not delay the end of the process."""
     with run() as process:
         await asyncio.to_thread(process.wait_until_ready)
