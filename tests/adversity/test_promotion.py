@@ -165,7 +165,7 @@ async def test_serve_waits_for_the_promotion_of_a_standby(
 async def test_promoted_server_without_a_standby_confirms_nothing(
     pair: Pair, services: Services, tmp_path: Path
 ) -> None:
-    """A promoted server with the copied setting commits nothing, and `check` reports the reason."""
+    """A promoted server with the copied setting confirms no commit; `check` reports the reason."""
     pair.primary.kill()
     await pair.promote_as_it_is()
     url = url_of(pair.primary)

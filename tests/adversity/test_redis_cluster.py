@@ -108,7 +108,7 @@ async def test_braces_in_a_key_do_not_move_its_slot(make: MAKE) -> None:
 
 
 async def test_frozen_nodes_share_one_time_out(make: MAKE, redis_cluster: Cluster) -> None:
-    """Two frozen nodes cost no more than one; the third still counts, they are left alone."""
+    """Two frozen nodes cost no more than one, and nothing soon after; the third still answers."""
     first, second = make(), make()
     await until_all_answer(first, second)
     *frozen, well = await redis_cluster.primaries()
