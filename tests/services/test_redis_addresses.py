@@ -1,4 +1,4 @@
-"""REDIS_URL for one server, a cluster and Sentinels; and what `check` says of each of them."""
+"""REDIS_URL for one server, a cluster and Sentinels, and the report of `check` on each."""
 
 import asyncio
 import subprocess
@@ -11,11 +11,11 @@ from redis.asyncio.connection import SSLConnection
 from app.claims.discovery import Kind, read_address
 from app.settings import SettingsError
 from tests.gateways import ROOT, Process, environment, inherited
-from tests.redis_topologies import PASSWORD, SERVICE, Cluster, Watched, asking, url_of
+from tests.redis_topologies import PASSWORD, SERVICE, Cluster, Watched, client_of, url_of
 
 
-def test_address_of_a_cluster() -> None:
-    """Every node is named, and each is spoken to as the same user."""
+def test_address_of_a_cluster_names_its_nodes() -> None:
+    """Each node has its host and port, and all have the same user."""
     address = read_address("rediss+cluster://me:pa%40ss,word@one:7000,[::1]:7001,three")
     assert address.kind is Kind.CLUSTER
     assert [(endpoint["host"], endpoint["port"]) for endpoint in address.endpoints] == [
@@ -26,8 +26,8 @@ def test_address_of_a_cluster() -> None:
         assert endpoint["connection_class"] is SSLConnection
 
 
-def test_address_behind_sentinels() -> None:
-    """The last word is the service; options are those of the client."""
+def test_address_of_sentinels_ends_with_the_service() -> None:
+    """The path is the service; options are redis-py's."""
     address = read_address("redis+sentinel://:word@one:26380,two/my%20claims?db=3")
     assert (address.kind, address.service) == (Kind.SENTINEL, "my claims")
     assert [(one["host"], one["port"], one["db"]) for one in address.endpoints] == [
@@ -54,30 +54,34 @@ def test_address_behind_sentinels() -> None:
         "://:pa55w0rd@one:port",
     ],
 )
-def test_wrong_address(rest: str) -> None:
-    """A wrong address is told in one line that names the variable and hides the password."""
-    with pytest.raises(SettingsError, match=r"^REDIS_URL: not an address of the form redis") as why:
+def test_wrong_address_is_reported_without_its_password(rest: str) -> None:
+    """The error is one line that names the variable."""
+    with pytest.raises(
+        SettingsError, match=r"^REDIS_URL: not an address of the form redis"
+    ) as raised:
         read_address(f"redis{rest}")
-    assert "\n" not in str(why.value)
-    assert "pa55w0rd" not in str(why.value)
-    assert why.value.__cause__ is None
+    assert "\n" not in str(raised.value)
+    assert "pa55w0rd" not in str(raised.value)
+    assert raised.value.__cause__ is None
 
 
 async def check(server: Process, redis_url: str, folder: Path) -> tuple[int | None, list[str]]:
-    """The exit code of `python -m app check`, and what it says of Redis."""
+    """The exit code of `python -m app check`, and its lines about Redis."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "app", "check",
         cwd=ROOT,
         env=inherited() | environment(server.database_url, redis_url, folder),
         stdout=subprocess.PIPE,
     )  # fmt: skip
-    said, _ = await process.communicate()
-    lines = said.decode().splitlines()
+    output, _ = await process.communicate()
+    lines = output.decode().splitlines()
     return process.returncode, [line for line in lines if line[9:14] == "redis"]
 
 
-async def test_check_of_a_cluster(redis_cluster: Cluster, server: Process, tmp_path: Path) -> None:
-    """`check` tells the state of a cluster, and looks at each of its primaries."""
+async def test_check_reports_a_cluster(
+    redis_cluster: Cluster, server: Process, tmp_path: Path
+) -> None:
+    """`check` reports the state of a cluster and of each primary."""
     primaries = await redis_cluster.primaries()
     hosts = ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster.nodes[-2:])
     exit_code, (first, *others) = await check(
@@ -89,7 +93,7 @@ async def test_check_of_a_cluster(redis_cluster: Cluster, server: Process, tmp_p
         assert line.startswith(f"ok       redis 127.0.0.1:{primary.port}: Redis ")
         assert line.endswith(", 1 replicas")
     assert exit_code == 0
-    async with asking(primaries[1]) as redis:
+    async with client_of(primaries[1]) as redis:
         await redis.config_set("maxmemory-policy", "allkeys-lru")
         exit_code, (_, *others) = await check(
             server, f"redis+cluster://:{PASSWORD}@{hosts}", tmp_path
@@ -99,10 +103,10 @@ async def test_check_of_a_cluster(redis_cluster: Cluster, server: Process, tmp_p
     assert exit_code == 0
 
 
-async def test_check_behind_sentinels(
+async def test_check_reports_the_primary_of_sentinels(
     redis_watched: Watched, server: Process, tmp_path: Path
 ) -> None:
-    """`check` tells who is the primary now."""
+    """`check` reports the current primary, or that the service is unknown."""
     primary = await redis_watched.primary()
     exit_code, (line, _) = await check(server, redis_watched.url, tmp_path)
     assert line.startswith(f"ok       redis 127.0.0.1:{primary.port}: Redis ")
@@ -113,10 +117,10 @@ async def test_check_behind_sentinels(
     assert exit_code == 1
 
 
-async def test_address_of_another_kind(
+async def test_check_detects_a_server_of_another_kind(
     redis_cluster: Cluster, redis_watched: Watched, server: Process, tmp_path: Path
 ) -> None:
-    """An address whose server is no primary of its kind is found out, and is not waited for."""
+    """A server that is no primary of the address's kind fails the check at once."""
     node = redis_cluster.nodes[0]
     exit_code, [line, _] = await check(server, url_of(node), tmp_path)
     assert line == "FAILED   redis: runs in mode cluster: see REDIS_URL in the README"
