@@ -7,44 +7,19 @@ catches the duplicates.
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
-from redis.crc import key_slot
 
 from app.claims import Claim, cluster, scripts
 from app.claims.connection import Connect, make_connection
 from app.claims.discovery import Kind, discovery_of, read_address
+from app.claims.parts import Part, Share, shares_of
 from app.claims.primaries import DISCOVERY_TIMEOUT_S, Call, Primaries
 from app.telemetry.metrics import CLAIMS_BYPASSED
 
 # Committed events wait for the next claim, which takes them along, but not for longer than this.
 SETTLE_IDLE_S = 0.5
-# The memory for events that an unavailable Redis cannot be given; the database recognises the rest.
+# Bounds the memory while Redis is unavailable; the database recognises events beyond it.
 UNSETTLED_MAX = 50_000
 SETTLED_PER_CALL_MAX = 1_000
-
-
-class _Part:
-    """The claims in one hash slot: all of them, or in a cluster those with one hash tag."""
-
-    def __init__(self, tag: bytes) -> None:
-        self.tag = tag
-        self.slot = key_slot(tag)
-        self.unsettled: list[bytes] = []  # keys of committed events
-
-    def take_unsettled(self, number_max: int) -> list[bytes]:
-        """Remove keys for one call, the oldest first, and return them."""
-        keys = self.unsettled[:number_max]
-        del self.unsettled[:number_max]
-        return keys
-
-
-class _Share(NamedTuple):
-    """The events of a batch that belong to a part: their positions in it, and their keys."""
-
-    part: _Part
-    positions: Sequence[int] = ()
-    keys: Sequence[bytes] = ()
 
 
 class RedisClaims:
@@ -65,7 +40,7 @@ class RedisClaims:
     ) -> None:
         address = read_address(redis_url)
         tags = cluster.hash_tags() if address.kind is Kind.CLUSTER else [b""]
-        self._parts = [_Part(tag) for tag in tags]
+        self._parts = [Part(tag) for tag in tags]
         discovery = discovery_of(address, connect, DISCOVERY_TIMEOUT_S)
         self._primaries = Primaries(discovery, [part.slot for part in self._parts], connect)
         self._generation = generation
@@ -86,14 +61,14 @@ class RedisClaims:
         claims = [Claim.HELD] * len(event_ids)
         generation = self._generation()
         self._last_generation = generation or self._last_generation
-        shares = self._split(event_ids, generation)
+        shares = shares_of(event_ids, self._parts, generation)
         if not shares or not await self._settle_and_claim(shares, claims):
             CLAIMS_BYPASSED.inc()
         return claims
 
     async def settle(self, event_ids: Sequence[bytes]) -> None:
         """See `Claims`. Only notes the events: the next claim sends them to Redis."""
-        for part, _, keys in self._split(event_ids, self._generation()):
+        for part, _, keys in shares_of(event_ids, self._parts, self._generation()):
             part.unsettled += keys
             del part.unsettled[: -(UNSETTLED_MAX // len(self._parts))]
         self._settle_later()
@@ -106,7 +81,7 @@ class RedisClaims:
         await self._primaries.run(
             [
                 Call(part.slot, scripts.release(keys, self._token))
-                for part, _, keys in self._split(event_ids, generation)
+                for part, _, keys in shares_of(event_ids, self._parts, generation)
                 if keys
             ]
         )
@@ -123,7 +98,7 @@ class RedisClaims:
             self._settler = asyncio.create_task(self._settle_when_idle())
 
     async def _settle_when_idle(self) -> None:
-        # Under load the claims leave nothing to do: a task for each batch would cost more.
+        # One task serves many batches: under load, each claim leaves it nothing to do.
         while True:
             await asyncio.sleep(SETTLE_IDLE_S)
             if not any(part.unsettled for part in self._parts):
@@ -133,27 +108,14 @@ class RedisClaims:
 
     async def _settle_rest(self) -> None:
         """Settle until nothing is left, or an answer is missing."""
-        shares = [_Share(part) for part in self._parts]
+        shares = [Share(part) for part in self._parts]
         while any(part.unsettled for part in self._parts):
             if not await self._settle_and_claim(shares, []):
                 break
 
-    def _split(self, event_ids: Sequence[bytes], generation: str | None) -> Sequence[_Share]:
-        """Return the share of each part in these events; none without a generation."""
-        if generation is None:
-            return ()
-        name = generation.encode()
-        if len(self._parts) == 1:
-            keys = [name + event_id for event_id in event_ids]
-            return [_Share(self._parts[0], range(len(keys)), keys)]
-        return [
-            _Share(part, positions, [part.tag + name + event_ids[p] for p in positions])
-            for part, positions in zip(self._parts, cluster.split(event_ids), strict=True)
-        ]
-
-    async def _settle_and_claim(self, shares: Sequence[_Share], claims: list[Claim]) -> bool:
+    async def _settle_and_claim(self, shares: Sequence[Share], claims: list[Claim]) -> bool:
         """Set the claims of the shares; return whether every call was answered."""
-        calls: list[tuple[_Share, list[bytes], Call]] = []
+        calls: list[tuple[Share, list[bytes], Call]] = []
         for share in shares:
             settled = share.part.take_unsettled(SETTLED_PER_CALL_MAX // len(self._parts))
             if share.keys or settled:

@@ -14,14 +14,14 @@ LATE_PIECES = 4
 class TimeLimit:
     """Expires timeouts CLAIM_TIMEOUT_S after they were added.
 
-    All of them share a timer, since to start and cancel one for each claim would cost more than
-    all the rest of the limit. It stops when a piece ends without a timeout.
+    All of them share a timer, so that a claim does not start and cancel one of its own. The timer
+    stops when a piece ends without a timeout.
     """
 
     def __init__(self) -> None:
         self._left_s: dict[asyncio.Timeout, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._begun = self._due = 0.0
+        self._begun = self._piece_s = 0.0
 
     def add(self, timeout: asyncio.Timeout) -> None:
         """Count the time of a timeout from now on."""
@@ -29,7 +29,7 @@ class TimeLimit:
         if self._timer is None:
             self._begin_piece(loop)
         # The end of the piece counts all of it, also the part before now.
-        self._left_s[timeout] = CLAIM_TIMEOUT_S + min(loop.time(), self._due) - self._begun
+        self._left_s[timeout] = CLAIM_TIMEOUT_S + min(loop.time() - self._begun, self._piece_s)
 
     def remove(self, timeout: asyncio.Timeout) -> None:
         """Leave a timeout alone, also one that has expired."""
@@ -42,14 +42,14 @@ class TimeLimit:
 
     def _begin_piece(self, loop: asyncio.AbstractEventLoop) -> None:
         self._begun = loop.time()
-        self._due = self._begun + min((PIECE_S, *self._left_s.values()))
-        self._timer = loop.call_at(self._due, self._end_piece, loop)
+        self._piece_s = min((PIECE_S, *self._left_s.values()))
+        self._timer = loop.call_at(self._begun + self._piece_s, self._end_piece, loop)
 
     def _end_piece(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         now = loop.time()
-        is_late = now - self._due > LATE_S
-        counted_s = PIECE_S / LATE_PIECES if is_late else self._due - self._begun
+        is_late = now - self._begun - self._piece_s > LATE_S
+        counted_s = PIECE_S / LATE_PIECES if is_late else self._piece_s
         for timeout, left_s in list(self._left_s.items()):
             if left_s > counted_s:
                 self._left_s[timeout] = left_s - counted_s
