@@ -13,6 +13,7 @@ from sinks.timescale.session import Session, transaction, unit
 
 _NAMES = ", ".join(COLUMNS)
 _ARRAYS = ", ".join(f"${place}::{type_}[]" for place, type_ in enumerate(TYPES, 1))
+_COPY = f"COPY events ({_NAMES}) FROM STDIN (FORMAT binary)"
 # With a named target, a foreign unique index cannot make an event a duplicate.
 _INSERT = f"""
 INSERT INTO events ({_NAMES}) SELECT * FROM unnest({_ARRAYS})
@@ -73,13 +74,7 @@ async def insert_events(session: Session, events: Sequence[Event]) -> dict[bytes
 async def _copy_rows(session: Session, events: Sequence[Event]) -> bool:
     """Return whether the server reports as many rows as it was sent."""
     try:
-        status = await session.copy_to_table(
-            "events",
-            # asyncpg takes bytes for a file name, and its stubs do not know memoryview.
-            source=memoryview(encode_rows(events)),  # type: ignore[arg-type]
-            columns=COLUMNS,
-            format="binary",
-        )
+        status = await session.copy(_COPY, encode_rows(events))
     except PostgresError as error:
         row = classify(error).row
         if row is None:
