@@ -59,7 +59,7 @@ async def insert_events(session: Session, events: Sequence[Event]) -> dict[bytes
         known = await _enter_stable(session, events)
         new = [event for event in events if event.event_id not in known]
         records = await session.fetch(_INSERT, *as_arrays(new)) if new else []
-        written = {record[0].bytes for record in records}
+        written: set[bytes] = {record[0].bytes for record in records}
         rest = [event for event in new if event.event_id not in written]
         outcomes = dict.fromkeys(known, Outcome.DUPLICATE)
         outcomes |= dict.fromkeys(written, Outcome.WRITTEN)
@@ -93,7 +93,7 @@ async def _enter_stable(session: Session, events: Sequence[Event]) -> set[bytes]
         [UUID(bytes=event.event_id) for event in stable],
         [event.occurred_at for event in stable],
     )
-    entered = {record[0].bytes for record in records}
+    entered: set[bytes] = {record[0].bytes for record in records}
     rest = [event for event in stable if event.event_id not in entered]
     known = await find_stable(session, rest) if rest else set()
     if len(known) < len(rest):

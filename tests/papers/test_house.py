@@ -58,7 +58,8 @@ REQUEST_PATH = (
     "app/ingest.py", "app/parameters.py", "app/access.py", "adapters/adjust.py",
     "app/normalize.py", "app/event.py", "app/errors.py", "app/buffer.py", "app/commit.py",
     "app/claims/redis.py", "sinks/timescale/sink.py", "sinks/timescale/chunks.py",
-    "sinks/timescale/writes.py", "sinks/timescale/search.py", "sinks/timescale/encoding.py",
+    "sinks/timescale/writes.py", "sinks/timescale/statements.py", "sinks/timescale/search.py",
+    "sinks/timescale/encoding.py",
 )  # fmt: skip
 
 
