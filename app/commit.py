@@ -70,7 +70,12 @@ async def _write(
     ids = [event.event_id for event in events]
     try:
         with metrics.WRITE_SECONDS.time():
-            outcomes = dict(zip(ids, await sink.write(events, contested=contested), strict=True))
+            written = (
+                [await sink.write_contested(event) for event in events]
+                if contested
+                else await sink.write(events)
+            )
+            outcomes = dict(zip(ids, written, strict=True))
     except asyncio.CancelledError:
         await claims.release(ids)
         raise

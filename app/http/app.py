@@ -83,8 +83,7 @@ class Gateway:
         )
         self.claims = claims or RedisClaims(
             settings.redis_url,
-            # A sink that does not name its data gets no help from Redis: slower, never wrong.
-            generation=lambda: getattr(self.sink, "generation", None),
+            generation=lambda: self.sink.generation,
             lease_s=settings.claim_lease_s,
             seen_window_d=settings.seen_window_d,
         )

@@ -54,7 +54,7 @@ async def ask_sink(app: SanicApp) -> None:
     gateway = app.ctx.gateway
     while not gateway.sink_answered:
         try:
-            await gateway.sink.write([], contested=False)
+            await gateway.sink.ping()
             gateway.sink_answered = True
         except Exception as error:  # noqa: BLE001 - asked again, whatever it was
             log.warning("not ready: the sink does not answer", extra={"error": str(error)})

@@ -60,6 +60,7 @@ def _dress(gateway: Any, spans: "Spans") -> None:
     gateway.commit = spans.of_batch(gateway.commit)
     gateway.commit_contested = spans.of_batch(gateway.commit_contested)
     gateway.sink.write = spans.of_stage("write", gateway.sink.write)
+    gateway.sink.write_contested = spans.of_stage("write", gateway.sink.write_contested)
     for name in ("claim", "settle", "release"):
         setattr(gateway.claims, name, spans.of_stage(name, getattr(gateway.claims, name)))
 
@@ -144,18 +145,18 @@ class Spans:
     def of_stage(self, name: str, work: Work) -> Work:
         """A span for a stage of a batch."""
 
-        async def traced(events: Sequence[Any], **options: bool) -> Any:
+        async def traced(events: Sequence[Any] | Event) -> Any:
             if not events or not trace.get_current_span().is_recording():
-                return await work(events, **options)
+                return await work(events)
             with self._tracer.start_as_current_span(
                 name,
                 kind=SpanKind.CLIENT,
-                attributes={"flokit.events": len(events)},
+                attributes={"flokit.events": 1 if isinstance(events, Event) else len(events)},
                 record_exception=False,
                 set_status_on_exception=False,
             ) as span:
                 try:
-                    return await work(events, **options)
+                    return await work(events)
                 except BaseException as error:
                     span.set_status(Status(StatusCode.ERROR, type(error).__name__))
                     raise
