@@ -75,16 +75,6 @@ async def test_new_vendor_is_one_file(
     assert tuple(row) == (newcomer, "somebody")
 
 
-def test_module_that_begins_with_an_underscore_is_no_vendor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Code shared by vendors may lie beside them: it cannot be called, and is not imported."""
-    for name in ("_shared", "__main__"):
-        (tmp_path / f"{name}.py").write_text("raise AssertionError")
-    monkeypatch.setattr(adapters, "__path__", [*adapters.__path__, str(tmp_path)])
-    assert not [vendor for vendor in adapters.load() if vendor.startswith("_")]
-
-
 async def test_broken_adapter_harms_only_its_callback(gateways: Gateways, newcomer: str) -> None:
     """A defect of an adapter is a 500, so that the callback is retried when it is mended."""
     (gateways.folder / "workspaces.toml").write_text(

@@ -3,24 +3,22 @@
 import asyncio
 import re
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from app.commands.check_database import check_connection
-from app.commands.report import Report
 from app.dev.processes import ENVIRONMENT, Server
 from app.dev.programs import Programs
 from bench.testbed.gateway import as_nobody
 from sinks.timescale import hosts
-from sinks.timescale.inspection import Wire
 from tests.deploying import commands, lines, statements
 from tests.gateways import Services, environment
 from tests.outcomes import COMMITTED, callbacks, outcome, serving, until_told
 from tests.postgres_topologies import HYPERTABLE, Maker, making, tell
 from tests.services.test_commands import run
+from tests.unit.test_check_connection import CHAIN, VERIFIED
 
 TLS, CLIENT = "TLS to the database", "A client certificate in place of a password"
 ROLE = "flokit_gateway"
@@ -129,8 +127,6 @@ async def test_page_makes_a_verified_connection(
 # The line of `check` about each `sslmode`, where the server has TLS and where it has none.
 UNVERIFIED, PLAIN = "TLS 1.3, certificate not verified", "not encrypted"
 NO_TLS = "rejected SSL upgrade"
-CHAIN = "TLS 1.3, certificate verified, its host name not"
-VERIFIED = "TLS 1.3, certificate verified"
 MODES = {
     "": (UNVERIFIED, PLAIN),
     "sslmode=disable": (PLAIN, PLAIN),
@@ -207,34 +203,3 @@ async def test_gateway_logs_in_by_its_certificate(
         assert await until_told(gateway, callbacks("client")["usual"]) in COMMITTED
     without = re.sub("&sslcert.*", "", url)
     assert "requires a valid client certificate" in await told(without, services, tmp_path)
-
-
-REMOTE = {
-    "not encrypted": Wire(is_local=False),
-    "TLS 1.3, certificate not verified": Wire(is_local=False, tls="TLS 1.3"),
-}
-
-
-@pytest.mark.parametrize("text", REMOTE)
-def test_unverified_connection_to_another_machine_is_a_warning(
-    text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A connection that can be read or redirected is a warning; on this machine it is not."""
-    check_connection(Report(), REMOTE[text])
-    check_connection(Report(), REMOTE[text]._replace(is_local=True))
-    remote, local = capsys.readouterr().out.splitlines()
-    assert remote.startswith(f"warning  database connection: {text}: see ")
-    assert local.startswith(f"ok       database connection: {text}; ")
-
-
-VERIFIED_WIRES: Mapping[str, Wire] = {
-    CHAIN: Wire(is_local=False, tls="TLS 1.3", is_verified=True),
-    VERIFIED: Wire(is_local=False, tls="TLS 1.3", is_verified=True, is_host_verified=True),
-}
-
-
-@pytest.mark.parametrize("text", VERIFIED_WIRES)
-def test_verified_connection_is_no_warning(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A verified certificate is no warning."""
-    check_connection(Report(), VERIFIED_WIRES[text])
-    assert capsys.readouterr().out == f"ok       database connection: {text}\n"

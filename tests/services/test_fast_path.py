@@ -6,8 +6,7 @@ from typing import Any, cast
 import pytest
 from sanic.compat import Header
 
-from app.errors import Answer
-from app.http.fast_path import USUAL, LazyHeaders, UsualCallback, bytes_of
+from app.http.fast_path import USUAL, LazyHeaders, UsualCallback
 from tests.client import head
 from tests.gateways import Gateways, query
 
@@ -64,34 +63,6 @@ async def test_drain_closes_connections_of_the_fast_path(gateways: Gateways) -> 
     assert received.count(b"HTTP/1.1 200 OK") == 1
 
 
-@pytest.mark.parametrize(
-    "request_bytes",
-    [
-        head("POST", TARGET),
-        head("HEAD", TARGET),
-        head("GET", "/healthz"),
-        head("GET", "/ingest/%61djust?x=1"),
-        head("GET", "/ingest/adjust/more?x=1"),
-        head("GET", TARGET + "\x7f"),
-        head("GET", TARGET + " x"),
-        head("GET", TARGET).replace(b"HTTP/1.1", b"HTTP/1.0"),
-        head("GET", TARGET)[:-2],
-        b"\r\n" + head("GET", TARGET),
-        *(
-            head("GET", TARGET, headers={"X-A": "b", name: value})
-            for name, value in {
-                "Content-Length": "3", "content-length": "0", "TRANSFER-ENCODING": "chunked",
-                "Expect": "100-continue", "Connection": "close", "Upgrade": "websocket",
-                "X Y": "z", "X\x00": "y", "X": "a\nContent-Length: 3", "Y": "\x01",
-            }.items()
-        ),
-    ],
-)  # fmt: skip
-def test_unusual_requests_go_through_sanic(request_bytes: bytes) -> None:
-    """Requests with more about the body or the connection, or not quite HTTP, are Sanic's."""
-    assert not USUAL.match(request_bytes)
-
-
 async def test_headers_are_the_same_on_the_fast_path(gateways: Gateways) -> None:
     """An adapter finds every header under its name in lower case, and Sanic every attribute."""
     gateway = await gateways.start()
@@ -112,11 +83,3 @@ async def test_headers_are_the_same_on_the_fast_path(gateways: Gateways) -> None
     )
     with pytest.raises(AttributeError):
         _ = request.nothing_of_that_name
-
-
-def test_receipt_has_its_length_and_connection() -> None:
-    """The head of a receipt has its length, and the state of the connection."""
-    assert bytes_of(Answer(200, b"{}"), keep_alive=True).startswith(
-        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: keep-alive\r\n"
-    )
-    assert b"\r\nconnection: close\r\n" in bytes_of(Answer(200, b"{}"), keep_alive=False)

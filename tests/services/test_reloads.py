@@ -14,7 +14,8 @@ from app import workspaces
 from app.telemetry.metrics import BY_WORKSPACE, WORKSPACES_REFUSED
 from app.workspaces import DECODED_MAX, Workspaces
 from tests.loop_time import run_measured
-from tests.unit.test_workspaces import app, table, watched, within_promise, written
+from tests.services.test_workspaces import watched, within_promise
+from tests.unit.test_workspaces import app, table, written
 
 VENDORS = ["adjust"]
 HELD_MAX_S = 0.02
