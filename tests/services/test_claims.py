@@ -140,8 +140,13 @@ async def test_other_database_inherits_nothing(
     assert await stored(connection) == {"a"}
 
 
-async def test_silent_redis_costs_100_ms(sink: TimescaleSink) -> None:
-    """A Redis that accepts and never answers costs 100 ms, once a second, and no outcome."""
+async def test_silent_redis_costs_one_time_out(
+    sink: TimescaleSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that accepts and never answers costs one time-out, and no outcome."""
+    # Far longer than a pause of a busy machine.
+    monkeypatch.setattr("app.claims.time_limit.CLAIM_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("app.claims.primaries.BACKOFF_S", 60.0)
 
     async def listen_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(1024):
@@ -162,7 +167,7 @@ async def test_silent_redis_costs_100_ms(sink: TimescaleSink) -> None:
     started = clock()
     for _ in range(5):
         assert await claims.claim([b"x" * 16]) == [Claim.HELD]
-    assert clock() - started < 0.1 <= first
+    assert clock() - started < 1 <= first
     await claims.close()
     silent.close()
     await silent.wait_closed()
