@@ -6,12 +6,16 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 import uvloop
 from hypothesis import settings
 from sanic import Sanic
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
 
 from app.claims.redis import RedisClaims
 from app.dev import embedded
@@ -38,7 +42,17 @@ settings.load_profile("gateway")
 Sanic.test_mode = True  # several applications of one name in one process
 
 SERVERS = {"services", "redis_program", "postgres_programs"}
-_TEMPLATE = "gateway_template"
+UNIT = Path(__file__).parent / "unit"
+_TEMPLATE = f"gateway_template_{os.getpid()}"
+# Load on the whole machine: one at a time, and first because they take longest.
+LOAD = [
+    f"tests/{name}.py"
+    for name in (
+        "services/test_bench", "services/test_capacity", "services/test_curves",
+        "adversity/test_faults", "adversity/test_neighbours", "adversity/test_overload",
+        "adversity/test_rolling", "papers/test_monitoring",
+    )
+]  # fmt: skip
 _numbers = itertools.count(1)
 
 
@@ -112,6 +126,29 @@ SERVICES = pytest.StashKey[str]()
 LEAKS = pytest.StashKey[list[str]]()
 
 
+class ByFile(LoadFileScheduling):  # type: ignore[misc] # pytest-xdist has no types
+    """A worker of `pytest --numprocesses` runs whole files; one worker runs all of LOAD."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return "load" if file in LOAD else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    """Distribute the tests in the order in which they are collected."""
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Take over the findings of a worker, unless it crashed."""
+    output: dict[str, Any] = getattr(node, "workeroutput", {})
+    node.config.stash[LEAKS] += output.get("leaks", [])
+    if description := output.get("services"):
+        node.config.stash[SERVICES] = description
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the places that hold the secret, all through the run."""
     config.stash[LEAKS] = []
@@ -137,40 +174,44 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     These are the logs of gateways and servers, and the servers' own files, so also rows of
     tables that are dropped by now.
     """
-    found = session.config.stash[LEAKS]
-    found += leaks.in_files(session.config._tmp_path_factory.getbasetemp(), SECRET)  # type: ignore[attr-defined]
+    config = session.config
+    found = config.stash[LEAKS]
     if SECRET.encode() in asyncio.run(exposition()):
         found.append("the metrics of the gateways in this process")
+    if isinstance(output := getattr(config, "workeroutput", None), dict):
+        output |= {"leaks": found, "services": config.stash.get(SERVICES, "")}
+        return  # the files of all workers lie in the folder of their parent
+    found += leaks.in_files(config._tmp_path_factory.getbasetemp(), SECRET)  # type: ignore[attr-defined]
     if found and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
 ) -> None:
     """Report in the last lines the servers that the tests ran on, and the leaks."""
     for place in config.stash[LEAKS]:
         terminalreporter.write_line(f"LEAKED: the secret stands in {place}", red=True)
-    terminalreporter.write_line(f"services: {config.stash.get(SERVICES, 'none were needed')}")
+    if exitstatus != pytest.ExitCode.INTERRUPTED:  # where workers report nothing
+        terminalreporter.write_line(f"services: {config.stash.get(SERVICES, 'none were needed')}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that needs the servers, so that the inner loop can leave it out."""
+    """Mark every test that needs the servers; a unit test needs none. Put LOAD first."""
+    items.sort(key=lambda item: item.location[0] not in LOAD)
     for item in items:
         if SERVERS.intersection(getattr(item, "fixturenames", ())):
+            if UNIT in item.path.parents:
+                raise pytest.UsageError(f"{item.nodeid} needs servers: it is no unit test")
             item.add_marker("services")
 
 
 @pytest.fixture(scope="session")
-def template(services: Services) -> str:
+def template(services: Services) -> Iterator[str]:
     """A migrated database, to be copied: a copy takes a tenth of the time of a migration."""
 
     async def make() -> None:
-        await services.execute(
-            None,
-            f"DROP DATABASE IF EXISTS {_TEMPLATE} WITH (FORCE)",
-            f"CREATE DATABASE {_TEMPLATE}",
-        )
+        await services.execute(None, f"CREATE DATABASE {_TEMPLATE}")
         connection = await asyncpg.connect(services.url_of(_TEMPLATE))
         await migrate(connection)
         await make_chunks(connection)
@@ -184,7 +225,8 @@ def template(services: Services) -> str:
         )
 
     asyncio.run(make())
-    return _TEMPLATE
+    yield _TEMPLATE
+    asyncio.run(services.execute(None, f"DROP DATABASE {_TEMPLATE} WITH (FORCE)"))
 
 
 @pytest.fixture

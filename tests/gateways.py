@@ -19,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
 import asyncpg
+import coverage
 import msgspec
 
 from app.claims import Claims
@@ -307,4 +308,7 @@ class Process(Target):
 
 def inherited() -> dict[str, str]:
     """The part of this environment that a process needs: no setting of the gateway."""
-    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    found = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    if coverage.Coverage.current() is not None:  # measured in the process too
+        found["COVERAGE_PROCESS_START"] = str(ROOT / "pyproject.toml")
+    return found

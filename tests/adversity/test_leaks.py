@@ -11,20 +11,7 @@ import redis.asyncio as redis
 
 from tests import leaks
 from tests.gateways import ROOT, SECRET, Services
-
-# Not the secret itself: the search at the end of the run would find it too.
-PLANTED = "planted-by-a-test"
-
-
-def test_leak_in_a_file_is_found(tmp_path: Path) -> None:
-    """A file is named that has the secret anywhere in it, or in its name."""
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "gateway.log").write_bytes(b"\0\xff" * 5_000 + PLANTED.encode() + b"\0")
-    (tmp_path / "empty").touch()
-    (tmp_path / "innocent").write_text("plant")
-    assert list(leaks.in_files(tmp_path, PLANTED)) == [str(tmp_path / "deep" / "gateway.log")]
-    (tmp_path / PLANTED).touch()
-    assert f"a name in {tmp_path}" in leaks.in_files(tmp_path, PLANTED)
+from tests.unit.test_leaks import PLANTED
 
 
 @pytest.mark.parametrize("column", ["user_id", "properties", "event_type"])
@@ -72,13 +59,14 @@ def test_metric(): REJECTED.labels(leaked).inc()
 """
 
 
-def test_leak_fails_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_leak_fails_the_run(tmp_path: Path, workers: int) -> None:
     """A run in which the secret was leaked fails, and names the place, and not the secret."""
     # In two parts, or else this run would find it in the file.
     leaked = f"leaked = {SECRET[:3]!r} + {SECRET[3:]!r}\n"
-    tight = run(tmp_path, f"{leaked}def test_it(): pass\n")
+    tight = run(tmp_path, f"{leaked}def test_it(): pass\n", workers)
     assert (tight.returncode, tight.stdout.count("LEAKED")) == (0, 0), tight.stdout
-    leaking = run(tmp_path, leaked + LEAKING)
+    leaking = run(tmp_path, leaked + LEAKING, workers)
     assert leaking.returncode == pytest.ExitCode.TESTS_FAILED
     assert "4 passed" in leaking.stdout
     for place in ("leaky.log", "stdout call of ", "log call of ", "the metrics of "):
@@ -86,11 +74,11 @@ def test_leak_fails_the_run(tmp_path: Path) -> None:
     assert SECRET not in leaking.stdout + leaking.stderr
 
 
-def run(folder: Path, module: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, module: str, workers: int) -> subprocess.CompletedProcess[str]:
     """Run tests of these words in a process of their own, as ours are run."""
     (folder / "test_leaking.py").write_text(module)
     command = [
         sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider",
-        "--rootdir", str(ROOT), str(folder),
+        "--rootdir", str(ROOT), "--numprocesses", str(workers), str(folder),
     ]  # fmt: skip
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

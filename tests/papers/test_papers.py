@@ -21,11 +21,22 @@ README = (ROOT / "README.md").read_text()
 FOLDERS = ("app", "adapters", "sinks", "tests", "bench", "docs", "k8s", ".ci", ".github")
 
 
-def texts() -> Iterator[Path]:
+def texts(root: Path = ROOT) -> Iterator[Path]:
     """Every file that people write, wherever it is."""
     suffixes = {".py", ".md", ".toml", ".sql", ".yaml", ".yml", ".json", ""}
-    paths = itertools.chain(ROOT.iterdir(), *((ROOT / name).rglob("*") for name in FOLDERS))
-    yield from (path for path in paths if path.is_file() and path.suffix in suffixes)
+    paths = itertools.chain(root.iterdir(), *((root / name).rglob("*") for name in FOLDERS))
+    yield from (
+        path
+        for path in paths
+        if path.is_file() and path.suffix in suffixes and path.name != ".coverage"
+    )
+
+
+def test_file_of_coverage_is_no_text(tmp_path: Path) -> None:
+    """The data of `coverage.py` is no file that people write."""
+    for name in (".coverage", ".coverage.host.1.Xabc", "README.md", "Makefile"):
+        (tmp_path / name).write_bytes(b"\xff")
+    assert {path.name for path in texts(tmp_path)} == {"README.md", "Makefile"}
 
 
 def test_no_open_work_is_left_in_the_code() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import LOAD
 from tests.gateways import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -87,10 +88,15 @@ def test_editors_and_ruff_have_one_length_of_lines() -> None:
 
 
 def test_builds_leave_nothing_to_commit() -> None:
-    """The files of a build are in no commit, and in no image."""
+    """The files of a build and of coverage are in no commit, and in no image."""
     ignored = (ROOT / ".gitignore").read_text().splitlines()
-    assert {"*.egg-info/", "/build/", "/dist/"} <= set(ignored)
+    assert {"*.egg-info/", "/build/", "/dist/", "/.coverage*"} <= set(ignored)
     assert "**/*.egg-info" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_files_of_load_exist() -> None:
+    """The files of tests that never run beside each other are named as they are."""
+    assert [path for path in LOAD if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("name", PAPERS)
