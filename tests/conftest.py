@@ -5,6 +5,7 @@ import itertools
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from tests.gateways import (
     make_claims,
     workspaces_toml,
 )
+from tests.haproxy import find_haproxy
 from tests.vectors import VECTORS, app_token
 
 # A machine that is busy may take its time.
@@ -120,6 +122,33 @@ def postgres_pair(
     """A PostgreSQL and its synchronous standby, as the test before has left them."""
     with postgres_topologies.pair(tmp_path_factory.mktemp("pair"), postgres_programs) as pair:
         yield pair
+
+
+@pytest.fixture
+async def pair(postgres_pair: postgres_topologies.Pair) -> AsyncIterator[postgres_topologies.Pair]:
+    """A primary and a synchronous standby, both well."""
+    await postgres_pair.mend()
+    yield postgres_pair
+    # A gateway that is still there would wait for it to the end.
+    postgres_pair.standby.resume()
+
+
+@pytest.fixture(scope="module")
+def maker(
+    tmp_path_factory: pytest.TempPathFactory, postgres_programs: embedded_programs.Programs
+) -> Iterator[postgres_topologies.Maker]:
+    """The maker of PostgreSQL servers, which end with the module."""
+    with postgres_topologies.making(tmp_path_factory.mktemp("made"), postgres_programs) as maker:
+        yield maker
+
+
+@pytest.fixture(scope="session")
+def haproxy_program() -> Path:
+    """The HAProxy to run."""
+    try:
+        return find_haproxy()
+    except embedded.EmbeddedError as why:
+        pytest.skip(str(why))
 
 
 SERVICES = pytest.StashKey[str]()
@@ -276,6 +305,12 @@ async def gateways(
     gateways = Gateways(database_url, services.redis_url, tmp_path)
     yield gateways
     await gateways.stop()
+
+
+@pytest.fixture
+def run(services: Services, database_url: str, tmp_path: Path) -> Callable[..., Process]:
+    """Make a gateway process on the test's database; `with` starts and stops it."""
+    return partial(Process, database_url, services.redis_url, tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from app.dev.embedded import EmbeddedError
 from app.dev.processes import free_port
 from tests.deploying import lines, statements
-from tests.gateways import PATIENCE_S, POLL_S, Services, environment
-from tests.haproxy import DATABASE, HAProxy, find_haproxy, haproxy
+from tests.gateways import PATIENCE_S, POLL_S, Process, Services, environment
+from tests.haproxy import DATABASE, HAProxy, haproxy
 from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
 from tests.postgres_topologies import (
     ALONE,
@@ -32,14 +31,6 @@ HASTY = {"COMMIT_TIMEOUT_S": "1", "CLAIM_LEASE_S": "2"}
 READ_WRITE = "?target_session_attrs=read-write"
 # From the fault to the next answer; the promotion itself takes a fraction of a second.
 GAP_MAX_S = 15.0
-
-
-@pytest.fixture
-async def pair(postgres_pair: Pair) -> AsyncIterator[Pair]:
-    """A primary and a synchronous standby, both well."""
-    await postgres_pair.mend()
-    yield postgres_pair
-    postgres_pair.standby.resume()
 
 
 @contextmanager
@@ -208,8 +199,15 @@ async def fail_over(pair: Pair, fault: str) -> None:
     await pair.promote()
 
 
-async def assert_nothing_lost(pair: Pair, callers: Callers, what: str) -> None:
-    """Fail unless each callback has one row, after a bounded time; print the time."""
+async def assert_fail_over_loses_nothing(
+    pair: Pair, gateway: Process, name: str, fault: str
+) -> None:
+    """Fail over under load: each callback has one row, after a bounded time, which is printed."""
+    await asyncio.to_thread(gateway.wait_until_ready)
+    callers = Callers(gateway, name)
+    async with callers.calling():
+        await fail_over(pair, fault)
+        await callers.more()
     rows = await ask(
         pair.primary,
         "SELECT array_agg(user_id ORDER BY user_id) FROM events WHERE user_id LIKE $1 || '-%'",
@@ -217,7 +215,7 @@ async def assert_nothing_lost(pair: Pair, callers: Callers, what: str) -> None:
     )
     assert rows == sorted(callers.told)
     gap_s = callers.longest_gap_s()
-    sys.stdout.write(f"{what}: {len(rows)} callbacks, longest gap {gap_s:.1f} s\n")
+    sys.stdout.write(f"{name}: {len(rows)} callbacks, longest gap {gap_s:.1f} s\n")
     assert gap_s < GAP_MAX_S
 
 
@@ -228,25 +226,11 @@ async def test_gateway_finds_the_promoted_host(
     """A gateway with several hosts finds the promoted one, and no answered event is lost."""
     url = at(pair.primary.port, pair.standby.port)
     with serving(url, services.redis_url, tmp_path) as gateway:
-        await asyncio.to_thread(gateway.wait_until_ready)
-        callers = Callers(gateway, f"hosts-{fault}")
-        async with callers.calling():
-            await fail_over(pair, fault)
-            await callers.more()
-    await assert_nothing_lost(pair, callers, f"several hosts, primary {fault}")
-
-
-@pytest.fixture(scope="session")
-def program() -> Path:
-    """The HAProxy to run."""
-    try:
-        return find_haproxy()
-    except EmbeddedError as why:
-        pytest.skip(str(why))
+        await assert_fail_over_loses_nothing(pair, gateway, f"hosts-{fault}", fault)
 
 
 @pytest.fixture
-async def proxy(pair: Pair, tmp_path: Path, program: Path) -> AsyncIterator[HAProxy]:
+async def proxy(pair: Pair, tmp_path: Path, haproxy_program: Path) -> AsyncIterator[HAProxy]:
     """HAProxy in front of both servers, with the documented configuration."""
     [role] = statements("HAProxy by role")
     [rule] = [line for line in lines("HAProxy by role") if line.startswith("host")]
@@ -260,7 +244,7 @@ async def proxy(pair: Pair, tmp_path: Path, program: Path) -> AsyncIterator[HAPr
         rules.write_text(f"{here}\n{rules.read_text()}")
         await tell(server, "SELECT pg_reload_conf()")
     ports = {server.name: server.port for server in servers}
-    with haproxy(tmp_path, ports, program, DATABASE) as proxy:
+    with haproxy(tmp_path, ports, haproxy_program, DATABASE) as proxy:
         await asyncio.to_thread(proxy.wait_until, pair.primary.name, "UP")
         await asyncio.to_thread(proxy.wait_until, pair.standby.name, "DOWN")
         yield proxy
@@ -272,9 +256,4 @@ async def test_haproxy_leads_to_the_promoted_server(
 ) -> None:
     """HAProxy leads a gateway to the promoted server, and no answered event is lost."""
     with serving(at(proxy.port), services.redis_url, tmp_path) as gateway:
-        await asyncio.to_thread(gateway.wait_until_ready)
-        callers = Callers(gateway, f"haproxy-{fault}")
-        async with callers.calling():
-            await fail_over(pair, fault)
-            await callers.more()
-    await assert_nothing_lost(pair, callers, f"HAProxy, primary {fault}")
+        await assert_fail_over_loses_nothing(pair, gateway, f"haproxy-{fault}", fault)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from app.dev.processes import Server
-from app.dev.programs import Programs
 from tests.deploying import statements
 from tests.gateways import Process, Services
 from tests.outcomes import Parameters, callbacks, outcome, serving, until_told
@@ -17,7 +16,6 @@ from tests.postgres_topologies import (
     PLAIN,
     Maker,
     ask,
-    making,
     tell,
     until_primary,
     url_of,
@@ -27,13 +25,6 @@ BOTH = (HYPERTABLE, PLAIN)
 TIMELINE = "SELECT timeline_id FROM pg_control_checkpoint()"
 # Longer than the gateway takes to see the value that was written by hand.
 FORGOTTEN_S = 3.0
-
-
-@pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory, postgres_programs: Programs) -> Iterator[Maker]:
-    """The maker of the copies of disks."""
-    with making(tmp_path_factory.mktemp("restored"), postgres_programs) as maker:
-        yield maker
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import asyncpg
 import msgspec
 import pytest
 
-from app.dev.embedded import EmbeddedError
 from bench.faults.ledger import Told
 from bench.faults.oracle import judge
 from bench.faults.stories import SHARES, Author, Plot
@@ -23,7 +22,7 @@ from bench.testbed.callbacks import APPS, EVENTS, SECRET, WORKSPACES
 from bench.testbed.vendor import Vendor
 from tests.client import UNANSWERED, Answer, exchange, head
 from tests.gateways import PATIENCE_S, Process, Services
-from tests.haproxy import HAProxy, find_haproxy, haproxy
+from tests.haproxy import HAProxy, haproxy
 from tests.services.test_serve import until_all_serve, workers_of
 
 RESTARTS = 20
@@ -37,15 +36,6 @@ CREDENTIALS = f"secret={SECRET}&app_token={next(iter(APPS))}"
 EVENT = f"event_token={next(iter(EVENTS))}&created_at=1750500000"
 SERIES = "flokit_callbacks_written_total{"
 RUN = Callable[..., Process]
-
-
-@pytest.fixture(scope="session")
-def program() -> Path:
-    """The HAProxy to run."""
-    try:
-        return find_haproxy()
-    except EmbeddedError as why:
-        pytest.skip(str(why))
 
 
 @pytest.fixture
@@ -93,26 +83,26 @@ async def until_it_has_written(process: Process) -> None:
 
 @asynccontextmanager
 async def behind_haproxy(
-    processes: dict[str, Process], folder: Path, program: Path
+    processes: dict[str, Process], folder: Path, haproxy_program: Path
 ) -> AsyncIterator[tuple[HAProxy, ExitStack]]:
     """Processes behind a HAProxy that has them as servers, and a stack to start them again."""
     ports = {name: process.port for name, process in processes.items()}
     with ExitStack() as stack:
         for process in processes.values():
             stack.enter_context(process)
-        proxy = stack.enter_context(haproxy(folder, ports, program))
+        proxy = stack.enter_context(haproxy(folder, ports, haproxy_program))
         for name in processes:
             await asyncio.to_thread(proxy.wait_until, name, "UP")
         yield proxy, stack
 
 
 async def test_rolling_restarts_lose_and_double_nothing(
-    run: RUN, connection: asyncpg.Connection, tmp_path: Path, program: Path
+    run: RUN, connection: asyncpg.Connection, tmp_path: Path, haproxy_program: Path
 ) -> None:
     """Twenty restarts in turn under load: not one answer fails, nothing is lost or doubled."""
     processes = {name: run(name, DRAIN_PAUSE_S="0.5") for name in SERVERS}
     async with (
-        behind_haproxy(processes, tmp_path, program) as (proxy, stack),
+        behind_haproxy(processes, tmp_path, haproxy_program) as (proxy, stack),
         calling(proxy.port) as vendor,
     ):
         for turn in range(RESTARTS):
@@ -132,12 +122,12 @@ async def test_rolling_restarts_lose_and_double_nothing(
 
 
 async def test_crashes_behind_a_proxy_lose_and_double_nothing(
-    run: RUN, connection: asyncpg.Connection, tmp_path: Path, program: Path
+    run: RUN, connection: asyncpg.Connection, tmp_path: Path, haproxy_program: Path
 ) -> None:
     """When a process is killed, the retries of proxy and vendor lose and double nothing."""
     processes = {name: run(name) for name in SERVERS}
     async with (
-        behind_haproxy(processes, tmp_path, program) as (proxy, stack),
+        behind_haproxy(processes, tmp_path, haproxy_program) as (proxy, stack),
         calling(proxy.port) as vendor,
     ):
         for turn in range(CRASHES):
@@ -185,10 +175,10 @@ def post(user: str) -> bytes:
 
 
 async def test_proxy_gives_no_final_answer_of_its_own(
-    run: RUN, tmp_path: Path, program: Path
+    run: RUN, tmp_path: Path, haproxy_program: Path
 ) -> None:
     """The proxy passes all that the gateway accepts, and gives no final answer to the rest."""
-    async with behind_haproxy({"one": run("one")}, tmp_path, program) as (proxy, _):
+    async with behind_haproxy({"one": run("one")}, tmp_path, haproxy_program) as (proxy, _):
         taken = [
             get("ü"),
             get("a|<>^`"),
@@ -226,19 +216,21 @@ BY_ITSELF = {
 
 @pytest.mark.parametrize("status", BY_ITSELF)
 async def test_proxy_closes_requests_that_it_refuses(
-    run: RUN, tmp_path: Path, program: Path, status: str
+    run: RUN, tmp_path: Path, haproxy_program: Path, status: str
 ) -> None:
     """A request that HAProxy would answer by itself is closed unanswered, with a log line."""
-    async with behind_haproxy({"one": run("one")}, tmp_path, program) as (proxy, _):
+    async with behind_haproxy({"one": run("one")}, tmp_path, haproxy_program) as (proxy, _):
         assert await through(proxy.port, BY_ITSELF[status]) == UNANSWERED
         async with asyncio.timeout(PATIENCE_S):
             while f" {status} " not in (tmp_path / "haproxy.log").read_text():
                 await asyncio.sleep(0.02)
 
 
-async def test_proxy_passes_only_public_paths(run: RUN, tmp_path: Path, program: Path) -> None:
+async def test_proxy_passes_only_public_paths(
+    run: RUN, tmp_path: Path, haproxy_program: Path
+) -> None:
     """It passes callbacks and `/healthz`, by GET or HEAD, with more slashes too; no more."""
-    async with behind_haproxy({"one": run("one")}, tmp_path, program) as (proxy, _):
+    async with behind_haproxy({"one": run("one")}, tmp_path, haproxy_program) as (proxy, _):
         for path in ("/healthz", "//healthz", "http://gateway/healthz"):
             assert (await through(proxy.port, head("GET", path))).status == 200
         assert (await through(proxy.port, get("slashes").replace(b"/", b"//", 1))).status == 200

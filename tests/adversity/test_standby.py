@@ -1,7 +1,7 @@
 """A synchronous standby that is away: no event is answered before it has the row."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,15 +42,6 @@ class Route(NamedTuple):
 
 ROUTES = {"hypertable": HYPERTABLE, "plain table": PLAIN, "behind PgBouncer": PLAIN}
 on_each_route = pytest.mark.parametrize("route", ROUTES, indirect=True)
-
-
-@pytest.fixture
-async def pair(postgres_pair: Pair) -> AsyncIterator[Pair]:
-    """A primary and a synchronous standby, both well."""
-    await postgres_pair.mend()
-    yield postgres_pair
-    # A gateway that is still there would wait for it to the end.
-    postgres_pair.standby.resume()
 
 
 @pytest.fixture

@@ -9,24 +9,16 @@ from pathlib import Path
 import pytest
 
 from app.dev.processes import Server
-from app.dev.programs import Programs
 from tests.deploying import commands, lines, statements
 from tests.gateways import Process, Services, environment, inherited
 from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
-from tests.postgres_topologies import HYPERTABLE, Maker, ask, making, tell
+from tests.postgres_topologies import HYPERTABLE, Maker, ask, tell
 from tests.services.test_commands import run
 
 FILE, CHANGE = "A password file", "A password is changed"
 ROLE, OLD, NEW = "flokit_gateway", "the old:one", "the-new-one"
 COUNT = "SELECT count(*) FROM events WHERE user_id = ANY($1)"
 END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'flokit_gateway%'"
-
-
-@pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory, postgres_programs: Programs) -> Iterator[Maker]:
-    """The maker of the server."""
-    with making(tmp_path_factory.mktemp("passwords"), postgres_programs) as maker:
-        yield maker
 
 
 @pytest.fixture(scope="module")

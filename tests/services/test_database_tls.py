@@ -3,20 +3,19 @@
 import asyncio
 import re
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from app.dev.processes import ENVIRONMENT, Server
-from app.dev.programs import Programs
 from bench.testbed.gateway import as_nobody
 from sinks.timescale import hosts
 from tests.deploying import commands, lines, statements
 from tests.gateways import Services, environment
 from tests.outcomes import COMMITTED, callbacks, outcome, serving, until_told
-from tests.postgres_topologies import HYPERTABLE, Maker, making, tell
+from tests.postgres_topologies import HYPERTABLE, Maker, tell
 from tests.services.test_commands import run
 from tests.unit.test_check_connection import CHAIN, VERIFIED
 
@@ -26,13 +25,6 @@ GRANTS = (
     f"CREATE ROLE {ROLE} LOGIN PASSWORD 'change-me'",
     f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {ROLE}",
 )
-
-
-@pytest.fixture(scope="module")
-def maker(tmp_path_factory: pytest.TempPathFactory, postgres_programs: Programs) -> Iterator[Maker]:
-    """The maker of the server."""
-    with making(tmp_path_factory.mktemp("tls"), postgres_programs) as maker:
-        yield maker
 
 
 def typed(folder: Path, line: str, **words: str) -> None:

@@ -8,7 +8,6 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,6 @@ from tests.gateways import (
     SECRET,
     Gateways,
     Process,
-    Services,
     Target,
     query,
     workspaces_toml,
@@ -37,12 +35,6 @@ LAST_USED = "flokit_secret_last_used_timestamp_seconds"
 IN_FLIGHT = "flokit_callbacks_in_flight"
 VERSION = "flokit_workspaces_version"
 LABEL = re.compile(r'(\w+)="([^"]*)"')
-
-
-@pytest.fixture
-def run(services: Services, database_url: str, tmp_path: Path) -> RUNS:
-    """Makes a gateway of its own process, ready to be started."""
-    return partial(Process, database_url, services.redis_url, tmp_path)
 
 
 def by_callbacks(found: Mapping[str, float], name: str) -> dict[tuple[str, str], float]:

@@ -4,21 +4,13 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 
 import pytest
 
-from tests.gateways import Process, Services, workspaces_toml
+from tests.gateways import Process, workspaces_toml
 from tests.services.test_metrics import folder_of, until, wait_for_workers, workers_of
 
 RUNS = Callable[..., Process]
-
-
-@pytest.fixture
-def run(services: Services, database_url: str, tmp_path: Path) -> RUNS:
-    """Makes a gateway of its own process, ready to be started."""
-    return partial(Process, database_url, services.redis_url, tmp_path)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

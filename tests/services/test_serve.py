@@ -22,23 +22,12 @@ from tests.gateways import (
     SECRET,
     Gateways,
     Process,
-    Services,
     inherited,
     query,
 )
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 RUNS = Callable[..., Process]
-
-
-@pytest.fixture
-def run(services: Services, database_url: str, tmp_path: Path) -> RUNS:
-    """Make a process on the test's database; `with` starts and stops it."""
-
-    def make(**settings: str) -> Process:
-        return Process(database_url, services.redis_url, tmp_path, **settings)
-
-    return make
 
 
 async def test_drain_answers_then_ends(run: RUNS) -> None:

@@ -20,23 +20,13 @@ from app.http import server as serve
 from app.settings import read_settings
 from bench.testbed.gateway import bound
 from tests.client import UNANSWERED, get
-from tests.gateways import PATIENCE_S, ROOT, Process, Services, inherited, query
+from tests.gateways import PATIENCE_S, ROOT, Process, inherited, query
 from tests.services.test_serve import workers_of
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 RUNS = Callable[..., Process]
 COMMAND = [sys.executable, "-m", "app", "serve"]
 ENDED = {signal.SIGTERM: 143, signal.SIGINT: 130}
-
-
-@pytest.fixture
-def run(services: Services, database_url: str, tmp_path: Path) -> RUNS:
-    """Make a process on the test's database; `with` starts and stops it."""
-
-    def make(**settings: str) -> Process:
-        return Process(database_url, services.redis_url, tmp_path, **settings)
-
-    return make
 
 
 def heard(pid: int) -> bool:

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from tests.gateways import (
     SECRET,
     Gateways,
     Process,
-    Services,
     environment,
     inherited,
     query,
@@ -100,12 +98,6 @@ def collector() -> Iterator[Collector]:
     collector.server.shutdown()
     thread.join()
     collector.server.server_close()
-
-
-@pytest.fixture
-def run(services: Services, database_url: str, tmp_path: Path) -> RUNS:
-    """Makes a gateway of its own process, ready to be started."""
-    return partial(Process, database_url, services.redis_url, tmp_path)
 
 
 async def test_callbacks_and_batches_have_spans(
