@@ -1,119 +1,112 @@
-"""Exactly once: what becomes of a batch. Fold, claim, write, then settle or release."""
+"""Exactly once: fold the batch, claim it, write it, then settle or release the claims."""
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Sequence
 
-from app.buffer import WriteBuffer
 from app.claims.redis import Claims
-from app.errors import Unavailable, WriteFailed
-from app.event import Claim, DropReason, Event, Outcome
+from app.event import Claim, Event, Outcome
 from app.telemetry import metrics
+from app.telemetry.observer import UNOBSERVED, Observer, Stage
 from sinks import Sink
 
-_COUNTED = {
-    Outcome.WRITTEN: (metrics.WRITTEN, None),
-    Outcome.DUPLICATE: (metrics.DUPLICATE, None),
-    Outcome.REFUSED: (metrics.DROPPED, DropReason.REFUSED.value),
-}
 _COMMITTED = (Outcome.WRITTEN, Outcome.DUPLICATE)
-
 
 log = logging.getLogger(__name__)
 
 
 async def commit(
-    events: Sequence[Event], claims: Claims, sink: Sink
-) -> Sequence[Outcome | WriteFailed]:
-    """Commit one batch, and return what became of each event, in order.
+    events: Sequence[Event], claims: Claims, sink: Sink, observer: Observer = UNOBSERVED
+) -> Sequence[Outcome]:
+    """Commit one batch and return the outcome of each event, in order.
 
-    Repeats of one event become one. A CONTESTED event goes on to `commit_contested`; a failed
-    one may be tried again.
+    Repeats of one event are folded into one. A CONTESTED event goes on to `commit_contested`; a
+    FAILED one may be retried.
     """
     metrics.BATCH_EVENTS.observe(len(events))
-    with metrics.COMMIT_SECONDS.time():
+    with metrics.COMMIT_SECONDS.time(), observer.batch(events):
         unique = {event.event_id: event for event in reversed(events)}
-        with metrics.CLAIM_SECONDS.time():
-            claimed = dict(zip(unique, await claims.claim(list(unique)), strict=True))
-        outcomes: dict[bytes, Outcome | WriteFailed] = {
-            event_id: Outcome.DUPLICATE if claim is Claim.SEEN else Outcome.CONTESTED
-            for event_id, claim in claimed.items()
-        }
-        held = [event for event_id, event in unique.items() if claimed[event_id] is Claim.HELD]
+        outcomes = await _claim(list(unique), claims, observer)
+        held = [event for event_id, event in unique.items() if event_id not in outcomes]
         if held:
-            outcomes |= await _write(held, claims, sink, contested=False)
-    return _tell(events, outcomes)
+            outcomes |= await _write(held, claims, sink, observer)
+    return _unfold(events, outcomes)
 
 
 async def commit_contested(
-    events: Sequence[Event], claims: Claims, sink: Sink
-) -> Sequence[Outcome | WriteFailed]:
-    """Commit events that must be written alone: the database decides, without a claim."""
-    return _tell(events, await _write(events, claims, sink, contested=True))
+    event: Event, claims: Claims, sink: Sink, observer: Observer = UNOBSERVED
+) -> Outcome:
+    """Commit one contested event and return its outcome: the database decides, without a claim."""
+    with observer.batch([event]):
+        try:
+            with metrics.WRITE_SECONDS.time(), observer.stage(Stage.WRITE, 1):
+                outcome = await sink.write_contested(event)
+        except Exception as error:  # noqa: BLE001 - whatever the error, a retry is safe and wanted
+            _log_failure(1, error)
+            outcome = Outcome.FAILED
+        finally:
+            # Released even when it is written: the connection for contested events may lead to
+            # other data than the claims are about. The next delivery finds the row, and settles.
+            with metrics.SETTLE_SECONDS.time():
+                await _release([event.event_id], claims, observer)
+    return outcome
 
 
-async def hand_over(event: Event, twins: WriteBuffer[Event, Outcome], claims: Claims) -> Outcome:
-    """Give a CONTESTED event to the buffer of those that are written alone."""
-    try:
-        return await twins.submit(event, event.workspace_id)
-    except Unavailable as error:
-        await claims.release([event.event_id])
-        metrics.count(metrics.FAILED, event.vendor, event.workspace_id, error.reason)
-        raise WriteFailed(error.reason) from None
+async def _claim(
+    event_ids: Sequence[bytes], claims: Claims, observer: Observer
+) -> dict[bytes, Outcome]:
+    """Claim the events, and return the outcome of those that are not ours to write."""
+    with metrics.CLAIM_SECONDS.time(), observer.stage(Stage.CLAIM, len(event_ids)):
+        answers = await claims.claim(event_ids)
+    return {
+        event_id: Outcome.DUPLICATE if answer is Claim.SEEN else Outcome.CONTESTED
+        for event_id, answer in zip(event_ids, answers, strict=True)
+        if answer is not Claim.HELD
+    }
 
 
 async def _write(
-    events: Sequence[Event], claims: Claims, sink: Sink, *, contested: bool
-) -> dict[bytes, Outcome | WriteFailed]:
-    """Write, then settle what is committed and release what is not."""
+    events: Sequence[Event], claims: Claims, sink: Sink, observer: Observer
+) -> dict[bytes, Outcome]:
+    """Write claimed events; settle the committed ones and release the refused ones."""
     ids = [event.event_id for event in events]
     try:
-        with metrics.WRITE_SECONDS.time():
-            outcomes = dict(zip(ids, await sink.write(events, contested=contested), strict=True))
+        with metrics.WRITE_SECONDS.time(), observer.stage(Stage.WRITE, len(ids)):
+            outcomes = dict(zip(ids, await sink.write(events), strict=True))
     except asyncio.CancelledError:
-        await claims.release(ids)
+        await _release(ids, claims, observer)
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it was, a retry is safe and wanted
-        await claims.release(ids)
-        log.error(
-            "batch failed",
-            # Only the first line: in those that follow PostgreSQL shows the row.
-            extra={
-                "events": len(events),
-                "error": type(error).__name__,
-                "detail": str(error).partition("\n")[0],
-            },
-        )
-        return dict.fromkeys(ids, WriteFailed("write_failed"))
+    except Exception as error:  # noqa: BLE001 - whatever the error, a retry is safe and wanted
+        await _release(ids, claims, observer)
+        _log_failure(len(ids), error)
+        return dict.fromkeys(ids, Outcome.FAILED)
     with metrics.SETTLE_SECONDS.time():
-        if contested:
-            # Another connection wrote it, maybe to other data than the claims are about. The next
-            # delivery finds the row, and settles.
-            await claims.release(ids)
-        else:
-            await claims.settle([id_ for id_ in ids if outcomes[id_] in _COMMITTED])
-            await claims.release([id_ for id_ in ids if outcomes[id_] is Outcome.REFUSED])
-    return dict(outcomes)
+        committed = [id_ for id_ in ids if outcomes[id_] in _COMMITTED]
+        with observer.stage(Stage.SETTLE, len(committed)):
+            await claims.settle(committed)
+        await _release([id_ for id_ in ids if outcomes[id_] is Outcome.REFUSED], claims, observer)
+    return outcomes
 
 
-def _tell(
-    events: Sequence[Event], outcomes: dict[bytes, Outcome | WriteFailed]
-) -> list[Outcome | WriteFailed]:
-    """Return each event's own outcome, and count it: of repeats, only the first was written."""
-    answers = []
+async def _release(event_ids: Sequence[bytes], claims: Claims, observer: Observer) -> None:
+    if event_ids:  # rarely
+        with observer.stage(Stage.RELEASE, len(event_ids)):
+            await claims.release(event_ids)
+
+
+def _unfold(events: Sequence[Event], outcomes: dict[bytes, Outcome]) -> list[Outcome]:
+    """Return the outcome of each event: of repeats, only the first one was written."""
+    unfolded = []
     for event in events:
-        answers.append(outcome := outcomes[event.event_id])
+        unfolded.append(outcome := outcomes[event.event_id])
         if outcome is Outcome.WRITTEN:
-            outcomes[event.event_id] = Outcome.DUPLICATE  # for those that repeat it
-    tally = Counter(
-        (event.vendor, event.workspace_id, answer)
-        for event, answer in zip(events, answers, strict=True)
+            outcomes[event.event_id] = Outcome.DUPLICATE
+    return unfolded
+
+
+def _log_failure(events: int, error: Exception) -> None:
+    # Only the first line: in the following ones PostgreSQL shows the row.
+    detail = str(error).partition("\n")[0]
+    log.error(
+        "batch failed", extra={"events": events, "error": type(error).__name__, "detail": detail}
     )
-    for (vendor, workspace_id, answer), number in tally.items():
-        if isinstance(answer, WriteFailed):
-            metrics.count(metrics.FAILED, vendor, workspace_id, answer.reason, number=number)
-        elif answer is not Outcome.CONTESTED:  # not decided yet: counted when it is
-            metric, reason = _COUNTED[answer]
-            metrics.count(metric, vendor, workspace_id, reason, number=number)
-    return answers
