@@ -22,6 +22,7 @@ from app.settings import Settings, SettingsError, read_settings
 from app.version import VERSION
 from app.workspaces_file import WorkspacesError
 from sinks.timescale import hosts, retention, schema
+from sinks.timescale.errors import AddressError, DatabaseError
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -29,13 +30,11 @@ CONNECT_TIMEOUT_S = 10.0
 _EXIT_CODES: dict[type[Exception], tuple[str, int]] = {
     SettingsError: ("", 2),
     WorkspacesError: ("WORKSPACES_FILE: ", 2),
-    hosts.AddressError: ("DATABASE_URL: ", 2),
+    AddressError: ("DATABASE_URL: ", 2),
     schema.SchemaError: ("", 1),
     ListenError: ("", 1),
     EmbeddedError: ("", 1),
-    asyncpg.PostgresError: ("database: ", 1),
-    asyncpg.InterfaceError: ("database: ", 1),
-    asyncpg.InternalClientError: ("database: ", 1),
+    DatabaseError: ("database: ", 1),
     ConnectionError: ("database: ", 1),
     TimeoutError: ("database: ", 1),
 }
@@ -100,11 +99,8 @@ async def _with_database(
     work: Callable[[asyncpg.Connection, Settings], Awaitable[None]],
 ) -> int:
     settings = read_settings(required=["DATABASE_URL"])
-    connection = await hosts.connect(settings.database_url, timeout_s=CONNECT_TIMEOUT_S)
-    try:
+    async with hosts.connected(settings.database_url, timeout_s=CONNECT_TIMEOUT_S) as connection:
         await work(connection, settings)
-    finally:
-        await hosts.close(connection)
     return 0
 
 

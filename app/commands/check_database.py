@@ -1,17 +1,16 @@
-"""The part of `check` about the database: whether it is there, ours, and keeps what it commits."""
+"""The part of `check` about the database: its presence, its schema, its durability."""
 
 import time
-
-import asyncpg
 
 from app.commands.report import Report
 from app.settings import CLOCK_TOLERANCE_S, Settings, SettingsError, check_deadlock_timeout
 from sinks.timescale import hosts, inspection, schema
+from sinks.timescale.errors import AddressError, DatabaseError, PrivilegeError
 
 TIMEOUT_S = 3.0
 # A query without a time locks each chunk and its two indexes.
 LOCKS_PER_CHUNK = 3
-# What the promise stands on, and what another value means for what was committed.
+# The settings that make a commit durable, and the meaning of a value that does not.
 DURABLE = {
     "fsync": {"on": "", "off": "a crash of the server's machine may cost all data"},
     "synchronous_commit": {
@@ -25,38 +24,35 @@ DURABLE = {
 
 
 async def check_database(report: Report, settings: Settings) -> None:
-    """Tell all that an operator should know of DATABASE_URL and what answers there."""
+    """Report on DATABASE_URL and on the server behind it."""
     try:
-        connection = await hosts.connect(
+        async with hosts.connected(
             settings.database_url, timeout_s=TIMEOUT_S, command_timeout_s=TIMEOUT_S
-        )
-    except hosts.AddressError as error:
+        ) as connection:
+            await _check(report, settings, connection)
+    except AddressError as error:
         report.fail("DATABASE_URL", str(error), exit_code=2)
-        return
     except hosts.NoAnswer as error:
         for host in error.hosts:
             report.fail("database", host)
-        return
-    try:
-        check_connection(report, inspection.wire_of(connection))
-        await _check_hosts(report, settings)
-        server = await inspection.inspect(connection)
-        _check_server(report, settings, server)
-        if server.missing_migrations:
-            report.fail("schema", f"{server.missing_migrations[0]} is missing: run migrate")
-        else:
-            await _check_data(report, connection)
-        await _check_commit(report, connection)
-    except hosts.AddressError as error:
-        report.fail("DATABASE_URL", str(error), exit_code=2)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, schema.SchemaError, OSError) as error:
-        report.fail("database", str(error) or type(error).__name__)
-    finally:
-        await hosts.close(connection)
+    except DatabaseError as error:
+        report.fail("database", str(error))
+
+
+async def _check(report: Report, settings: Settings, connection: hosts.Connection) -> None:
+    check_connection(report, inspection.wire_of(connection))
+    await _check_hosts(report, settings)
+    server = await inspection.inspect(connection)
+    _check_server(report, settings, server)
+    if server.missing_migrations:
+        report.fail("schema", f"{server.missing_migrations[0]} is missing: run migrate")
+    else:
+        await _check_data(report, connection)
+    await _check_commit(report, connection, server.settings["synchronous_standby_names"])
 
 
 def check_connection(report: Report, wire: inspection.Wire) -> None:
-    """Tell who may read along, or stand in the server's place: nobody may off this machine."""
+    """Report on encryption and certificate: a connection that leaves the machine needs both."""
     if not wire.tls:
         text = "not encrypted"
     elif not wire.is_verified:
@@ -74,7 +70,7 @@ def check_connection(report: Report, wire: inspection.Wire) -> None:
 
 
 async def _check_hosts(report: Report, settings: Settings) -> None:
-    """Tell what each host is, where DATABASE_URL names several."""
+    """Report the role of each host, where DATABASE_URL names several."""
     found = await hosts.roles(settings.database_url, timeout_s=TIMEOUT_S)
     for role, line in found:
         (report.warn if role is hosts.Role.UNKNOWN else report.ok)("database host", line)
@@ -114,20 +110,22 @@ def _check_server(report: Report, settings: Settings, server: inspection.Server)
 
 
 def _check_role(report: Report, settings: Settings, server: inspection.Server) -> None:
-    """Tell what a pooler keeps the gateway from setting, and the role does not have either."""
-    report.ok("pooler", "another process works for us than was told at the log-in")
+    """Report the settings that a pooler does not pass on and that the role lacks."""
+    report.ok("pooler", "detected: pg_backend_pid() differs from the process ID of the log-in")
     lacking = server.lacking(settings.commit_timeout_s)
     for name, mend in lacking.items():
         value = server.settings[name]
-        report.fail(f"role setting {name}", f"{value} behind a pooler, which keeps none: {mend}")
+        report.fail(f"role setting {name}", f"{value}, and a pooler passes none on: {mend}")
     if lacking:
-        report.warn("pooler", "its connections take what the role has when they open: RECONNECT")
+        report.warn(
+            "pooler", "its server connections keep the role settings of their log-in: run RECONNECT"
+        )
     else:
         report.ok("role settings", "all that the gateway needs behind a pooler")
 
 
-async def _check_data(report: Report, connection: asyncpg.Connection) -> None:
-    """Tell whose data it is, what of the tables is not ours, and what time it is there."""
+async def _check_data(report: Report, connection: hosts.Connection) -> None:
+    """Report the generation, foreign triggers and indexes, the clock, and the locks."""
     generation, ahead_s = await schema.read_identity(connection)
     report.ok("schema", f"up to date, generation {generation}")
     for stranger, meaning in (await inspection.strangers(connection)).items():
@@ -148,16 +146,15 @@ async def _check_data(report: Report, connection: asyncpg.Connection) -> None:
         report.ok("chunks", f"{chunks}; the server has {locks} locks")
 
 
-async def _check_commit(report: Report, connection: asyncpg.Connection) -> None:
-    """Commit something, and tell whether the standbys that are to confirm it do."""
-    standbys = await connection.fetchval("SHOW synchronous_standby_names")
+async def _check_commit(report: Report, connection: hosts.Connection, standbys: str) -> None:
+    """Commit a message, and report whether the synchronous standbys confirm it."""
     subject = "database setting synchronous_standby_names"
     started = time.monotonic()
     try:
         await inspection.try_commit(connection)
-    except asyncpg.InsufficientPrivilegeError as error:
+    except PrivilegeError as error:
         report.fail("database commit", f"{error}: without it no duplicate can be told")
-    except TimeoutError:
+    except inspection.NotConfirmed:
         report.fail(
             subject,
             f"{standbys}: none of them confirms a commit within {TIMEOUT_S:.0f} s, every callback "

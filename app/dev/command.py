@@ -89,8 +89,5 @@ def _write_workspaces(path: Path) -> None:
 
 
 async def _migrate(database_url: str) -> None:
-    connection = await hosts.connect(database_url, timeout_s=TIMEOUT_S)
-    try:
+    async with hosts.connected(database_url, timeout_s=TIMEOUT_S) as connection:
         await schema.migrate(connection)
-    finally:
-        await hosts.close(connection)

@@ -1,15 +1,17 @@
 """The hosts that DATABASE_URL names: the first of them that is a primary will do."""
 
 import asyncio
-import re
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from enum import Enum
-from typing import NamedTuple, TypeVar
-from urllib.parse import quote, unquote_plus
+from typing import TypeVar
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
+
+from sinks.timescale.addresses import NOT_UNDERSTOOD, Host, hosts_of
+from sinks.timescale.errors import AddressError, DatabaseError, translated
 
 # What the driver is to make of a `target_session_attrs`: it would ask host after host.
 ANY_ROLE = SessionAttribute.any
@@ -17,20 +19,13 @@ ANY_ROLE = SessionAttribute.any
 STAGGER_S = 0.25
 CLOSE_TIMEOUT_S = 2.0
 
-# As asyncpg takes it apart: the first @ ends the credentials.
-_ADDRESS = re.compile(r"([^:]*://)([^/?#@]*@)?([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?", re.DOTALL)
-
-_NOT_UNDERSTOOD = "not an address that the driver understands"
-
-Connection = TypeVar("Connection", bound=asyncpg.Connection)
+# For callers, which do not import the driver.
+Connection = asyncpg.Connection
+Opened = TypeVar("Opened", bound=Connection)
 
 
-class AddressError(Exception):
-    """The driver does not understand the address of the database, which is not told here."""
-
-
-class NoAnswer(ConnectionError):
-    """No host is a primary that lets us in; the message is one line, `hosts` has one for each."""
+class NoAnswer(DatabaseError):
+    """No host is a primary that lets us in: one line for each in `hosts`, all in the message."""
 
     def __init__(self, hosts: Sequence[str]) -> None:
         super().__init__("; ".join(hosts))
@@ -49,19 +44,30 @@ class Role(Enum):
     UNKNOWN = "does not let us in"
 
 
-class _Host(NamedTuple):
-    """One host of an address, as messages name it, and the address with no other host in it."""
+@asynccontextmanager
+async def connected(
+    database_url: str, *, timeout_s: float, command_timeout_s: float | None = None
+) -> AsyncIterator[Connection]:
+    """Open a connection for an operator's command, and close it afterwards.
 
-    name: str
-    url: str
+    Raises AddressError, NoAnswer, and DatabaseError for a failure of the command's statements.
+    """
+    connection = await connect(
+        database_url, timeout_s=timeout_s, command_timeout_s=command_timeout_s
+    )
+    try:
+        with translated():
+            yield connection
+    finally:
+        await close(connection)
 
 
 async def connect(
     database_url: str, *, timeout_s: float, command_timeout_s: float | None = None
-) -> asyncpg.Connection:
+) -> Connection:
     """Return a connection for an operator's command; raises AddressError or NoAnswer."""
 
-    async def open_at(url: str) -> asyncpg.Connection:
+    async def open_at(url: str) -> Connection:
         return await _open_for_operator(url, command_timeout_s)
 
     return await open_primary(database_url, open_at, timeout_s)
@@ -69,7 +75,7 @@ async def connect(
 
 async def roles(database_url: str, *, timeout_s: float) -> list[tuple[Role, str]]:
     """Return what each of several hosts is, and a line that says so; raises AddressError."""
-    hosts, timeout_s = _hosts_of(database_url, timeout_s)
+    hosts, timeout_s = hosts_of(database_url, timeout_s)
     if len(hosts) == 1:
         return []
     attempts = [
@@ -90,9 +96,7 @@ async def roles(database_url: str, *, timeout_s: float) -> list[tuple[Role, str]
         await _give_up(attempts)
 
 
-async def _open_for_operator(
-    url: str, command_timeout_s: float | None = None
-) -> asyncpg.Connection:
+async def _open_for_operator(url: str, command_timeout_s: float | None = None) -> Connection:
     return await asyncpg.connect(
         url,
         command_timeout=command_timeout_s,
@@ -102,17 +106,17 @@ async def _open_for_operator(
 
 
 async def open_primary(
-    database_url: str, open_at: Callable[[str], Awaitable[Connection]], timeout_s: float
-) -> Connection:
+    database_url: str, open_at: Callable[[str], Awaitable[Opened]], timeout_s: float
+) -> Opened:
     """Return the connection to the first host that turns out to be a primary.
 
     `open_at` opens one to the only host of an address; it must not leave the choice of a host by
     its role to the driver. Raises AddressError, or NoAnswer where no host will do.
     """
-    hosts, timeout_s = _hosts_of(database_url, timeout_s)
+    hosts, timeout_s = hosts_of(database_url, timeout_s)
     waiting = list(hosts)
-    failures: dict[_Host, str] = {}
-    attempts: dict[asyncio.Task[Connection], _Host] = {}
+    failures: dict[Host, str] = {}
+    attempts: dict[asyncio.Task[Opened], Host] = {}
     try:
         while waiting or attempts:
             if waiting:
@@ -135,8 +139,8 @@ async def open_primary(
 
 
 async def _open_one(
-    open_at: Callable[[str], Awaitable[Connection]], url: str, timeout_s: float
-) -> Connection:
+    open_at: Callable[[str], Awaitable[Opened]], url: str, timeout_s: float
+) -> Opened:
     async with asyncio.timeout(timeout_s):
         connection = await open_at(url)
         try:
@@ -152,7 +156,7 @@ async def _open_one(
         return connection
 
 
-def _failure(attempt: asyncio.Task[Connection], host: _Host, hosts: int) -> str:
+def _failure(attempt: asyncio.Task[Opened], host: Host, hosts: int) -> str:
     """Return what is wrong with a host; raises what is wrong with the address, or with us."""
     named = f"{host.name} " if hosts > 1 else ""
     detail: Exception
@@ -166,18 +170,16 @@ def _failure(attempt: asyncio.Task[Connection], host: _Host, hosts: int) -> str:
         return f"{named}is not asked: a file of its address is not there (certificate, key, socket)"
     except (OSError, asyncpg.PostgresError) as error:
         detail = error
-    except (
-        ValueError
-    ) as error:  # of the driver's InterfaceErrors too, those that are about the address
+    except ValueError as error:  # also the driver's InterfaceErrors about the address
         if not str(error).startswith("root certificate file"):  # others may quote the address
-            raise AddressError(_NOT_UNDERSTOOD) from None
+            raise AddressError(NOT_UNDERSTOOD) from None
         return f"{named}is not asked: without sslrootcert there must be ~/.postgresql/root.crt"
     except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         detail = error
     return f"{named}does not answer: {str(detail).partition(chr(10))[0] or type(detail).__name__}"
 
 
-async def _give_up(attempts: Collection[asyncio.Task[Connection]]) -> None:
+async def _give_up(attempts: Collection[asyncio.Task[Opened]]) -> None:
     for attempt in attempts:
         attempt.cancel()
     for late in await asyncio.gather(*attempts, return_exceptions=True):
@@ -185,7 +187,7 @@ async def _give_up(attempts: Collection[asyncio.Task[Connection]]) -> None:
             late.terminate()
 
 
-async def close(connection: asyncpg.Connection) -> None:
+async def close(connection: Connection) -> None:
     """Close a connection that nobody uses any more, in good order if that goes quickly."""
     try:
         # Its own time-out does not cover the answer to a cancelled statement.
@@ -193,55 +195,3 @@ async def close(connection: asyncpg.Connection) -> None:
             await connection.close()
     except Exception:  # noqa: BLE001 - whatever it was, nobody uses it any more
         connection.terminate()
-
-
-def _hosts_of(database_url: str, timeout_s: float) -> tuple[list[_Host], float]:
-    """Return the hosts, and how long each may take: no longer than a `connect_timeout` says.
-
-    That is libpq's, and would be a setting of the server for asyncpg. Raises AddressError.
-    """
-    try:
-        return _taken_apart(database_url, timeout_s)
-    except ValueError:
-        raise AddressError(_NOT_UNDERSTOOD) from None
-
-
-def _taken_apart(database_url: str, timeout_s: float) -> tuple[list[_Host], float]:
-    parts = _ADDRESS.fullmatch(database_url)
-    if parts is None:
-        raise ValueError
-    scheme, credentials, netloc, path, query = (part or "" for part in parts.groups())
-    pairs = [pair.partition("=")[::2] for pair in query.split("&") if pair]
-    said = {name: unquote_plus(value) for name, value in pairs}
-    wished_s = float(said.get("connect_timeout") or 0)
-    in_query = not netloc and bool(said.get("host"))
-    left_out = {"connect_timeout", *(("host", "port") if in_query else ())}
-    kept = "&".join(f"{name}={value}" for name, value in pairs if name not in left_out)
-    # An @ that was not encoded: what stands for a host may be a part of the password.
-    is_plain = "@" not in netloc + path + query
-    found = []
-    for place, (host, port) in enumerate(_places(said) if in_query else _split(netloc), 1):
-        address = f"host={quote(host)}" + f"&port={port}" * bool(port) if in_query else ""
-        options = "&".join(filter(None, (kept, address)))
-        url = f"{scheme}{credentials}{'' if in_query else host}{path}" + f"?{options}" * bool(
-            options
-        )
-        name = f"{host}:{port}" if port else host or "the server"
-        found.append(_Host(name if is_plain else f"host {place}", url))
-    return found, min(timeout_s, wished_s) if wished_s > 0 else timeout_s
-
-
-def _split(netloc: str) -> list[tuple[str, str]]:
-    """Return each host of the usual place, with its port in it."""
-    hosts = netloc.split(",")
-    if len(hosts) > 1 and not all(hosts):
-        raise ValueError
-    return [(host, "") for host in hosts]
-
-
-def _places(said: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return each host of the query, with its port."""
-    hosts, ports = said["host"].split(","), said.get("port", "").split(",")
-    if not all(hosts):
-        raise ValueError
-    return list(zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=True))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import asyncpg
 
+from sinks.timescale.errors import DatabaseError, PrivilegeError, translated
 from sinks.timescale.schema import is_hypertable, missing_migrations, timescaledb_version
 from sinks.timescale.session import DURABLE, leads_through_a_pooler, role_settings
 
@@ -32,6 +33,10 @@ WHERE indrelid = ANY({_OURS})
     AND relname NOT IN ('events_occurred_at_event_id', 'stable_events_pkey')
 ORDER BY 1
 """  # noqa: S608 - made of constants
+
+
+class NotConfirmed(DatabaseError):
+    """A commit ended in the time-out: no standby has confirmed it."""
 
 
 class Server(NamedTuple):
@@ -126,15 +131,21 @@ async def chunks_and_locks(connection: asyncpg.Connection) -> tuple[int, int]:
 
 
 async def try_commit(connection: asyncpg.Connection) -> None:
-    """Commit a word as durably as the gateway commits, for the standbys to confirm.
+    """Commit a message to the WAL as durably as the gateway commits an event.
 
-    Raises TimeoutError where none does in the connection's time, and what keeps the role from it.
+    Raises NotConfirmed where no standby confirms it within the time-out of the connection, and
+    PrivilegeError where the role may not write messages.
     """
     try:
-        await connection.execute(
-            f"BEGIN; {DURABLE.format(is_local='true')}; "
-            "SELECT pg_logical_emit_message(true, 'flokit', ''); COMMIT"
-        )
-    except asyncpg.PostgresError:
+        with translated():
+            await connection.execute(
+                f"BEGIN; {DURABLE.format(is_local='true')}; "
+                "SELECT pg_logical_emit_message(true, 'flokit', ''); COMMIT"
+            )
+    except PrivilegeError:
         await connection.execute("ROLLBACK")
+        raise
+    except DatabaseError as error:
+        if isinstance(error.__cause__, TimeoutError):
+            raise NotConfirmed("no standby confirms a commit in time") from error
         raise

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import asyncpg
 
+from sinks.timescale.errors import DatabaseError
 from sinks.timescale.session import milliseconds
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -33,7 +34,7 @@ FROM generation
 """
 
 
-class SchemaError(Exception):
+class SchemaError(DatabaseError):
     """The schema is not the one that this version needs; the message says what to do."""
 
 

@@ -77,7 +77,7 @@ async def open_session(database_url: str, settings: Mapping[str, str], timeout_s
     """Return a session with the primary in which `settings` are in force, as far as we can.
 
     They must name `application_name` and `lock_timeout`, in milliseconds. Each host may take
-    `timeout_s`. Raises `hosts.AddressError` or `hosts.NoAnswer`.
+    `timeout_s`. Raises `AddressError` or `hosts.NoAnswer`.
     """
 
     async def open_at(url: str) -> Session:

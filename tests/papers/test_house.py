@@ -30,7 +30,7 @@ VOCABULARY = (
 PARTS_OF_INGEST = (*VOCABULARY, "app.access", "app.workspaces", "app.buffer", "adapters")
 PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (5, "app.__main__", ("app.*", "sinks.*"), ("asyncpg",)),
-    (5, "app.commands*", ("app.*", "adapters", "sinks.*"), ("redis", "asyncpg")),
+    (5, "app.commands*", ("app.*", "adapters", "sinks.*"), ("redis",)),
     (5, "app.dev*", ("app.*", "sinks.*"), ()),
     (4, "app.telemetry.trac*", ("app.*",), ("opentelemetry",)),
     (4, "app.http*", ("app.*", "adapters", "sinks*"), ("*",)),

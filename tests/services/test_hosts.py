@@ -15,6 +15,7 @@ from app.dev import embedded
 from app.dev.embedded import Embedded
 from app.event import Outcome
 from sinks.timescale import hosts
+from sinks.timescale.errors import AddressError
 from sinks.timescale.sink import TimescaleSink
 from tests.events import events
 from tests.gateways import Process, Services, environment
@@ -156,7 +157,7 @@ WRONG = [
 @pytest.mark.parametrize("url", WRONG)
 async def test_address_is_wrong(url: str) -> None:
     """What nobody understands is told as such, without what stands in it."""
-    with pytest.raises(hosts.AddressError) as raised:
+    with pytest.raises(AddressError) as raised:
         await hosts.open_primary(url, open_at, 5.0)
     assert "hush" not in str(raised.value)
 
@@ -164,7 +165,7 @@ async def test_address_is_wrong(url: str) -> None:
 async def test_password_that_was_not_encoded(standby: str) -> None:
     """A part of a password that looks like a host is not told."""
     url = f"postgresql://u:127.0.0.1,hush/@{place_of(standby)}/x"
-    with pytest.raises((hosts.NoAnswer, hosts.AddressError)) as raised:
+    with pytest.raises((hosts.NoAnswer, AddressError)) as raised:
         await hosts.open_primary(url, open_at, 5.0)
     assert "hush" not in str(raised.value).partition("does not answer")[0]
 

@@ -15,6 +15,7 @@ from app.settings import (
     read_settings,
 )
 from sinks.timescale import hosts
+from sinks.timescale.errors import AddressError
 
 ENVIRON = {
     "DATABASE_URL": "postgresql://gateway:pa55w0rd@db:5432/events",
@@ -240,7 +241,7 @@ def test_a_secret_is_printed(environ: dict[str, str]) -> None:
 async def test_a_driver_prints_a_password(address: str) -> None:
     """An address that only the driver finds wrong is told without what stands in it."""
     address = address.format(SECRET)
-    with pytest.raises(hosts.AddressError) as of_database:
+    with pytest.raises(AddressError) as of_database:
         await hosts.connect(f"postgresql://{address}", timeout_s=1)
     assert SECRET not in str(of_database.value)
     assert of_database.value.__suppress_context__
