@@ -20,8 +20,8 @@ from app.ingest import Ingest, Request, utc_now
 from app.readiness import BufferState, Readiness, clock_state, is_clock_right
 from app.settings import Settings
 from app.telemetry import metrics
-from app.telemetry.outcomes import count_events
 from app.telemetry.observer import UNOBSERVED, Observer
+from app.telemetry.outcomes import count_events
 from app.workspaces import Workspaces
 from sinks import Sink
 from sinks.timescale.sink import TimescaleSink

@@ -54,6 +54,8 @@ class ReceiveBudget:
 class Connection(HttpProtocol):
     """Sanic's own class, within limits."""
 
+    __slots__ = ("_budget", "_buffer_max", "_more", "_unread")
+
     def __init__(self, *, budget: ReceiveBudget, **sanic: object) -> None:
         super().__init__(**sanic)  # type: ignore[no-untyped-call]
         self._budget = budget

@@ -188,6 +188,7 @@ class GatewayHttp(Http):
 class GatewayProtocol(Connection):
     """A connection to the gateway."""
 
+    __slots__ = ("_proxies", "errors", "gateway")
     HTTP_CLASS = GatewayHttp
 
     def __init__(self, *, gateway: Gateway, errors: GatewayErrors, **sanic: object) -> None:

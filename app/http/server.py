@@ -75,7 +75,7 @@ class Server:
             asyncio_server_kwargs={"start_serving": False},
         )
         assert server is not None  # noqa: S101 - declared for a deprecated way to call it
-        self._server = await server
+        self._server = server
         self._connections: Collection[GatewayProtocol] = server.connections
         await server.startup()
         self.gateway.start()
@@ -85,7 +85,9 @@ class Server:
     async def stop(self, patience_s: float | None = None) -> None:
         """Drain, answer every request that has arrived by then, and close the gateway."""
         await self.gateway.drain()
-        await self._finish(patience_s or PATIENCE_PER_COMMIT * self.gateway.settings.commit_timeout_s)
+        await self._finish(
+            patience_s or PATIENCE_PER_COMMIT * self.gateway.settings.commit_timeout_s
+        )
         await self.gateway.close()
 
     async def _finish(self, patience_s: float) -> None:

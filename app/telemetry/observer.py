@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from importlib import import_module
 
-from app.settings import SettingsError
 from app.event import Event
+from app.settings import SettingsError
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")

@@ -9,13 +9,13 @@ import signal
 from types import SimpleNamespace
 from typing import Any
 
+from app.http.config import sanic_config
 from sanic import Request, Sanic
 from sanic.config import Config
 from sanic.response import HTTPResponse
 from sanic.server.loop import try_use_uvloop
 
 from app.event import Outcome
-from app.http.config import sanic_config
 from app.http.server import BACKLOG, listen
 from app.ingest import RECEIPTS
 from app.settings import Settings, read_settings

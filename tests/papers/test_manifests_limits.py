@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
+from app.http.config import KEEP_ALIVE_TIMEOUT_S, RESPONSE_TIMEOUT_S, sanic_config
 from prometheus_client.metrics import MetricWrapperBase
 
 from app.dev.embedded import unpack
 from app.http.app import CLOSE_PER_COMMIT
-from app.http.config import KEEP_ALIVE_TIMEOUT_S, RESPONSE_TIMEOUT_S, sanic_config
 from app.settings import read_settings
 from app.telemetry import metrics
 from tests.kustomize import K8S, container, environment_of, of_kind, pods, the
