@@ -1,34 +1,44 @@
-"""Signals that end the process, heard from its first moment on.
+"""How the process ends: by SIGTERM or SIGINT from its first moment on, and without its threads.
 
-A process that is number 1, as in a container, does not end by a signal without a handler: one that
-came while the modules were being imported would be lost, and with it the drain.
+As process 1, in a container, a process ignores a signal without a handler: a signal that arrived
+during the imports would be lost, and with it the drain.
 """
 
 import os
 import signal
+import sys
 from types import FrameType
-from typing import Final
+from typing import Final, NoReturn
 
-# Python itself hears SIGINT from its start on, so that this one is replaced first.
+# SIGINT first: Python installs a handler for it at start-up.
 ENDING: Final = (signal.SIGINT, signal.SIGTERM)
-# What shells report of a process that a signal has ended.
+# A shell reports this plus the number of the signal that ended a process.
 EXIT_CODE_BASE = 128
 
 
 def end_at_once() -> None:
-    """Let SIGTERM and SIGINT end the process without a traceback: there is nothing to drain yet."""
+    """Make SIGTERM and SIGINT end the process without a traceback: there is nothing to drain."""
     for number in ENDING:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, _end)
 
 
 def interrupt() -> None:
-    """Let SIGINT raise KeyboardInterrupt again, for commands that clean up after themselves."""
+    """Make SIGINT raise KeyboardInterrupt again, for commands that clean up after themselves."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def exit_without_threads() -> NoReturn:
+    """End the process with exit code 0, without waiting for its threads.
+
+    Python would join a thread that is blocked in a file read or a name look-up.
+    """
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _end(number: int, _: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    os._exit(EXIT_CODE_BASE + number)  # number 1: the kernel has dropped the signal
+    os._exit(EXIT_CODE_BASE + number)  # as process 1: the kernel has discarded the signal

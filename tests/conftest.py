@@ -68,7 +68,7 @@ def services(
 @pytest.fixture(scope="session")
 def redis_program() -> Path:
     """The `redis-server` to make clusters and the like of."""
-    return embedded_programs.find(fallback=False, say=print).redis_server
+    return embedded_programs.find().redis_server
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +96,7 @@ def redis_watched(
 @pytest.fixture(scope="session")
 def postgres_programs() -> embedded_programs.Programs:
     """The PostgreSQL to make standbys and the like of."""
-    return embedded_programs.find(fallback=False, say=print)
+    return embedded_programs.find()
 
 
 @pytest.fixture(scope="session")

@@ -142,7 +142,7 @@ class Maker:
         self._configure(name, conf)
         single = [self._bin("postgres"), "--single", f"-D{data}"]
         single += ["-csynchronous_standby_names=", "postgres"]
-        run(as_nobody(single), timeout_s=INIT_TIMEOUT_S, said=FIRST_WORDS)
+        run(as_nobody(single), timeout_s=INIT_TIMEOUT_S, stdin=FIRST_WORDS)
         server = self.started(name)
         asyncio.run(_migrate(server))
         return server

@@ -1,1 +1,1 @@
-"""The commands of `python -m app`."""
+"""The commands of `python -m app`, a module each; `run` returns the exit code."""

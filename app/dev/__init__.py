@@ -1,1 +1,1 @@
-"""Servers for a developer's machine; no part of the product."""
+"""Servers for a developer's machine, the tests and the bench; no part of the product."""

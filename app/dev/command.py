@@ -1,31 +1,30 @@
-"""`dev`: everything on this machine, for a first look."""
+"""`dev`: run everything on this machine, for a first look."""
 
 import asyncio
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from app.commands.migrate import migrate
 from app.dev import embedded
 from app.http.server import listen, serve
 from app.settings import SettingsError, read_settings
 from app.telemetry import logs
-from sinks.timescale import hosts, schema
 
 FOLDER = Path("data")
-TIMEOUT_S = 10.0
 DEFAULTS = {
     "HOST": "127.0.0.1",
     "WORKSPACES_FILE": str(FOLDER / "workspaces.toml"),
-    # Good enough for a server that only this machine can reach.
-    "ADJUST_CALLBACK_SECRET": "demo-secret",
+    "ADJUST_CALLBACK_SECRET": "demo-secret",  # enough for a server on loopback
     "DRAIN_PAUSE_S": "0",
     "LOG_LEVEL": "warning",
 }
 WORKSPACES = """\
-# The demo workspace. Change it while the gateway runs: it is read again within 5 seconds.
+# The demo workspace. Edit it while the gateway runs: it is reloaded within 5 seconds.
 [[workspaces]]
 id = "ws_demo"
 
@@ -40,40 +39,44 @@ CALLBACK = (
     "app_token=abc123token&event_token=g3mz3t&activity_kind=event&created_at=1750500000"
     "&os_name=ios&country=us&adid=1a2b3c&revenue=49.99&currency=USD&user_id=usr_abc123"
 )
-LOOK = "SELECT occurred_at, event_type, user_id, properties FROM events"
+QUERY = "SELECT occurred_at, event_type, user_id, properties FROM events"
 
 
 def run() -> int:
-    """Start the servers, a demo workspace and the gateway; Ctrl-C stops all of it."""
+    """Start the servers, a demo workspace and the gateway; Ctrl-C stops all of them."""
     environ = DEFAULTS | {name: value for name, value in os.environ.items() if value}
-    # Wrong settings and a port in use are told before anything is started.
+    # Wrong settings and a port in use are reported before a server starts.
     settings = read_settings(environ, required=[])
-    with listen(settings) as listener, _services(environ) as psql:
-        settings = read_settings(environ)
-        logs.configure(settings.log_level)
-        _write_workspaces(Path(settings.workspaces_file))
-        asyncio.run(_migrate(settings.database_url))
-        secret = quote(settings.vendors["adjust"].secrets[0], safe="")
-        url = f"http://{settings.host}:{settings.port}/ingest/adjust?secret={secret}&{CALLBACK}"
-        print(
-            f"\nThe gateway is ready. Send it a callback:\n\n  curl {shlex.quote(url)}\n\n"
-            f"Look at the row:\n\n  {psql} -c {shlex.quote(LOOK)}\n\n"
-            f"Its workspaces are in {settings.workspaces_file}, everything else of it is in "
-            f"{FOLDER}/.\nCtrl-C stops all of it; the events stay.\n",
-            flush=True,
-        )
-        serve(settings, listener)
+    try:
+        with listen(settings) as listener, _services(environ) as psql:
+            settings = read_settings(environ)
+            logs.configure(settings.log_level)
+            _write_workspaces(Path(settings.workspaces_file))
+            asyncio.run(migrate(settings.database_url))
+            secret = quote(settings.vendors["adjust"].secrets[0], safe="")
+            url = f"http://{settings.host}:{settings.port}/ingest/adjust?secret={secret}&{CALLBACK}"
+            print(
+                f"\nThe gateway is ready. Send a callback:\n\n  curl {shlex.quote(url)}\n\n"
+                f"Read the row:\n\n  {psql} -c {shlex.quote(QUERY)}\n\n"
+                f"The workspaces are in {settings.workspaces_file}, all other data in {FOLDER}/.\n"
+                "Ctrl-C stops the gateway and its servers; the events stay.\n",
+                flush=True,
+            )
+            serve(settings, listener)
+    except embedded.EmbeddedError as error:
+        print(error, file=sys.stderr)
+        return 1
     print("stopped")
     return 0
 
 
 @contextmanager
 def _services(environ: dict[str, str]) -> Iterator[str]:
-    """Complete `environ` with the addresses of both servers; yields how to start a psql."""
+    """Start the servers and add their URLs to `environ`; yields the command line of psql."""
     if environ.get("DATABASE_URL") and environ.get("REDIS_URL"):
-        yield 'psql "$DATABASE_URL"'  # the user's own: its password is not printed
+        yield 'psql "$DATABASE_URL"'  # without the password of the user's own server
         return
-    with embedded.start(FOLDER, say=print) as servers:
+    with embedded.start(FOLDER) as servers:
         print(servers.description, flush=True)
         environ |= {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url}
         yield f"{servers.psql} {servers.database_url}"
@@ -86,8 +89,3 @@ def _write_workspaces(path: Path) -> None:
             path.write_text(WORKSPACES)
     except OSError as error:
         raise SettingsError(f"WORKSPACES_FILE: {path}: {error.strerror}") from None
-
-
-async def _migrate(database_url: str) -> None:
-    async with hosts.connected(database_url, timeout_s=TIMEOUT_S) as connection:
-        await schema.migrate(connection)

@@ -1,4 +1,4 @@
-"""Processes of our own: programs that end by themselves, and servers that do not."""
+"""Child processes: programs that run to their end, and servers."""
 
 import os
 import secrets
@@ -17,14 +17,14 @@ from typing import Self
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
 POLL_S = 0.02
-LAST_WORDS_LINES = 4
+ERROR_LINES = 4
 
-# Nothing of ours (PGDATA, LD_PRELOAD, LANG) reaches the programs that we start.
+# Children do not inherit PGDATA, LD_PRELOAD or LANG.
 ENVIRONMENT: Mapping[str, str] = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
 
 
 class EmbeddedError(Exception):
-    """Says in one line why the servers cannot run."""
+    """The servers cannot run; the message is one line."""
 
 
 @dataclass(eq=False)
@@ -32,18 +32,18 @@ class Server:
     """A server on a port of 127.0.0.1, which it keeps over restarts. A context manager."""
 
     folder: Path  # its data, and its working directory
-    log: Path  # gets all that it has to say
-    command: Sequence[str]  # the port follows as the last word
-    answers: Callable[[int], bool]  # does the server on this port take requests?
-    farewell: signal.Signals  # ends it in good order
-    lock: int  # a file that stays locked as long as one of its processes lives
-    spawner: Executor  # starts it in a thread that outlives it
+    log: Path
+    command: Sequence[str]  # without the last word, which is the port
+    is_ready: Callable[[int], bool]  # whether the server on this port serves requests
+    stop_signal: signal.Signals  # for a clean shutdown
+    lock: int  # file descriptor, inherited: the file stays locked until the last process ends
+    spawner: Executor  # a thread that outlives the server
     port: int = 0
     _process: subprocess.Popen[bytes] | None = None
 
     @property
     def name(self) -> str:
-        """The program and its version."""
+        """The name of its folder."""
         return self.folder.name
 
     @property
@@ -54,9 +54,10 @@ class Server:
         return self._process.pid
 
     def start(self) -> None:
-        """Start the server, unless it runs, and wait until it answers; later on the same port.
+        """Start the server and wait until it is ready; does nothing while it runs.
 
-        Raises `EmbeddedError` with the server's last words, at the latest after START_TIMEOUT_S.
+        Raises `EmbeddedError` with the end of the server's log, at the latest after
+        START_TIMEOUT_S.
         """
         if self._process is not None and self._process.poll() is None:
             return
@@ -64,22 +65,19 @@ class Server:
         fixed_port = self.port
         while True:
             self.port = fixed_port or free_port()
-            last_words = self._attempt(deadline)
-            if last_words is None:
+            error = self._try_start(deadline)
+            if error is None:
                 return
-            # Somebody took the port just now, or a killed PostgreSQL has left processes and
-            # shared memory that take a moment to vanish.
-            if "in use" not in last_words or time.monotonic() > deadline:
-                raise EmbeddedError(f"{self.name} does not start: {last_words}")
+            # Another process has just bound the port, or the processes and the shared memory of a
+            # killed PostgreSQL have not vanished yet.
+            if "in use" not in error or time.monotonic() > deadline:
+                raise EmbeddedError(f"{self.name} does not start: {error}")
             time.sleep(POLL_S)
 
-    def stop(self, farewell: signal.Signals | None = None) -> None:
-        """End the server, after STOP_TIMEOUT_S in any way. Harmless when it ended.
-
-        In good order, unless another `farewell` means something else to the server.
-        """
+    def stop(self, stop_signal: signal.Signals | None = None) -> None:
+        """Shut the server down, by default cleanly; kill it after STOP_TIMEOUT_S. Idempotent."""
         self.resume()
-        self._signal(farewell or self.farewell, children=False)
+        self._signal(stop_signal or self.stop_signal, children=False)
         try:
             if self._process is not None:
                 self._process.wait(STOP_TIMEOUT_S)
@@ -87,20 +85,20 @@ class Server:
             self.kill()
 
     def kill(self) -> None:
-        """End all of its processes at once, as when the machine crashes. Harmless when it ended."""
+        """Kill all of its processes at once, as a crash of the machine does. Idempotent."""
         self.pause()
         self._signal(signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
 
     def pause(self) -> None:
-        """Freeze the server: connections stay open, and nothing on them is answered."""
-        # The main process first: then no new child slips away from the list of them.
+        """Freeze the server: connections stay open, requests get no answer."""
+        # The main process first, so that it forks no child that is missing in the list.
         self._signal(signal.SIGSTOP, children=False)
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused server go on."""
+        """Resume a paused server."""
         self._signal(signal.SIGCONT)
 
     def __enter__(self) -> Self:
@@ -110,23 +108,23 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _attempt(self, deadline: float) -> str | None:
-        """Start once; return None when the server answers, else its last words."""
+    def _try_start(self, deadline: float) -> str | None:
+        """Start once; returns None when the server is ready, else the end of its log."""
         with self.log.open("ab") as log:
-            said_before = log.tell()
+            log_start = log.tell()
             self._process = self.spawner.submit(self._spawn, log.fileno()).result()
-        answered = False
+        is_ready = False
         try:
             while self._process.poll() is None and time.monotonic() < deadline:
-                answered = self.answers(self.port)
-                if answered:
+                is_ready = self.is_ready(self.port)
+                if is_ready:
                     return None
                 time.sleep(POLL_S)
         finally:
-            if not answered:
+            if not is_ready:
                 self.kill()
-        said = self.log.read_bytes()[said_before:].decode(errors="replace")
-        return _last_words(said) or f"exit code {self._process.returncode}"
+        log_text = self.log.read_bytes()[log_start:].decode(errors="replace")
+        return _last_lines(log_text) or f"exit code {self._process.returncode}"
 
     def _spawn(self, log: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -136,7 +134,7 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C at the terminal is for us, who then stop it
+            start_new_session=True,  # Ctrl-C at the terminal must not reach the server
             pass_fds=[self.lock],
         )
 
@@ -144,7 +142,7 @@ class Server:
         if self._process is None or self._process.poll() is not None:
             return
         pids = [self.pid]
-        # PostgreSQL has a child for each connection, and each is its own process group.
+        # PostgreSQL forks a child for each connection, in a process group of its own.
         listed = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         if children and listed.exists():
             pids += map(int, listed.read_text().split())
@@ -157,14 +155,15 @@ def run(
     command: Sequence[str],
     *,
     timeout_s: float,
-    said: str = "",
+    stdin: str = "",
     environment: Mapping[str, str] = ENVIRONMENT,
 ) -> str:
-    """Run a program to its end, with `said` as its input, and return all that it says.
+    """Run a program to its end, and return its output.
 
-    Raises `EmbeddedError` with its last words when it is missing, fails, or takes too long.
+    Raises `EmbeddedError` with the end of the output when the program is missing, fails, or exceeds
+    its time-out.
     """
-    # A file, not a pipe: children that outlive the program would keep a pipe open.
+    # A file, not a pipe, which descendants that outlive the program would keep open.
     with tempfile.TemporaryFile("w+") as output:
         try:
             subprocess.run(
@@ -172,31 +171,33 @@ def run(
                 check=True,
                 timeout=timeout_s,
                 env=environment,
-                input=said,
+                input=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
         except subprocess.TimeoutExpired:
             raise EmbeddedError(f"{command[0]} takes longer than {timeout_s:.0f} s") from None
-        except subprocess.CalledProcessError as failed:
+        except subprocess.CalledProcessError as error:
             output.seek(0)
-            reason = _last_words(output.read()) or f"exit code {failed.returncode}"
+            reason = _last_lines(output.read()) or f"exit code {error.returncode}"
             raise EmbeddedError(f"{command[0]} fails: {reason}") from None
-        except OSError as why:
-            raise EmbeddedError(str(why)) from None
+        except OSError as error:
+            raise EmbeddedError(str(error)) from None
         output.seek(0)
         return output.read()
 
 
-def _last_words(text: str) -> str:
-    return " | ".join(text.splitlines()[-LAST_WORDS_LINES:])
+def _last_lines(text: str) -> str:
+    return " | ".join(text.splitlines()[-ERROR_LINES:])
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on, and that no client is given."""
-    # Below the range from which the kernel serves outgoing connections: a client that keeps
-    # trying a port of that range, while the server is away, ends up connected to itself.
+    """Return a port of 127.0.0.1 on which no process listens, below the ephemeral ports.
+
+    A client that keeps connecting to an ephemeral port without a listener ends up connected to
+    itself.
+    """
     while True:
         port = secrets.choice(range(15_000, 32_000))
         with socket.socket() as probe, suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a row costs, with the callback URL of the page on setting Adjust up."""
+"""The size of a row, with the callback URL of the page on setting Adjust up."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ from tests.events import write_all
 ROWS, BATCH = 20_000, 500
 ARRIVAL = datetime(2026, 1, 2, 12, tzinfo=UTC)
 TOLERANCE = 0.1
-# What differs from callback to callback; all other values are the same text, as campaigns are.
+# These differ from callback to callback; all other values are the same text, as campaigns are.
 IDENTIFIERS = ("adid", "idfa", "idfv", "nonce")
 DOCUMENTED = {
     kept: int(number.replace(",", ""))
@@ -48,7 +48,7 @@ def event_of(number: int, random: Random, app: App) -> Event:
 
 
 @pytest.mark.parametrize(("kept", "keep"), [("keep = []", ()), ("everything", None)])
-async def test_row_costs_what_the_page_says(
+async def test_row_takes_the_documented_bytes(
     sink: TimescaleSink, connection: asyncpg.Connection, kept: str, keep: tuple[str, ...] | None
 ) -> None:
     """A row of the documented URL takes the documented bytes, indexes included."""

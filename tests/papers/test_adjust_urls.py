@@ -32,7 +32,7 @@ EVENTS, OTHERS = URLS["Events"], URLS["Installs, sessions and other activities"]
 SUBSCRIPTIONS, AD_REVENUE = URLS["Subscriptions"], URLS["Ad revenue"]
 SKADNETWORK = URLS["SKAdNetwork"]
 KINDS = decoded(SUBSCRIPTIONS.piece)["activities"]
-# What Adjust fills in for each activity of a URL, and what becomes of it.
+# The values that Adjust fills in for each activity of a URL, and the outcome.
 ACTIVITIES: list[tuple[Url, dict[str, str], str]] = [
     (EVENTS, {}, "purchase"),
     (EVENTS, {"event": "f0ob4r"}, "signup"),
@@ -116,14 +116,14 @@ async def test_everything_that_adjust_fills_in_is_stored(
 
 
 @every_activity
-async def test_what_adjust_has_not_is_no_property(
+async def test_placeholder_without_a_value_is_absent_from_the_row(
     gateway: Running,
     connection: asyncpg.Connection,
     url: Url,
     values: dict[str, str],
     event_type: str,
 ) -> None:
-    """Empty, left out, or left as it is: a placeholder without a value is nowhere in the row."""
+    """Empty, left out, or unfilled: a placeholder without a value is nowhere in the row."""
     scarce = dict.fromkeys(VALUES.keys() - NEEDED, "") | values
     assert await outcome(gateway, url.target(scarce)) == "written"
     absent = dict.fromkeys(name for name, text in url.fill(scarce).items() if not text)
@@ -141,7 +141,7 @@ async def test_what_adjust_has_not_is_no_property(
 async def test_nonce_tells_nameless_devices_apart(
     gateway: Running, connection: asyncpg.Connection, url: Url, kind: str
 ) -> None:
-    """Two devices that nothing names are two rows at one instant; each one's repeat is none."""
+    """Two devices without an identifier are two rows at one instant; a repeat of either is none."""
     nameless = NAMELESS | {"activity_kind": kind}
     for nonce in ("one", "two"):
         assert await outcome(gateway, url.target(nameless | {"nonce": nonce})) == "written"
@@ -153,14 +153,14 @@ async def test_nonce_tells_nameless_devices_apart(
 async def test_seconds_beside_milliseconds_are_another_event(
     gateway: Running, connection: asyncpg.Connection
 ) -> None:
-    """A second URL of an activity that sends seconds doubles it, as the page warns."""
+    """A second URL that sends seconds doubles an activity, as the page warns."""
     assert await outcome(gateway, EVENTS.target()) == "written"
     assert await outcome(gateway, EVENTS.target(created_at="1750500000")) == "written"
     assert len(await rows(connection)) == 2
 
 
 async def test_purchases_of_one_instant_differ_by_transaction(gateway: Running) -> None:
-    """The SDK's transaction ID makes the event, and a word for nothing does not."""
+    """The SDK's transaction ID identifies the event, and a word for nothing does not."""
     for sent, expected in (("t1", "written"), ("t2", "written"), ("t1", "duplicate")):
         assert await outcome(gateway, EVENTS.target(transaction_id=sent)) == expected
     later = {"created_at_milli": "1750500000456"}
@@ -171,7 +171,7 @@ async def test_purchases_of_one_instant_differ_by_transaction(gateway: Running) 
 
 
 async def test_subscription_transaction_has_several_events(gateway: Running) -> None:
-    """One of each kind in a transaction, whenever it is told; without a transaction by the time."""
+    """A transaction has one event of each kind, at any time; without one the time counts."""
 
     def of(kind: str, moment: str = "1750500000123", transaction: str = "1") -> str:
         return SUBSCRIPTIONS.target(
@@ -198,10 +198,10 @@ async def test_subscription_transaction_has_several_events(gateway: Running) -> 
         assert await outcome(gateway, target) == expected
 
 
-async def test_postback_is_known_by_its_transaction(
+async def test_postback_is_identified_by_its_transaction(
     gateway: Running, connection: asyncpg.Connection
 ) -> None:
-    """A postback that comes again with another time and nonce is a duplicate; so are its events."""
+    """A postback repeated with another time and nonce is a duplicate; so are its events."""
 
     def of(kind: str, token: str = "", transaction: str = "1", **values: str) -> str:
         known = {"activity_kind": kind, "event": token, "sk_transaction_id": transaction}
@@ -238,7 +238,7 @@ MISTAKES: list[tuple[str, Url, dict[str, str | None], str]] = [
 async def test_mistake_has_the_symptom_of_the_page(
     gateway: Running, url: Url, sent: dict[str, str | None], reason: str
 ) -> None:
-    """A URL that is set up wrongly is dropped for the reason that the page tells."""
+    """A URL that is set up wrongly is dropped for the reason on the page."""
     assert await outcome(gateway, url.target({}, **sent)) == reason
     assert f"`{reason}`" in SECTIONS["When something is wrong"] or reason == "ignored"
 
@@ -246,7 +246,7 @@ async def test_mistake_has_the_symptom_of_the_page(
 async def test_omitted_parameters_are_stored_nowhere(
     gateways: Gateways, connection: asyncpg.Connection
 ) -> None:
-    """What the page's `omit` lists, and a column, is not in the row, which is found again."""
+    """A parameter in the page's `omit`, and its column, is not in the row, which is found again."""
     [omit] = [piece for piece in pieces(PAGE) if piece.startswith("omit")]
     piece = omit.replace("]", ', "idfa"]') + EVENTS.piece
     (gateways.folder / "workspaces.toml").write_text(
@@ -281,8 +281,8 @@ async def test_whole_file_takes_every_url(
     assert told == [event_type for _, _, event_type in ACTIVITIES]
 
 
-async def test_secret_of_a_workspace_is_its_only_one(gateways: Gateways) -> None:
-    """The common secret is turned away, the old and the new one are not, nor is one in a header."""
+async def test_workspace_accepts_only_its_own_secrets(gateways: Gateways) -> None:
+    """The common secret is refused; the old and the new one are accepted, also in a header."""
     (gateways.folder / "workspaces.toml").write_text(workspaces())
     gateway = await gateways.start(
         ADJUST_CALLBACK_SECRET="common", ADJUST_CALLBACK_SECRET__WS_DEMO=f"{SECRET},old"
@@ -309,7 +309,7 @@ def test_placeholders_of_the_page_have_values() -> None:
 
 
 def test_words_for_nothing_are_those_of_the_page() -> None:
-    """The page lists exactly the words that mean that nothing was sent."""
+    """The page lists exactly the words for an absent value."""
     [block] = re.findall(r"```\n(.*?)\n```", SECTIONS["Machine-made nothing"], re.DOTALL)
     assert set(block.replace("object object", "object_object").split()) == {
         word.replace(" ", "_") for word in normalize.NOTHING

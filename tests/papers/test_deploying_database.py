@@ -1,4 +1,4 @@
-"""The page on the database: what it has typed in makes a standby that it recognises."""
+"""The page on the database: its commands, typed in, make a standby that commits wait for."""
 
 import asyncio
 import re
@@ -21,7 +21,7 @@ HEADING = "A synchronous standby"
 
 @pytest.fixture
 def maker(tmp_path: Path, postgres_programs: Programs) -> Iterator[Maker]:
-    """What starts servers."""
+    """The maker of the servers."""
     (tmp_path / "servers").mkdir()
     with making(tmp_path / "servers", postgres_programs) as maker:
         yield maker
@@ -37,7 +37,7 @@ async def typed(server: Server, sql: str) -> list[tuple[str, ...]]:
 
 
 def test_every_block_of_the_page_is_run() -> None:
-    """Each heading with SQL or commands is one whose blocks some test takes from the page."""
+    """Each heading with SQL or commands is one of those that a test takes blocks from."""
     sections = (ROOT / PAGE).read_text().split("\n## ")[1:]
     typed_in = {
         section.partition("\n")[0] for section in sections if re.search("```(sql|console)", section)
@@ -48,14 +48,16 @@ def test_every_block_of_the_page_is_run() -> None:
     assert {name for name in typed_in if f'"{name}"' not in run} == set()
 
 
-async def test_standby_of_the_page(maker: Maker, services: Services, tmp_path: Path) -> None:
+async def test_commits_wait_for_the_standby_of_the_page(
+    maker: Maker, services: Services, tmp_path: Path
+) -> None:
     """Typed in as it stands, the page makes a standby that commits wait for, and shows it."""
     role, ask_for_it, recognise, alone = statements(HEADING)
     [rule], [base_backup] = lines(HEADING), commands(HEADING)
     primary = await asyncio.to_thread(maker.primary, "one")
     await typed(primary, f"DROP ROLE replicator; {role}")
     rules = primary.folder / "pg_hba.conf"
-    # The servers' own rule for replication goes: the page's must do.
+    # The servers' own rule for replication goes, so that only the page's lets the standby in.
     own = re.sub(r"(?m)^(host|local) +replication.*\n", "", rules.read_text())
     rules.write_text(f"{rule.replace('10.0.0.0/24', '127.0.0.1/32')}\n{own}")
     await typed(primary, "SELECT pg_reload_conf()")

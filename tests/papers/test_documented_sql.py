@@ -1,4 +1,4 @@
-"""The SQL of the documentation: each block is run, on rows of which the right answer is known."""
+"""The SQL of the documentation: each block is run, on rows for which the right answer is known."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from tests import deploying, pgbouncer
 from tests.events import event
 from tests.gateways import ROOT
 
-# The runbook's blocks are run by test_runbook; test_deploying_database says who runs that page's.
+# The runbook's blocks are run by test_runbook; test_deploying_database names the tests of its page.
 _DOCS = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - {deploying.PAGE}
 PAGES = ("README.md", *sorted(_DOCS), "adapters/README.md")
 
@@ -40,7 +40,7 @@ RECENTLY = datetime.now(UTC) - timedelta(hours=2)
 
 
 def sent(name: str, occurred_at: datetime = NOON, /, **fields: Any) -> Event:
-    """An event of the workspace of the queries; what is no column is in `properties`."""
+    """An event of the workspace of the queries; a value without a column is in `properties`."""
     columns = {n: fields.pop(n) for n in list(fields) if n in Event.__struct_fields__}
     known = {"workspace_id": "ws_demo", "occurred_at": occurred_at, "properties": fields}
     return event(name, **known | columns)
@@ -134,7 +134,7 @@ ANSWERS = {
         [("abc123token", "null", 2, 1), ("abc123token", "guest", 1, 1)],
     ),
 }  # fmt: skip
-# What sets something up, in place of asking: why it is not run here, and what runs it.
+# Blocks that set something up: why they are not run here, and the tests that run them.
 ADMINISTRATIVE: Mapping[str, tuple[str, set[str]]] = {
     "README.md: Through PgBouncer": (
         "roles belong to the whole server: test_pgbouncer gives them to a role of its own",
@@ -144,7 +144,7 @@ ADMINISTRATIVE: Mapping[str, tuple[str, set[str]]] = {
 
 
 def test_every_block_has_an_answer() -> None:
-    """Each block is one of a query whose answer is known, or is run by another test."""
+    """Each block is a query with a known answer, or is run by another test."""
     found = dict(blocks())
     assert len(found) == len(list(blocks())), "two blocks under one heading"
     assert found.keys() == {f"docs/analysts.md: {name}" for name in ANSWERS} | ADMINISTRATIVE.keys()
@@ -153,7 +153,7 @@ def test_every_block_has_an_answer() -> None:
 
 
 @pytest.mark.parametrize("heading", ANSWERS)
-async def test_query_gives_the_right_answer(
+async def test_query_returns_the_right_rows(
     sink: TimescaleSink, connection: asyncpg.Connection, heading: str
 ) -> None:
     """A documented query returns the right rows, without those of the sandbox."""
@@ -163,7 +163,7 @@ async def test_query_gives_the_right_answer(
     assert [tuple(row.values()) for row in rows] == answer.rows
 
 
-async def test_views_columns_are_those_of_the_page(connection: asyncpg.Connection) -> None:
+async def test_columns_of_the_view_are_documented(connection: asyncpg.Connection) -> None:
     """The page names every column of the table and of the view, and no other."""
     page = (ROOT / "docs/analysts.md").read_text()
     table, view = re.findall(r"\| column \| \|\n\|---\|---\|\n((?:\|.*\n)+)", page)

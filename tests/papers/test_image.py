@@ -1,4 +1,4 @@
-"""The image: what can be tried of it without a Docker engine."""
+"""The image: everything of it that can be tested without a Docker engine."""
 
 import json
 import os
@@ -28,32 +28,32 @@ from bench.testbed.gateway import bound
 from tests.gateways import ROOT, Process, Services, inherited
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
-# Where every user may write: in the container there is no such place.
+# Folders that every user may write to: the container has no such place.
 FOR_ALL = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 BASE = re.compile(r"python:(\d+\.\d+)-slim-trixie( AS build)?")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-# Where a mount in compose.yaml begins: a folder of this repository, or a volume.
+# A mount in compose.yaml begins with a folder of this repository, or with a volume.
 MOUNT = re.compile(r"(?P<source>[^:]+):(?P<target>/[^:]+)(:ro)?")
 
 
 def steps(word: str) -> list[str]:
-    """What follows this word in the Dockerfile, each on one line."""
+    """The arguments of each such instruction in the Dockerfile, each on one line."""
     text = re.sub(r"\\\n\s*", " ", DOCKERFILE)
     return re.findall(rf"^{word} (.*)$", text, re.MULTILINE)
 
 
-def test_dockerfile_has_a_bad_habit() -> None:
-    """Hadolint has nothing to say."""
+def test_dockerfile_passes_hadolint() -> None:
+    """Hadolint reports nothing."""
     hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
     command = [str(hadolint), "--failure-threshold", "style", str(ROOT / "Dockerfile")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (0, "")
 
 
-def test_image_runs_as_root() -> None:
-    """The last stage runs as a user by number, as Kubernetes asks, and installs nothing."""
+def test_image_runs_as_an_ordinary_user() -> None:
+    """The last stage runs as a user by number, as Kubernetes requires, and installs nothing."""
     build, final = re.split(r"^FROM .*$", DOCKERFILE, flags=re.MULTILINE)[1:]
     assert steps("USER") == ["10001:10001"]
     assert "USER" in final
@@ -74,7 +74,7 @@ def test_image_has_a_tested_python() -> None:
 
 
 def test_image_has_its_labels() -> None:
-    """The labels that registries read: what it is, of which version, licence and repository."""
+    """The image has the labels for name, description, version, licence and repository."""
     labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', DOCKERFILE))
     assert labels.keys() == {"title", "description", "version", "licenses", "source"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -90,7 +90,7 @@ def copied() -> list[str]:
     return [line.split()[0] for line in lines if not line.startswith("--from")]
 
 
-def test_image_lacks_code() -> None:
+def test_image_has_the_whole_product() -> None:
     """Each part of the product is copied, and is let through by .dockerignore."""
     assert set(copied()) == {"requirements.lock", "LICENSE", "app", "adapters", "sinks"}
     first, *rules = [
@@ -145,8 +145,8 @@ def image() -> Iterator[Path]:
         yield folder
 
 
-def test_locked_dependencies_are_not_enough(image: Path) -> None:
-    """With the lock file's wheels alone every command finds what it needs; pip is not there."""
+def test_locked_dependencies_are_enough(image: Path) -> None:
+    """With the lock file's wheels alone every command finds its libraries; pip is not there."""
     code = "import app.__main__, adapters; adapters.load()"
     command = [str(image / "venv/bin/python"), "-c", code]
     ended = subprocess.run(command, cwd=image, capture_output=True, text=True, check=False)
@@ -155,7 +155,7 @@ def test_locked_dependencies_are_not_enough(image: Path) -> None:
 
 
 def uids_in(folder: Path) -> set[int]:
-    """Who owns what lies in a folder."""
+    """The owners of all files in a folder."""
     owners = set()
     for path in folder.iterdir():
         with suppress(OSError):  # gone meanwhile
@@ -164,14 +164,14 @@ def uids_in(folder: Path) -> set[int]:
 
 
 class Contained(Process):
-    """The image's own command, as user 10001, who may write in the host's folders for all only."""
+    """The image's own command, as user 10001, with write access to world-writable folders only."""
 
     def __init__(self, image: Path, database_url: str, redis_url: str, setpriv: str) -> None:
         super().__init__(database_url, redis_url, image.parent)
         self.environ = {"PATH": f"{image}/venv/bin", "HOME": "/nonexistent"} | self.environ
         self.image = image
         self.become = [setpriv, "--reuid=10001", "--regid=10001", "--clear-groups"]
-        # It may read what only root may, since the host's Python may lie there, but write nothing.
+        # It may read files of root, since the host's Python may be among them, but write nothing.
         self.become += ["--securebits=+no_setuid_fixup", "--no-new-privs"]
         self.become += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"]
 
@@ -195,8 +195,10 @@ class Contained(Process):
         return subprocess.run(asked, env=environ, capture_output=True, check=False).returncode
 
 
-async def test_image_writes_to_its_root(image: Path, services: Services, database_url: str) -> None:
-    """As user 10001 it serves, its health check says so, and it drains, without a file written."""
+async def test_image_serves_without_writing_a_file(
+    image: Path, services: Services, database_url: str
+) -> None:
+    """As user 10001 it serves, its health check succeeds, and it drains, without a file written."""
     setpriv = shutil.which("setpriv")
     if os.geteuid() or setpriv is None:
         pytest.skip("only root can become user 10001")
@@ -220,20 +222,20 @@ def compose() -> str:
         pytest.skip(str(why))
 
 
-def test_compose_refuses_the_file(compose: str) -> None:
-    """The real program understands compose.yaml, every word of it."""
+def test_compose_accepts_the_file(compose: str) -> None:
+    """Docker Compose accepts every word of compose.yaml."""
     command = [compose, "-f", str(ROOT / "compose.yaml"), "config", "--quiet"]
     ended = subprocess.run(command, env=inherited(), capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
 def mounts() -> list[tuple[str, str]]:
-    """Source and target of what the services mount."""
+    """Source and target of each mount of the services."""
     found = [MOUNT.fullmatch(m) for s in SERVICES.values() for m in s.get("volumes", ())]
     return [(m["source"], m["target"]) for m in found if m]
 
 
-def test_compose_mounts_what_is_not_there() -> None:
+def test_compose_mounts_only_existing_paths() -> None:
     """Every mounted path is in the repository, or a volume that is declared."""
     assert len(mounts()) == sum(len(s.get("volumes", ())) for s in SERVICES.values())
     for source, _ in mounts():
@@ -243,15 +245,15 @@ def test_compose_mounts_what_is_not_there() -> None:
             assert source in COMPOSE["volumes"]
 
 
-def test_compose_opens_a_port_to_the_world() -> None:
+def test_compose_binds_ports_to_this_machine() -> None:
     """Every port is bound to this machine, since every password is known."""
     ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
     assert len(ports) == 4
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
-def test_compose_sets_what_does_not_exist() -> None:
-    """The gateway's and the migration's settings exist and are good, and so is what they name."""
+def test_compose_sets_only_valid_settings() -> None:
+    """The settings of gateway and migration exist and are valid, as are the files they name."""
     for name in ("gateway", "migrate"):
         environ = SERVICES[name]["environment"]
         known = {field.upper() for field in Settings.__struct_fields__}
@@ -262,8 +264,8 @@ def test_compose_sets_what_does_not_exist() -> None:
     assert workspaces_file.read(ROOT / folder / file.name, adapters.load().keys())
 
 
-def test_compose_starts_in_the_wrong_order() -> None:
-    """First the database is well, then it is migrated, then the gateway starts."""
+def test_compose_migrates_before_the_gateway_starts() -> None:
+    """First the database is healthy, then it is migrated, then the gateway starts."""
     assert SERVICES["migrate"]["depends_on"] == {"timescaledb": {"condition": "service_healthy"}}
     assert SERVICES["gateway"]["depends_on"] == {
         "migrate": {"condition": "service_completed_successfully"},

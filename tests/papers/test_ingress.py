@@ -11,13 +11,13 @@ from tests.gateways import Gateways, query
 from tests.nginx import nginx
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
-# Nobody's secret: it may stand in the log of a test that shows how one gets there.
+# Not a real secret: it may be in the log of a test that shows how one gets there.
 MARK = "nobodys"
 SHORT_S = {"header_timeout_s": "1"}
 
 
-async def test_secret_in_the_log_of_a_proxy(gateways: Gateways, tmp_path: Path) -> None:
-    """A callback passes, and what the proxy logs of it is its path without the query."""
+async def test_proxy_logs_the_path_without_the_query(gateways: Gateways, tmp_path: Path) -> None:
+    """A callback passes, and the proxy logs its path without the query."""
     gateway = await gateways.start()
     with nginx(tmp_path, [gateway.port]) as port:
         assert (await get(port, f"/ingest/adjust?{query()}")).json == WRITTEN
@@ -31,7 +31,9 @@ async def test_secret_in_the_log_of_a_proxy(gateways: Gateways, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("level", "leaks"), [("error", True), ("alert", False)])
-async def test_secret_in_the_errors_of_a_proxy(*, level: str, leaks: bool, tmp_path: Path) -> None:
+async def test_proxy_logs_no_url_at_the_level_of_the_example(
+    *, level: str, leaks: bool, tmp_path: Path
+) -> None:
     """With no gateway there the answer is 502; only at the example's level is no URL logged."""
     with nginx(tmp_path, [free_port()], **{"error-log-level": level}) as port:
         assert (await get(port, f"/ingest/adjust?secret={MARK}")).status == 502
@@ -39,7 +41,7 @@ async def test_secret_in_the_errors_of_a_proxy(*, level: str, leaks: bool, tmp_p
     assert MARK not in (tmp_path / "access.log").read_text()
 
 
-async def test_proxy_answers_for_good(gateways: Gateways, tmp_path: Path) -> None:
+async def test_proxy_never_answers_4xx(gateways: Gateways, tmp_path: Path) -> None:
     """Too large, too slow, or not HTTP: nginx closes the connection, or answers 5xx, never 4xx."""
     gateway = await gateways.start()
     with nginx(tmp_path, [gateway.port], **SHORT_S) as port:
@@ -56,8 +58,8 @@ async def test_proxy_answers_for_good(gateways: Gateways, tmp_path: Path) -> Non
         assert (await get(port, largest)).json == WRITTEN
 
 
-async def test_proxy_changes_an_answer(gateways: Gateways, tmp_path: Path) -> None:
-    """What the gateway answers, 4xx or 5xx, comes through as it is, and is not asked for again."""
+async def test_proxy_passes_answers_unchanged(gateways: Gateways, tmp_path: Path) -> None:
+    """A 4xx or 5xx of the gateway comes through as it is, and the request is not repeated."""
     gateway = await gateways.start(ADJUST_CALLBACK_SECRET="")
     other = await gateways.start()
     with nginx(tmp_path, [gateway.port]) as port:
@@ -69,13 +71,15 @@ async def test_proxy_changes_an_answer(gateways: Gateways, tmp_path: Path) -> No
         assert (await get(port, "/readyz")).status == (await get(port, "/metrics")).status == 404
         assert (await get(port, "/healthz")).json == {"status": "ok"}
     with nginx(tmp_path, [free_port(), other.port]) as port:
-        # One of the two does not answer: the other does.
+        # Only one of the two gateways is there.
         answers = [await get(port, f"/ingest/adjust?{query(user_id=f'u{n}')}") for n in range(4)]
         assert [answer.json for answer in answers] == [WRITTEN] * 4
 
 
-async def test_address_forged_before_a_proxy(gateways: Gateways, tmp_path: Path) -> None:
-    """With PROXIES_COUNT=1 the caller is who the proxy says, whatever the caller says."""
+async def test_address_is_the_one_that_the_proxy_reports(
+    gateways: Gateways, tmp_path: Path
+) -> None:
+    """With PROXIES_COUNT=1 the caller's address is the proxy's entry, not the caller's own."""
     here = await gateways.start(PROXIES_COUNT="1", ADJUST_IP_ALLOWLIST="127.0.0.1/32")
     there = await gateways.start(PROXIES_COUNT="1", ADJUST_IP_ALLOWLIST="192.0.2.1/32")
     request = head("GET", f"/ingest/adjust?{query()}", headers={"X-Forwarded-For": "192.0.2.1"})

@@ -1,4 +1,4 @@
-"""The manifests: what Kubernetes takes, what the gateway reads, and what names what."""
+"""The manifests: documents that Kubernetes accepts, settings that exist, names that resolve."""
 
 import re
 from copy import deepcopy
@@ -26,35 +26,35 @@ from tests.kustomize import (
 
 # The oldest that the manifests are for (`preStop: sleep`), one in between, and the newest known.
 VERSIONS = ("1.30", "1.33", kubernetes_validate.latest_version().removesuffix(".0"))
-# Read by other programs than Kubernetes, and held against those elsewhere.
+# Read by other programs than Kubernetes, and tested with these elsewhere.
 FOREIGN = {K8S / "cluster/prometheus-scrape.yaml"}
 NAME = "app.kubernetes.io/name"
 COMPONENT = "app.kubernetes.io/component"
 
 
 def documents() -> list[Document]:
-    """What is rendered, and what belongs to the cluster's other programs."""
+    """The rendered documents, and those for the cluster's other programs."""
     others = [path for path in yaml_files(K8S / "cluster") if path not in FOREIGN]
     return [*rendered(), *(yaml.safe_load(path.read_text()) for path in others)]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_kubernetes_refuses_a_document(version: str) -> None:
-    """Every document has only fields that this version of Kubernetes knows, each of its type."""
+def test_every_document_fits_the_schema_of_kubernetes(version: str) -> None:
+    """Every document has only fields that this version of Kubernetes has, each of its type."""
     for document in documents():
         used = kubernetes_validate.validate(document, version, strict=True)
         assert used == version, "it falls back to an older one without a word"
 
 
-def test_a_misspelt_field_passes() -> None:
-    """The schemas are strict: a field that nobody knows is found, however deep."""
+def test_misspelt_field_is_found() -> None:
+    """The schemas are strict: an unknown field is found at any depth."""
     document = deepcopy(of_kind("Deployment")["flokit-gateway"])
     document["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError, match="readynessProbe"):
         kubernetes_validate.validate(document, VERSIONS[0], strict=True)
 
 
-def test_a_manifest_is_forgotten() -> None:
+def test_every_manifest_is_in_its_kustomization() -> None:
     """Every file of base and overlay is named by the kustomization beside it."""
     for folder in (K8S / "base", OVERLAY):
         kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
@@ -68,8 +68,8 @@ def matches(selector: Document, template: Document) -> bool:
     return bool(wanted) and wanted.items() <= template["metadata"]["labels"].items()
 
 
-def test_a_selector_chooses_other_pods() -> None:
-    """What is meant for the gateway's pods chooses these, and not those of the jobs."""
+def test_selectors_choose_the_right_pods() -> None:
+    """A selector for the gateway's pods chooses these, and not those of the jobs."""
     deployment = the("Deployment")
     spread = deployment["template"]["spec"]["topologySpreadConstraints"]
     selectors = [
@@ -89,7 +89,7 @@ def test_a_selector_chooses_other_pods() -> None:
     assert (target["kind"], target["name"]) == ("Deployment", "flokit-gateway")
 
 
-def test_ports_do_not_meet() -> None:
+def test_every_port_leads_to_the_gateway() -> None:
     """Ingress, Service, probes and policy lead to the port on which the gateway listens."""
     (port,) = container()["ports"]
     assert port["containerPort"] == read_settings(environment_of()).port
@@ -106,7 +106,7 @@ def test_ports_do_not_meet() -> None:
     assert rule["ports"] == [{"port": port["name"]}]
 
 
-def test_the_world_sees_too_much() -> None:
+def test_ingress_exposes_only_callbacks_and_the_health_check() -> None:
     """The ingress exposes `/ingest` and `/healthz`, on hosts that its certificate covers."""
     (rule,) = the("Ingress")["rules"]
     paths = {(path["path"], path["pathType"]) for path in rule["http"]["paths"]}
@@ -115,8 +115,8 @@ def test_the_world_sees_too_much() -> None:
 
 
 @pytest.mark.parametrize("component", ["gateway", "migrate", "retain"])
-def test_a_setting_does_not_exist(component: str) -> None:
-    """Every variable is a setting, or belongs to a vendor with an adapter, and has a good value."""
+def test_every_variable_is_a_valid_setting(component: str) -> None:
+    """Every variable is a setting, or belongs to a vendor's adapter, and has a valid value."""
     environ = environment_of(component)
     known = {name.upper() for name in Settings.__struct_fields__} - {"VENDORS"}
     for vendor in adapters.load():
@@ -126,8 +126,8 @@ def test_a_setting_does_not_exist(component: str) -> None:
     read_settings(environ, required)
 
 
-def test_the_gateway_can_change_tables() -> None:
-    """`migrate` and `retain` are the owner; the gateway is somebody else."""
+def test_gateway_does_not_own_the_tables() -> None:
+    """`migrate` and `retain` run as the owner; the gateway has another role."""
     owner = environment_of("migrate")["DATABASE_URL"]
     assert environment_of("retain")["DATABASE_URL"] == owner
     assert environment_of()["DATABASE_URL"] != owner
@@ -136,13 +136,13 @@ def test_the_gateway_can_change_tables() -> None:
 
 
 def test_one_process_a_container() -> None:
-    """A process that ends is replaced by Kubernetes, which knows containers only."""
+    """A container runs one process, so that Kubernetes replaces one that ends."""
     assert read_settings(environment_of()).workers == 1
     assert container()["args"] == ["serve"]
 
 
-def test_workspaces_need_a_restart() -> None:
-    """The workspaces are good, and their ConfigMap keeps its name and is mounted as a folder."""
+def test_workspaces_reload_without_a_restart() -> None:
+    """The workspaces are valid, and their ConfigMap keeps its name and is mounted as a folder."""
     environ = environment_of()
     (mount,) = container()["volumeMounts"]
     (volume,) = pods()["gateway"]["spec"]["volumes"]
@@ -154,7 +154,7 @@ def test_workspaces_need_a_restart() -> None:
     assert workspaces_file.decode(file[1].encode(), adapters.load().keys())
 
 
-def test_a_changed_setting_changes_nothing() -> None:
+def test_changed_setting_rolls_out() -> None:
     """Settings are read once, so their ConfigMap has another name with other content.
 
     But the Job does not name it: Kubernetes refuses to change a Job.
@@ -164,7 +164,7 @@ def test_a_changed_setting_changes_nothing() -> None:
     assert not [source for source in container("migrate")["envFrom"] if "configMapRef" in source]
 
 
-def test_a_version_is_not_migrated() -> None:
+def test_every_version_has_its_own_migration() -> None:
     """All run the same image, and the Job has the name of its version: a new one for each."""
     images = {container(component)["image"] for component in pods()}
     (image,) = images
@@ -174,8 +174,8 @@ def test_a_version_is_not_migrated() -> None:
 
 
 @pytest.mark.parametrize("component", ["gateway", "migrate", "retain"])
-def test_a_pod_may_do_too_much(component: str) -> None:
-    """Every pod fits the standard `restricted`, cannot write, and has no word with Kubernetes."""
+def test_pods_are_restricted(component: str) -> None:
+    """Every pod fits the standard `restricted`, cannot write, and has no token of Kubernetes."""
     pod, only = pods()[component]["spec"], container(component)
     assert pod["securityContext"] == {
         "runAsNonRoot": True,
@@ -196,8 +196,8 @@ def test_a_pod_may_do_too_much(component: str) -> None:
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
-def test_the_first_step_rolls_out() -> None:
-    """What the runbook applies before the migration is everything but the gateway."""
+def test_first_step_leaves_the_gateway_out() -> None:
+    """Everything but the gateway is applied before the migration, as in the runbook."""
     first = {
         (document["kind"], document["metadata"]["name"])
         for document in rendered()

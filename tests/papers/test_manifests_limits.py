@@ -19,11 +19,11 @@ from tests.kustomize import K8S, container, environment_of, of_kind, pods, the
 
 # See `TimescaleSink`: one for batches, one for twins.
 LANES = 2
-# What `Gateway.close` gives time to, one after the other: buffers, claims, sink.
+# The parts that `Gateway.close` gives time to, one after the other: buffers, claims, sink.
 CLOSED_IN_TURN = 3
 # PostgreSQL's `superuser_reserved_connections`.
 RESERVED = 3
-# `migrate`, `retain`, `check`, and somebody with psql.
+# `migrate`, `retain`, `check`, and an operator with psql.
 OPERATORS = 4
 # The autoscaler leaves it be where a metric is so close to its target.
 TOLERANCE = 0.1
@@ -35,8 +35,8 @@ def settings() -> Any:
     return read_settings(environment_of())
 
 
-def test_pod_is_killed_before_it_has_drained() -> None:
-    """The grace period covers preStop, drain, what is in flight, and the closing of each part."""
+def test_grace_period_covers_the_drain() -> None:
+    """The grace period covers preStop, drain, callbacks in flight, and the closing of each part."""
     pod, now = pods()["gateway"]["spec"], settings()
     pre_stop_s = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
     in_flight_s = sanic_config(now).GRACEFUL_SHUTDOWN_TIMEOUT
@@ -45,7 +45,7 @@ def test_pod_is_killed_before_it_has_drained() -> None:
     assert pod["terminationGracePeriodSeconds"] > needed_s
 
 
-def test_drain_ends_before_it_is_noticed() -> None:
+def test_probe_fails_before_the_listener_closes() -> None:
     """A load balancer that goes by the probe has found the pod red before its listener closes."""
     probe = container()["readinessProbe"]
     found_s = probe["failureThreshold"] * probe["periodSeconds"] + probe["timeoutSeconds"]
@@ -53,18 +53,18 @@ def test_drain_ends_before_it_is_noticed() -> None:
     assert found_s < settings().drain_pause_s
 
 
-def test_pod_is_killed_for_an_outage() -> None:
-    """Life is asked of the process alone, patiently, and once it has had time to start."""
+def test_liveness_depends_on_the_process_alone() -> None:
+    """The liveness probe depends on no service, is patient, and begins after the start."""
     live, start = container()["livenessProbe"], container()["startupProbe"]
     assert live["httpGet"]["path"] == start["httpGet"]["path"] == "/healthz"
-    # Longer than whatever a busy loop may do at a stretch, the largest batch for one.
+    # Longer than any work that holds the loop at a stretch, such as the largest batch.
     assert live["failureThreshold"] * live["periodSeconds"] >= 2 * settings().claim_lease_s
-    # Whoever does not answer will not drain either, and holds locks in the database.
+    # A process that does not answer will not drain either, and holds locks in the database.
     assert live["terminationGracePeriodSeconds"] <= 10
     assert start["failureThreshold"] * start["periodSeconds"] >= 60
 
 
-def test_roll_out_takes_capacity_away() -> None:
+def test_roll_out_keeps_capacity() -> None:
     """A pod leaves only when another is ready, and not many drain at the same time."""
     deployment = the("Deployment")
     assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
@@ -73,13 +73,13 @@ def test_roll_out_takes_capacity_away() -> None:
     assert "replicas" not in deployment, "applying it would undo what the autoscaler did"
 
 
-def test_node_cannot_be_drained() -> None:
+def test_node_can_be_drained() -> None:
     """At the least number of replicas one may leave, and two stay."""
     allowed = the("PodDisruptionBudget")["maxUnavailable"]
     assert 1 <= allowed <= the("HorizontalPodAutoscaler")["minReplicas"] - 2
 
 
-def test_database_runs_out_of_connections() -> None:
+def test_database_has_enough_connections() -> None:
     """At the most replicas, in the middle of a roll-out, the database still has connections.
 
     The worst: every pod of the old version still drains beside a full set of new ones and the
@@ -95,8 +95,8 @@ def test_database_runs_out_of_connections() -> None:
     assert 2 * LANES * processes + OPERATORS <= most - RESERVED
 
 
-def test_buffer_does_not_fit_into_memory() -> None:
-    """The limit of memory holds the process, a full buffer at 24 KB a place, and as much again."""
+def test_full_buffer_fits_into_memory() -> None:
+    """The memory limit holds the process and twice a full buffer of 24 KB for each place."""
     limit = container()["resources"]["limits"]["memory"]
     buffer_mib = settings().buffer_max_events * 24 / 1024
     assert int(limit.removesuffix("Mi")) >= 64 + 2 * buffer_mib
@@ -115,8 +115,8 @@ def metric_of(kind: str) -> Any:
     return found[kind.lower()]
 
 
-def test_autoscaler_waits_for_a_metric_in_vain() -> None:
-    """Its metric is what the adapter's rule makes of a metric that the gateway has."""
+def test_metric_of_the_autoscaler_exists() -> None:
+    """Its metric is the one that the adapter's rule makes of a metric of the gateway."""
     rule = adapter_rule()
     series = re.match(r"\w+", rule["seriesQuery"])
     assert series
@@ -127,8 +127,8 @@ def test_autoscaler_waits_for_a_metric_in_vain() -> None:
     assert metric_of("Pods")["metric"]["name"] == re.sub(name["matches"], template, series[0])
 
 
-def test_stalled_database_moves_the_autoscaler() -> None:
-    """Where every pod's callers wait, the answer is: as many pods as there are."""
+def test_stalled_database_leaves_the_autoscaler_alone() -> None:
+    """Where every pod's callers wait, the number of pods stays as it is."""
     cap = float(adapter_rule()["metricsQuery"].rpartition(", ")[2].rstrip(")"))
     target = float(metric_of("Pods")["target"]["averageValue"])
     assert 1 - TOLERANCE < cap / target <= 1
@@ -138,7 +138,7 @@ def test_stalled_database_moves_the_autoscaler() -> None:
     assert target <= settings().buffer_max_events / 10
 
 
-def test_autoscaler_is_hasty_or_slow() -> None:
+def test_autoscaler_grows_fast_and_shrinks_slowly() -> None:
     """Out: at once, doubling every 15 s. In: after ten minutes, one a minute."""
     behavior = the("HorizontalPodAutoscaler")["behavior"]
     assert behavior["scaleUp"]["stabilizationWindowSeconds"] == 0
@@ -150,7 +150,7 @@ def test_autoscaler_is_hasty_or_slow() -> None:
 
 
 def promtool(*arguments: str, folder: Path) -> None:
-    """Run Debian's promtool, and expect that it is content."""
+    """Run Debian's promtool, and expect success."""
     command = [str(unpack(["prometheus"]) / "usr/bin/promtool"), *arguments]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -164,8 +164,8 @@ SERIES = 'flokit_callbacks_in_flight{namespace="flokit",pod="%s"}'
     [("40x8", 40), ("4000x8", 200), ("4000 4000 4000 4000 4000 3900 0 0 3", 200)],
     ids=["healthy", "stalled", "callers give up in waves"],
 )
-def test_query_of_the_adapter(in_flight: str, told: int, tmp_path: Path) -> None:
-    """The adapter's query tells each pod's callbacks in flight, and never more than the cap."""
+def test_query_of_the_adapter_is_capped(in_flight: str, told: int, tmp_path: Path) -> None:
+    """The adapter's query gives each pod's callbacks in flight, and never more than the cap."""
     words = {"<<.Series>>": "flokit_callbacks_in_flight", "<<.GroupBy>>": "pod"}
     query = adapter_rule()["metricsQuery"]
     for placeholder, word in (words | {"<<.LabelMatchers>>": 'namespace="flokit"'}).items():
@@ -191,7 +191,7 @@ def test_query_of_the_adapter(in_flight: str, told: int, tmp_path: Path) -> None
     promtool("test", "rules", "test.yaml", folder=tmp_path)
 
 
-def test_prometheus_does_not_find_the_pods(tmp_path: Path) -> None:
+def test_prometheus_finds_the_pods(tmp_path: Path) -> None:
     """The scrape configuration is one, and keeps just the gateway's pods by their labels."""
     path = K8S / "cluster/prometheus-scrape.yaml"
     promtool("check", "config", "--syntax-only", str(path), folder=tmp_path)
@@ -206,8 +206,8 @@ def test_prometheus_does_not_find_the_pods(tmp_path: Path) -> None:
     assert targets == {"instance", *adapter_rule()["resources"]["overrides"]}
 
 
-def test_proxy_is_less_patient_than_the_gateway() -> None:
-    """The proxy waits for each answer, ends idle connections first, and tells the address alone."""
+def test_proxy_is_more_patient_than_the_gateway() -> None:
+    """The proxy waits for each answer, ends idle connections first, and sends only the address."""
     annotations = of_kind("Ingress")["flokit-gateway"]["metadata"]["annotations"]
     prefix = "nginx.ingress.kubernetes.io/"
     assert float(annotations[prefix + "proxy-read-timeout"]) > RESPONSE_TIMEOUT_S

@@ -29,7 +29,7 @@ RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 ALERT_RULES = [rule for rule in RULES if "alert" in rule]
 TESTS = sorted(MONITORING.glob("alerts*_test.yaml"))
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
-# Of `up` and `ALERTS` Prometheus itself tells, of a process its client library.
+# `up` and `ALERTS` come from Prometheus itself, those of a process from its client library.
 OTHERS = {
     "up", "ALERTS", "process_cpu_seconds_total", "process_resident_memory_bytes",
     "process_open_fds", "process_max_fds",
@@ -38,25 +38,25 @@ BY_SERVICE_DISCOVERY = {"namespace", "pod", "instance"}
 
 
 def promtool(*arguments: str) -> None:
-    """Run promtool, which must be content."""
+    """Run promtool, which must succeed."""
     command = [str(find_program("promtool")), *arguments]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-def test_rules_are_wrong() -> None:
-    """Promtool takes the rules for well formed."""
+def test_rules_are_well_formed() -> None:
+    """Promtool accepts the rules."""
     promtool("check", "rules", "--lint-fatal", str(MONITORING / "alerts.yaml"))
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
-def test_alert_comes_or_stays_away_wrongly(path: Path) -> None:
-    """Each alert comes when it should, with what it says, and not when it should not."""
+def test_alerts_fire_only_when_they_should(path: Path) -> None:
+    """Each alert fires when it should, with the right texts, and not when it should not."""
     promtool("test", "rules", str(path))
 
 
-def test_alert_is_not_tested_both_ways() -> None:
-    """There is a test in which each alert comes, and one in which it does not."""
+def test_every_alert_is_tested_both_ways() -> None:
+    """There is a test in which each alert fires, and one in which it does not."""
     checks = [
         check
         for path in TESTS
@@ -68,7 +68,7 @@ def test_alert_is_not_tested_both_ways() -> None:
     assert {check["alertname"] for check in checks if not check.get("exp_alerts")} == names
 
 
-def test_factors_do_not_follow_from_the_objective() -> None:
+def test_factors_follow_from_the_objective() -> None:
     """A window's factor is its share of the budget x two weeks / the window."""
     for hours, share in {1: 0.02, 6: 0.05, 24: 0.10}.items():
         window = "1d" if hours == 24 else f"{hours}h"
@@ -79,8 +79,8 @@ def test_factors_do_not_follow_from_the_objective() -> None:
 
 
 @pytest.mark.parametrize("rule", ALERT_RULES, ids=lambda rule: rule["alert"])
-def test_who_is_paged_knows_nothing(rule: dict[str, Any]) -> None:
-    """Each alert says what is wrong, how bad it is, and where the runbook goes on."""
+def test_every_alert_leads_to_the_runbook(rule: dict[str, Any]) -> None:
+    """Each alert has a summary, a severity, and a heading of the runbook."""
     assert rule["labels"]["severity"] in ("page", "ticket", "info")
     assert {"summary", "description", "runbook"} == rule["annotations"].keys()
     path, _, anchor = rule["annotations"]["runbook"].partition("#")
@@ -92,7 +92,7 @@ def test_who_is_paged_knows_nothing(rule: dict[str, Any]) -> None:
         assert anchor in {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
 
 
-def test_panel_says_nothing() -> None:
+def test_every_panel_explains_itself() -> None:
     """Each panel has an ID of its own, a title, an explanation, a unit, and a place of its own."""
     everything = DASHBOARD["panels"]
     assert len({panel["id"] for panel in everything}) == len(everything)
@@ -131,8 +131,8 @@ def expressions() -> Iterator[str]:
             )
 
 
-def test_metric_or_label_does_not_exist() -> None:
-    """Rules and dashboard name only metrics and labels that there are."""
+def test_every_metric_and_label_exists() -> None:
+    """Rules and dashboard name only metrics and labels that exist."""
     declared = {
         metric._name: set(metric._labelnames)
         for metric in vars(metrics).values()
@@ -152,10 +152,10 @@ def test_metric_or_label_does_not_exist() -> None:
 
 
 def outspoken(expression: str) -> str:
-    """The expression with comparisons that say 0 or 1, where they would say nothing or the value.
+    """The expression with comparisons that return 0 or 1, in place of nothing or the value.
 
-    An alert's expression is empty as long as all is well; what is compared must not be. `absent`
-    is empty because there is something: that is asked for in its place.
+    An alert's expression is empty as long as all is well; its operands must not be. `absent`
+    is empty because there is something: this is queried in its place.
     """
     parts = re.split(r"(\{[^}]*\})", expression.replace("absent(", "("))
     for number in range(0, len(parts), 2):
@@ -185,7 +185,7 @@ async def prometheus(gateways: Gateways, tmp_path: Path) -> AsyncIterator[Promet
 
 
 async def trouble(first: Process, second: Process, gateways: Gateways) -> None:
-    """Whatever may become of a callback, on both."""
+    """Give both every outcome that a callback can have."""
     for process in (first, second):
         for number in range(20):
             await process.callback(user_id=f"u{number}")
@@ -212,7 +212,7 @@ async def trouble(first: Process, second: Process, gateways: Gateways) -> None:
     await gateways.execute("DROP INDEX cast_")
 
 
-async def test_expression_is_empty(prometheus: Prometheus) -> None:
+async def test_every_expression_has_a_value(prometheus: Prometheus) -> None:
     """Every expression of rules, dashboard and autoscaler has a number for an answer."""
     deadline = time.monotonic() + PATIENCE_S
     unanswered = sorted({outspoken(expression) for expression in expressions()})
@@ -238,7 +238,7 @@ async def test_expression_is_empty(prometheus: Prometheus) -> None:
     assert "ws_test" in workspaces
 
 
-async def test_picture_of_the_dashboard(tmp_path: Path) -> None:
+async def test_every_panel_of_the_picture_is_drawn(tmp_path: Path) -> None:
     """The bench draws every panel, in seconds if need be, and none of them is empty."""
     picture = tmp_path / "dashboard.png"
     with Progress(1, "pictures") as progress:
@@ -246,7 +246,7 @@ async def test_picture_of_the_dashboard(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_grafana_is_provisioned_wrongly() -> None:
+def test_grafana_finds_its_source_and_dashboard() -> None:
     """Grafana finds its data source, and the dashboard where compose mounts it."""
     folder = MONITORING / "grafana"
     [source] = yaml.safe_load((folder / "datasources/prometheus.yaml").read_text())["datasources"]

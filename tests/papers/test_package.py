@@ -1,4 +1,4 @@
-"""The package: what an installation gets, and what it is allowed to do with it."""
+"""The package: the contents of an installation, and the licence."""
 
 import re
 import shutil
@@ -37,7 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def metadata(wheel: Path) -> Message:
-    """What the wheel says of itself."""
+    """The metadata of the wheel."""
     with ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         return message_from_bytes(archive.read(name))

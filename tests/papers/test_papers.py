@@ -1,4 +1,4 @@
-"""What is written down for people and machines, and whether it is still true."""
+"""The documentation for people and machines, held against the code."""
 
 import itertools
 import re
@@ -22,19 +22,19 @@ FOLDERS = ("app", "adapters", "sinks", "tests", "bench", "docs", "k8s", ".ci", "
 
 
 def texts() -> Iterator[Path]:
-    """Every file that people write, wherever it lies."""
+    """Every file that people write, wherever it is."""
     suffixes = {".py", ".md", ".toml", ".sql", ".yaml", ".yml", ".json", ""}
     paths = itertools.chain(ROOT.iterdir(), *((ROOT / name).rglob("*") for name in FOLDERS))
     yield from (path for path in paths if path.is_file() and path.suffix in suffixes)
 
 
-def test_open_work_is_left_behind() -> None:
-    """What is still to be done stands in the issues, not in the code."""
+def test_no_open_work_is_left_in_the_code() -> None:
+    """Open work stands in the issues, not in the code."""
     marker = re.compile(r"\b(TO[D]O|FIX[M]E|X[X]X|HAC[K]|WI[P])\b")
     assert [path for path in texts() if marker.search(path.read_text())] == []
 
 
-def test_a_setting_is_documented_wrongly() -> None:
+def test_every_setting_is_documented() -> None:
     """The README lists exactly the settings that exist, each with its default."""
     rows = dict(re.findall(r"^\| `([A-Z_]+)` \| *`?([^|`]*?)`? *\|", README, re.MULTILINE))
     for suffix in (SECRET_SUFFIX, ALLOWLIST_SUFFIX):
@@ -48,7 +48,7 @@ def test_a_setting_is_documented_wrongly() -> None:
     }
 
 
-def test_a_metric_is_undocumented() -> None:
+def test_every_metric_is_documented() -> None:
     """The README lists exactly the metrics that exist, with their labels and drop reasons."""
     rows = {
         name: (set(re.findall(r"`(\w+)`", labels)), meaning)
@@ -66,8 +66,8 @@ def test_a_metric_is_undocumented() -> None:
     assert set(re.findall(r"`(\w+)`", meaning)) - {"dropped"} == {r.value for r in DropReason}
 
 
-def test_a_promise_is_held_by_nothing() -> None:
-    """Each row of "What happens when" names what holds it, and every fault has its row."""
+def test_every_promise_is_held_by_a_test() -> None:
+    """Each row of the table of faults names the tests that hold it, and every fault has a row."""
     section = README.split("## What happens when")[1].split("\n## ")[0]
     rows = re.findall(r"^\|.*\| ([^|]*) \|$", section, re.MULTILINE)[1:]
     named = [set(re.findall(r"`(\w+)`", row)) for row in rows]
@@ -82,7 +82,7 @@ def test_a_promise_is_held_by_nothing() -> None:
     assert FAULTS.keys() <= set().union(*named)
 
 
-# Each lock file, and the extras that it holds beside what production needs.
+# Each lock file, and the extras that it holds beside the needs of production.
 LOCKS = {
     "requirements.lock": (),
     "requirements-traces.lock": ("traces",),
@@ -92,8 +92,8 @@ LOCKS = {
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_a_lock_file_trusts_an_index(name: str) -> None:
-    """Every package is pinned and has hashes, and no file says where to get it from."""
+def test_lock_files_trust_no_index(name: str) -> None:
+    """Every package is pinned and has hashes, and no file names an index."""
     lines = (ROOT / name).read_text().splitlines()
     assert not [line for line in lines if "://" in line or line.startswith("--")]
     packages = pinned(name)
@@ -126,8 +126,8 @@ def pinned(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_tests_run_on_other_versions_than_production(name: str) -> None:
-    """What the tests run on is what production, and a first look, installs."""
+def test_tests_run_on_the_versions_of_production(name: str) -> None:
+    """The tests run on the versions that production, and a first look, install."""
     development, production = pinned("requirements-dev.lock"), pinned(name)
     assert {package: development[package] for package in production} == production
 
@@ -144,8 +144,8 @@ def test_first_look_installs_no_more_than_it_needs() -> None:
         assert rules[target].split() == ["$(VENV)/ready"]
 
 
-def test_a_release_is_not_told() -> None:
-    """Operators find every version in the changelog, in the form that they know."""
+def test_every_release_is_in_the_changelog() -> None:
+    """The changelog has every version, in the form that operators know."""
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert changelog.startswith("# Changelog\n")
     headings = re.findall(r"^## (.*)$", changelog, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The files for contributors and their tools, held against what they describe."""
+"""The files for contributors and their tools, held against the things they describe."""
 
 import re
 import tomllib
@@ -28,7 +28,7 @@ def jobs() -> list[dict[str, Any]]:
 
 
 def test_workflow_has_keys_that_github_knows() -> None:
-    """No key is misspelt: GitHub refuses a workflow for one that it does not know."""
+    """No key is misspelt: GitHub refuses a workflow for an unknown one."""
     # To YAML 1.1 `on` is a truth value.
     assert WORKFLOW.keys() == {"name", True, "permissions", "concurrency", "jobs"}
     for job in jobs():
@@ -38,7 +38,7 @@ def test_workflow_has_keys_that_github_knows() -> None:
             assert ("run" in step) != ("uses" in step)
 
 
-def test_workflow_trusts_nobody_it_need_not() -> None:
+def test_workflow_has_least_privilege() -> None:
     """It may only read, leaves no token behind, and runs foreign actions by their commit."""
     assert WORKFLOW["permissions"] == {"contents": "read"}
     used = [step for job in jobs() for step in job["steps"] if "uses" in step]
@@ -48,7 +48,7 @@ def test_workflow_trusts_nobody_it_need_not() -> None:
         assert step["with"] == {"persist-credentials": False}
 
 
-def test_workflow_runs_make_test_on_the_oldest_python_too() -> None:
+def test_workflow_runs_make_test_on_each_python() -> None:
     """The tests run on each Python in the list, and the image is built and started."""
     test, image = WORKFLOW["jobs"]["test"], WORKFLOW["jobs"]["image"]
     pythons = test["strategy"]["matrix"]["python"]
@@ -78,7 +78,7 @@ def test_pre_commit_runs_the_checks_of_make() -> None:
 
 
 def test_editors_and_ruff_have_one_length_of_lines() -> None:
-    """`.editorconfig` says what the formatter does."""
+    """`.editorconfig` has the line length of the formatter."""
     parser = ConfigParser()
     parser.read_string("[top]\n" + (ROOT / ".editorconfig").read_text())
     assert parser["top"]["root"] == "true"
@@ -87,7 +87,7 @@ def test_editors_and_ruff_have_one_length_of_lines() -> None:
 
 
 def test_builds_leave_nothing_to_commit() -> None:
-    """What building a package writes is in no commit, and in no image."""
+    """The files of a build are in no commit, and in no image."""
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     assert {"*.egg-info/", "/build/", "/dist/"} <= set(ignored)
     assert "**/*.egg-info" in (ROOT / ".dockerignore").read_text().splitlines()

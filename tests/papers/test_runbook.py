@@ -1,4 +1,4 @@
-"""The runbook: its statements and commands do what it says, and name what there is."""
+"""The runbook: its statements and commands do as described, and name things that exist."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ def section(heading: str) -> str:
 
 
 def statements(text: str) -> list[tuple[str, str]]:
-    """Each SQL block, with the name of the database that its first line tells."""
+    """Each SQL block, with the name of the database from its first line."""
     return re.findall(r"```sql\n-- in (\w+)\n(.*?)```", text, re.DOTALL)
 
 
@@ -74,7 +74,7 @@ class Database:
 
 
 def app(command: str, environ: dict[str, str]) -> str:
-    """Run a command of the gateway; returns what it printed."""
+    """Run a command of the gateway; return its output."""
     words = [sys.executable, "-m", "app", command]
     ended = subprocess.run(
         words, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=60
@@ -111,8 +111,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
         yield database
 
 
-async def test_roles_of_the_runbook_lack_a_right(database: Database, tmp_path: Path) -> None:
-    """The gateway's role serves, the owner's migrates and retains, and `check` is content."""
+async def test_roles_of_the_runbook_have_their_rights(database: Database, tmp_path: Path) -> None:
+    """The gateway's role serves, the owner's migrates and retains, and `check` finds no fault."""
     servers = database.servers
     url = database.url("measurement", "flokit_gateway")
     with Process(url, servers.redis_url, tmp_path) as gateway:
@@ -126,7 +126,7 @@ async def test_roles_of_the_runbook_lack_a_right(database: Database, tmp_path: P
     assert "generation" in told
 
 
-def test_statement_of_the_runbook_fails(database: Database) -> None:
+def test_every_statement_of_the_runbook_runs(database: Database) -> None:
     """Every statement runs as it stands, and is found."""
     blocks = statements(RUNBOOK)
     assert len(blocks) == RUNBOOK.count("```sql") >= 6
@@ -137,7 +137,7 @@ def test_statement_of_the_runbook_fails(database: Database) -> None:
 
 @asynccontextmanager
 async def frozen_copy(url: str) -> AsyncIterator[None]:
-    """A gateway's backend is in the middle of a COPY whose client has stopped to send."""
+    """A gateway's backend is in the middle of a COPY that its client has stopped to send."""
     as_ours = {"application_name": "flokit-gateway"}
     connection = await asyncpg.connect(url, server_settings=as_ours)
     begun = asyncio.Event()
@@ -158,7 +158,7 @@ async def frozen_copy(url: str) -> AsyncIterator[None]:
         await asyncio.wait([copying])
 
 
-async def test_frozen_gateway_of_the_runbook(database: Database) -> None:
+async def test_frozen_copy_is_found_and_ended(database: Database) -> None:
     """The runbook's statements find a COPY that stands still, and end it."""
     blocks = statements(section("A frozen gateway that holds locks"))
     find, end = (sql.replace("15 seconds", "0 seconds") for _, sql in blocks)
@@ -228,7 +228,7 @@ async def test_commit_that_waits_for_the_standby_is_left_alone(database: Databas
 
 
 async def test_index_on_a_cast_is_found_and_dropped(database: Database, tmp_path: Path) -> None:
-    """The runbook's statement names the index for which events are refused, and nothing of ours."""
+    """The runbook's statement names the index that refuses events, and nothing of ours."""
     [(name, find)] = statements(section("Events refused by the database"))
     operator = await asyncpg.connect(database.url(name))
     assert await operator.fetch(find) == []
@@ -248,7 +248,7 @@ async def test_index_on_a_cast_is_found_and_dropped(database: Database, tmp_path
 
 
 async def test_sender_of_wrong_days_is_found(database: Database, tmp_path: Path) -> None:
-    """The runbook's statements find the days that were added, and who sends events of them."""
+    """The runbook's statements find the days that were added, and the sender of their events."""
     [(name, find), (_, ask)] = statements(section("Chunks of wrong days"))
     operator = await asyncpg.connect(database.url(name))
     days = [datetime(2011, month, 13, 12, tzinfo=UTC) for month in (3, 5, 8)]
@@ -300,8 +300,8 @@ async def test_redis_is_made_to_forget(database: Database, tmp_path: Path) -> No
     await owner.close()
 
 
-async def test_restored_backup_is_believed_seen(database: Database, tmp_path: Path) -> None:
-    """What Redis has seen and the backup lacks is written again; what the backup has is not."""
+async def test_restored_backup_gets_its_missing_events(database: Database, tmp_path: Path) -> None:
+    """An event seen in Redis and absent from the backup is written again; a restored one is not."""
     lines = [line for line in commands(section("Restoring a backup")) if "kubectl" not in line]
     path = f"{database.servers.psql.parent}:{os.environ['PATH']}"
     environ = inherited() | {"PATH": path, "SERVER": database.url()}
@@ -329,8 +329,8 @@ async def test_restored_backup_is_believed_seen(database: Database, tmp_path: Pa
         assert (await gateway.callback(user_id="after")).json == WRITTEN
 
 
-def test_wrong_mapping_is_not_noticed(tmp_path: Path) -> None:
-    """The runbook's command says `ok` of good workspaces, and names the place in wrong ones."""
+def test_wrong_mapping_is_found(tmp_path: Path) -> None:
+    """The runbook's command reports `ok` for valid workspaces, and the place in wrong ones."""
     line = next(line for line in commands(section("Mapping change")) if "app check" in line)
     example = K8S / "overlays/example/workspaces/workspaces.toml"
     wrong = tmp_path / "workspaces.toml"
@@ -340,7 +340,7 @@ def test_wrong_mapping_is_not_noticed(tmp_path: Path) -> None:
         assert said in shell(there, ROOT, inherited()).stdout
 
 
-def test_runbook_names_what_is_not_there() -> None:
+def test_runbook_names_only_existing_objects() -> None:
     """Each object in a command is one of the manifests', of this version or the next."""
     there = {
         f"{document['kind'].lower()}/{document['metadata']['name']}" for document in rendered()
@@ -361,15 +361,15 @@ def test_runbook_names_what_is_not_there() -> None:
     assert named <= there
 
 
-def test_secret_is_changed_where_it_is_not_kept() -> None:
-    """What is patched in the cluster is undone by the next `apply`."""
+def test_secrets_are_changed_in_the_overlay() -> None:
+    """The runbook patches no secret in the cluster, since the next `apply` would undo it."""
     assert not [line for line in commands(RUNBOOK) if "patch secret" in line]
     for heading in ("Secret rotation", "Redis loss", "Restoring a backup"):
         assert "$ kubectl apply -k k8s/overlays/production" in section(heading)
 
 
-def test_runbook_asks_for_what_is_not_measured() -> None:
-    """Each query is one for Prometheus, over metrics that the gateway has."""
+def test_runbook_queries_existing_metrics() -> None:
+    """Each query is valid PromQL, over metrics that the gateway has."""
     queries = re.findall(r"```promql\n(.*?)```", RUNBOOK, re.DOTALL)
     assert len(queries) >= 2
     declared = {m._name for m in vars(metrics).values() if isinstance(m, MetricWrapperBase)}

@@ -1,4 +1,4 @@
-"""The version: every place that tells it tells the same one."""
+"""The version: every place that has it has the same one."""
 
 import platform
 import re
@@ -49,7 +49,7 @@ def test_first_line_of_check_has_the_version() -> None:
 async def test_server_has_the_version(
     services: Services, database_url: str, tmp_path: Path
 ) -> None:
-    """The log, `/readyz` and the metrics tell the version; of two workers there is one series."""
+    """The log, `/readyz` and the metrics have the version; of two workers there is one series."""
     with Process(database_url, services.redis_url, tmp_path, WORKERS="2") as process:
         process.wait_until_ready()
         body = msgspec.json.decode((await get(process.port, "/readyz")).body)

@@ -1,4 +1,4 @@
-"""Secrets: where they may stand in a request, and whose table each of them opens."""
+"""Secrets: their places in a request, and the workspaces that each of them opens."""
 
 import asyncio
 import time
@@ -41,7 +41,7 @@ def test_secret_opens_its_own_workspace_only(
             ACCESS.verify("adjust", workspace, [secret.encode()], "")
 
 
-def test_workspace_without_any_secret_is_our_fault() -> None:
+def test_workspace_without_any_secret_is_not_refused_for_good() -> None:
     """Where neither the workspace nor the vendor has a secret, the answer is not a final one."""
     access = Access({"adjust": VendorAccess((), (), {"WS_A": (OURS,)})})
     access.verify("adjust", "ws_a", [OURS.encode()], "")
@@ -65,7 +65,7 @@ QUERIES: list[tuple[bytes, Mapping[str, str], tuple[bytes, ...]]] = [
     (b"a=1", {"x-flokit-secret": "Bearer h"}, (b"Bearer h", b"h")),
     (b"a=1", {"authorization": "Bearerh"}, (b"Bearerh",)),
     (b"a=1", {"authorization": "\udce4"}, (b"\xe4",)),
-    # RFC 9110, 5.5: what is blank round a value does not belong to it.
+    # RFC 9110, 5.5: blanks round a value do not belong to it.
     (b"a=1", {"x-flokit-secret": "h \t"}, (b"h",)),
     (b"a=1", {"authorization": "Bearer h\t "}, (b"Bearer h", b"h")),
     (b"a=1", {"x-flokit-secret": " ", "authorization": "h"}, (b"h",)),
@@ -92,8 +92,8 @@ def test_app_token_is_read_where_its_name_is_literal() -> None:
 @pytest.mark.parametrize(
     "raw", [b"&" * 65_000, b"%41&" * 16_000, b"secret&" * 9_000, b"secret=" + b"%41" * 21_000]
 )
-def test_stranger_costs_a_look_over_the_head(raw: bytes) -> None:
-    """Whatever 64 KB a stranger sends, less than a millisecond of CPU finds no secret in them."""
+def test_head_without_a_secret_is_cheap(raw: bytes) -> None:
+    """Any head of 64 KB without a secret is searched in less than a millisecond of CPU."""
     took = []
     for _ in range(20):
         started = time.thread_time()
@@ -122,13 +122,13 @@ def test_adapters_see_no_credential() -> None:
     ],
 )
 def test_wrong_secret_setting_is_refused(name: str, value: str, words: str) -> None:
-    """A name that can never be meant, or a value that can never be sent, names its variable."""
+    """A name that fits no workspace, or a value that no request can hold, names its variable."""
     with pytest.raises(SettingsError, match=rf"^{name}: .*{words}"):
         read_settings({name: value}, required=())
 
 
 def test_settings_have_secrets_by_workspace() -> None:
-    """Secrets of a workspace stand beside the vendor's own, which may be missing."""
+    """A workspace has secrets beside the vendor's own, which may be missing."""
     environ = {"ADJUST_CALLBACK_SECRET__WS_1": "a,b", "ADJUST_CALLBACK_SECRET": ""}
     access = read_settings(environ, required=()).vendors["adjust"]
     assert (access.secrets, access.workspaces) == ((), {"WS_1": ("a", "b")})
@@ -156,10 +156,10 @@ WORKSPACES = "".join(
         ({"OURS": f"a,{SECRET}", "THEIRS": "b"}, "OURS, the vendor have one in common"),
     ],
 )
-def test_check_names_who_shares_a_secret(
+def test_check_names_workspaces_that_share_a_secret(
     own: Mapping[str, str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A secret that opens the apps of several workspaces is warned of, and not told itself."""
+    """A secret that opens the apps of several workspaces gets a warning without its value."""
     (tmp_path / "workspaces.toml").write_text(WORKSPACES)
     secrets = {f"ADJUST_CALLBACK_SECRET__{owner}": secret for owner, secret in own.items()}
     environ = environment("postgresql://h/d", "redis://h", tmp_path, **secrets)
@@ -199,7 +199,7 @@ async def test_customer_cannot_write_for_another(gateways: Gateways) -> None:
 
 @pytest.mark.parametrize("name", ["secret", "%73ecret", "s%65cret", "+secret%00"])
 async def test_secret_under_any_name_is_not_stored(gateways: Gateways, name: str) -> None:
-    """A name that only decodes to `secret` opens nothing, and what it holds is stored nowhere."""
+    """A name that only decodes to `secret` opens nothing, and its value is stored nowhere."""
     gateway = await gateways.start()
     encoded = query().replace("secret=", f"{name}=", 1)
     if name != "secret":
@@ -215,7 +215,7 @@ async def test_secret_under_any_name_is_not_stored(gateways: Gateways, name: str
     assert (await post(gateway.port, f"/ingest/adjust?{name}=", b"")).status == 401
 
 
-async def test_stranger_has_little_of_the_loop(gateways: Gateways) -> None:
+async def test_stranger_takes_little_of_the_loop(gateways: Gateways) -> None:
     """A 401 comes after a pause, so that a connection that guesses or floods costs little."""
     gateway = await gateways.start()
     started = time.monotonic()
@@ -224,10 +224,10 @@ async def test_stranger_has_little_of_the_loop(gateways: Gateways) -> None:
     assert time.monotonic() - started >= 3 * UNVERIFIED_PAUSE_S
 
 
-async def test_stranger_who_hangs_up_is_counted(
+async def test_stranger_that_hangs_up_is_counted(
     gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who does not wait for the answer has been refused all the same."""
+    """A caller that does not wait for the answer is counted as refused all the same."""
     monkeypatch.setattr(server, "UNVERIFIED_PAUSE_S", 60.0)
     gateway = await gateways.start()
     refused = REJECTED.labels("wrong_secret")._value.get

@@ -1,4 +1,4 @@
-"""Vendors in general: a new one is one file, and whatever any of them parses can be stored."""
+"""Vendors in general: a new one is one file, and every event of any of them can be stored."""
 
 import asyncio
 from collections.abc import Iterator
@@ -51,7 +51,7 @@ def parse(callback: Callback, app: App) -> Event | Drop:
 
 @pytest.fixture
 def newcomer() -> Iterator[str]:
-    """The name of a vendor whose adapter lies in the folder meanwhile."""
+    """The name of a vendor with an adapter in the folder meanwhile."""
     path = Path(adapters.__file__).parent / "newcomer.py"
     path.write_text(ADAPTER)
     yield "newcomer"
@@ -78,7 +78,7 @@ async def test_new_vendor_is_one_file(
 def test_module_that_begins_with_an_underscore_is_no_vendor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What vendors share may lie beside them: nobody can call it, and it is not even imported."""
+    """Code shared by vendors may lie beside them: it cannot be called, and is not imported."""
     for name in ("_shared", "__main__"):
         (tmp_path / f"{name}.py").write_text("raise AssertionError")
     monkeypatch.setattr(adapters, "__path__", [*adapters.__path__, str(tmp_path)])
@@ -86,7 +86,7 @@ def test_module_that_begins_with_an_underscore_is_no_vendor(
 
 
 async def test_broken_adapter_harms_only_its_callback(gateways: Gateways, newcomer: str) -> None:
-    """A defect of an adapter is a 500, so that the callback comes again when it is mended."""
+    """A defect of an adapter is a 500, so that the callback is retried when it is mended."""
     (gateways.folder / "workspaces.toml").write_text(
         f'[[workspaces]]\nid = "w"\n[[workspaces.apps]]\nvendor = "{newcomer}"\napp_token = "a"\n'
     )
@@ -138,7 +138,7 @@ GOOD = [("event_token", b"g3mz3t"), ("created_at", b"1750500000")]
 
 
 async def test_every_event_can_be_stored(database_url: str) -> None:
-    """Whatever bytes a vendor sends, parse returns a Drop, or an Event that the table takes."""
+    """For any bytes of a vendor, parse returns a Drop, or an Event that the table accepts."""
     sink = TimescaleSink(database_url, commit_timeout_s=5)
     parsed: list[Event] = []
 

@@ -1,4 +1,4 @@
-"""Events of wrong or late days: they make chunks of their own, and nobody else waits for that."""
+"""Events of wrong or late days: they make chunks of their own, and other events do not wait."""
 
 import asyncio
 from datetime import timedelta
@@ -19,7 +19,7 @@ WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 
 @pytest.fixture
 async def sink(sink: TimescaleSink, connection: asyncpg.Connection) -> TimescaleSink:
-    """The sink, once it knows which chunks there are."""
+    """The sink, once it knows the chunks."""
     if not await connection.fetchval("SELECT to_regclass('_timescaledb_catalog.chunk')"):
         pytest.skip("a plain table has no chunks")
     await sink.write(events("first"), contested=True)  # its chunk is known from now on
@@ -29,11 +29,11 @@ async def sink(sink: TimescaleSink, connection: asyncpg.Connection) -> Timescale
 
 
 async def chunks(connection: asyncpg.Connection) -> int:
-    """The number of chunks that there are."""
+    """The number of chunks."""
     return int(await connection.fetchval("SELECT count(*) FROM show_chunks('events')"))
 
 
-async def test_event_without_a_chunk_leaves_its_batch(
+async def test_event_without_a_chunk_is_written_apart(
     sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
     """Its neighbours are written at once, and no chunk is made for it in their transaction."""
@@ -48,9 +48,7 @@ async def test_event_without_a_chunk_leaves_its_batch(
     assert await stored(connection) == {"first", "a", "b", "old"}
 
 
-async def test_chunk_that_was_made_is_known(
-    sink: TimescaleSink, connection: asyncpg.Connection
-) -> None:
+async def test_new_chunk_is_known(sink: TimescaleSink, connection: asyncpg.Connection) -> None:
     """From the second event of an old day on, its events are written with all others."""
     await sink.write([event("old", occurred_at=OLD)], contested=True)
     later = event("older", occurred_at=OLD + timedelta(hours=1))
@@ -60,10 +58,10 @@ async def test_chunk_that_was_made_is_known(
     assert CHUNKS._value.get() == await chunks(connection)
 
 
-async def test_duplicate_of_an_old_day_is_one(
+async def test_duplicate_of_an_old_day_is_a_duplicate(
     sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """An event that is there is a duplicate, whether its chunk is known or not."""
+    """An event that is stored is a duplicate, whether its chunk is known or not."""
     old = event("old", occurred_at=OLD, has_stable_id=True)
     assert await sink.write([old], contested=True) == [Outcome.WRITTEN]
     again = event("old", occurred_at=OLD - timedelta(days=99), has_stable_id=True)
@@ -84,10 +82,10 @@ async def test_wrong_date_is_written_with_one_answer(
     assert await stored(connection) == set(days)
 
 
-async def test_chunks_that_cannot_be_read_fail_no_write(
+async def test_unreadable_chunks_fail_no_write(
     sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """What is written is told so, and from the next look-up on every time counts as known."""
+    """Written events are reported so, and from the next look-up on every time counts as known."""
     await connection.execute("ALTER VIEW timescaledb_information.chunks RENAME TO away")
     old = [event("old", occurred_at=OLD)]
     assert await sink.write(old, contested=False) == [Outcome.CONTESTED]
@@ -130,7 +128,7 @@ async def test_hypertable_without_chunks_has_none(
 async def test_chunks_are_looked_up_where_none_can_be_made(
     sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """A role that may not delete makes no chunk ahead of time; which there are it learns."""
+    """A role that may not delete makes no chunk ahead of time; it finds the existing ones."""
     await connection.execute(
         "SELECT drop_chunks('events', newer_than => now()); "
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "

@@ -65,7 +65,7 @@ async def test_failure_releases_the_claim(
 
 
 async def test_claim_is_released_though_the_database_is_gone(store: Services) -> None:
-    """Where nothing is known of the data any more, what was claimed before is given back."""
+    """Where the generation of the data is unknown, earlier claims are released."""
     known: list[str | None] = [token_hex(6)]
     ours, others = (
         RedisClaims(store.redis_url, generation=lambda: known[-1], lease_s=15, seen_window_d=30)
@@ -87,7 +87,7 @@ async def test_claim_is_released_though_the_database_is_gone(store: Services) ->
 async def test_seen_is_not_written_again(
     another: Another, claims: RedisClaims, sink: TimescaleSink
 ) -> None:
-    """What was committed is seen by every process, as soon as the next claim is made."""
+    """A committed event is seen by every process, as soon as the next claim is made."""
     assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
     assert await claims.claim([event("a").event_id]) == [Claim.SEEN]
     other = another()
@@ -116,7 +116,7 @@ async def test_claim_of_a_dead_process_ends(another: Another) -> None:
         while await other.claim([event("a").event_id]) != [Claim.HELD]:
             await asyncio.sleep(0.02)
     assert time.time() - begun > 0.198  # Redis counts in whole milliseconds
-    # Who comes back to life cannot give away what is another's by now.
+    # A process that comes back to life cannot release the claim of another.
     await dead.release([event("a").event_id])
     third = another()
     assert await third.claim([event("a").event_id]) == [Claim.BUSY]
@@ -125,7 +125,7 @@ async def test_claim_of_a_dead_process_ends(another: Another) -> None:
 async def test_other_database_inherits_nothing(
     claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """When the data is other data, what Redis remembers of the old does not count."""
+    """When the data is other data, Redis's records of the old do not count."""
     assert await commit(events("a"), claims, sink) == [Outcome.WRITTEN]
     assert await claims.claim([event("a").event_id]) == [Claim.SEEN]
     await connection.execute("DELETE FROM events")
@@ -139,8 +139,8 @@ async def test_other_database_inherits_nothing(
     assert await stored(connection) == {"a"}
 
 
-async def test_slow_redis_is_left_alone(sink: TimescaleSink) -> None:
-    """A Redis that accepts and says nothing costs 100 ms, once a second, and no outcome."""
+async def test_silent_redis_costs_100_ms(sink: TimescaleSink) -> None:
+    """A Redis that accepts and never answers costs 100 ms, once a second, and no outcome."""
 
     async def listen_only(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(1024):
@@ -200,7 +200,7 @@ async def impatient(
 async def test_claim_outlasts_a_held_loop(
     impatient: RedisClaims, sink: TimescaleSink, turns: int
 ) -> None:
-    """The answer of a Redis that is well is read, however long the loop is held meanwhile."""
+    """The answer of a healthy Redis is read, however long the loop is held meanwhile."""
     await commit(events("seen"), impatient, sink)
     claim = asyncio.create_task(impatient.claim([event("seen").event_id]))
     for _ in range(turns):  # until it has been sent, or not

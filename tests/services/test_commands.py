@@ -21,7 +21,7 @@ from tests.gateways import ROOT, Process, Services, environment, inherited, work
 COMMANDS = ("dev", "serve", "migrate", "check", "retain")
 TIMEOUT_S = 15
 NOBODY = "127.0.0.1:1"
-PASSWORD = "hush-hush"  # noqa: S105 - of nobody
+PASSWORD = "hush-hush"  # noqa: S105 - not a real one
 DOWN = {
     "DATABASE_URL": f"postgresql://gateway:{PASSWORD}@{NOBODY}/events",
     "REDIS_URL": f"redis://:{PASSWORD}@{NOBODY}",
@@ -30,7 +30,7 @@ Run = subprocess.CompletedProcess[str]
 
 
 def run(*arguments: str, **environ: str) -> Run:
-    """Run a command to its end in just this environment, and return what it said."""
+    """Run a command to its end in just this environment, and return its output."""
     ended = subprocess.run(
         [sys.executable, "-m", "app", *arguments],
         cwd=ROOT,
@@ -46,7 +46,7 @@ def run(*arguments: str, **environ: str) -> Run:
 
 
 def assert_one_line(ended: Run, exit_code: int, *words: str) -> None:
-    """Fail unless a command ended with this code and one line that says all of these words."""
+    """Fail unless a command ended with this code and one line that has all of these words."""
     assert (ended.returncode, ended.stdout) == (exit_code, "")
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     for word in words:
@@ -71,18 +71,18 @@ async def empty(services: Services) -> AsyncIterator[str]:
 
 @pytest.fixture
 def busy_port() -> Iterator[str]:
-    """A port on which somebody else listens."""
+    """A port that is in use."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield str(listener.getsockname()[1])
 
 
 async def set_deadlock_timeout(services: Services, database_url: str) -> None:
-    """Let the server look for deadlocks so late that no commit lives through it."""
+    """Let the server detect deadlocks so late that no commit lives through it."""
     name = urlsplit(database_url).path.strip("/")
     await services.execute(None, f"ALTER DATABASE {name} SET deadlock_timeout = '2s'")
 
 
-def test_help_does_not_name_a_command() -> None:
+def test_help_names_every_command() -> None:
     """The help lists every command, and each of them has a help of its own."""
     ended = run("--help")
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -94,7 +94,7 @@ def test_help_does_not_name_a_command() -> None:
 
 
 @pytest.mark.parametrize("arguments", [(), ("server",), ("serve", "8000")])
-def test_a_mistyped_command_does_something(arguments: tuple[str, ...]) -> None:
+def test_mistyped_command_shows_the_usage(arguments: tuple[str, ...]) -> None:
     """No command, an unknown one and too many words show the usage, and nothing happens."""
     ended = run(*arguments, **DOWN)
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -124,7 +124,7 @@ WRONG_SETTINGS = [
 
 
 @pytest.mark.parametrize("wrong", WRONG_SETTINGS, ids=[ascii(wrong) for wrong in WRONG_SETTINGS])
-def test_a_wrong_setting_is_served(environ: Mapping[str, str], wrong: dict[str, str]) -> None:
+def test_wrong_setting_stops_serve(environ: Mapping[str, str], wrong: dict[str, str]) -> None:
     """A wrong value is one line that names the variable, and nothing is served."""
     assert_one_line(run("serve", **{**environ, **wrong}), 2, f"{next(iter(wrong))}: ")
 
@@ -142,10 +142,10 @@ WRONG_FILES: list[tuple[str | None, str, str]] = [
 
 
 @pytest.mark.parametrize(("text", "workers", "place"), WRONG_FILES)
-def test_a_wrong_workspaces_file_is_served(
+def test_wrong_workspaces_file_stops_serve(
     environ: Mapping[str, str], text: str | None, workers: str, place: str, busy_port: str
 ) -> None:
-    """A file that does not decode is told before anything listens: here nothing even could."""
+    """A file that does not decode is reported before anything listens: the port here is in use."""
     path = Path(environ["WORKSPACES_FILE"])
     path.unlink()
     if text is not None:
@@ -154,15 +154,15 @@ def test_a_wrong_workspaces_file_is_served(
     assert_one_line(ended, 2, "WORKSPACES_FILE: ", place)
 
 
-def test_a_busy_port_is_waited_for(environ: Mapping[str, str], busy_port: str) -> None:
-    """A port in use is one line that says which, and not a fault of the settings."""
+def test_port_in_use_stops_serve(environ: Mapping[str, str], busy_port: str) -> None:
+    """A port in use is one line that names it, and not a fault of the settings."""
     assert_one_line(run("serve", **{**environ, "PORT": busy_port}), 1, f"port {busy_port}", "PORT")
 
 
-async def test_a_deadlock_outlives_a_commit(
+async def test_late_deadlock_detection_stops_serve_and_check(
     environ: Mapping[str, str], services: Services, database_url: str
 ) -> None:
-    """A server that looks for deadlocks too late stops both `serve` and `check`."""
+    """A server that detects deadlocks too late stops both `serve` and `check`."""
     await set_deadlock_timeout(services, database_url)
     environ = {**environ, "DATABASE_URL": database_url}
     serve = await asyncio.to_thread(run, "serve", **environ)
@@ -175,7 +175,7 @@ async def test_a_deadlock_outlives_a_commit(
 # migrate
 
 
-async def test_four_migrations_at_once(empty: str) -> None:
+async def test_concurrent_migrations_apply_each_migration_once(empty: str) -> None:
     """Of several that migrate one database, one works, all succeed, and nothing is done twice."""
     migrate = [asyncio.to_thread(run, "migrate", DATABASE_URL=empty) for _ in range(4)]
     ended = await asyncio.gather(*migrate)
@@ -190,7 +190,7 @@ async def test_four_migrations_at_once(empty: str) -> None:
 
 
 async def state_of(database_url: str) -> list[object]:
-    """What a second migration must not change."""
+    """The state that a second migration must not change."""
     connection = await asyncpg.connect(database_url)
     applied = await connection.fetch("SELECT name, applied_at FROM schema_migrations")
     state = [*applied, await generation_of(connection)]
@@ -199,16 +199,16 @@ async def state_of(database_url: str) -> list[object]:
 
 
 @pytest.mark.parametrize("command", ["migrate", "retain"])
-def test_a_command_without_its_database(command: str) -> None:
-    """A command that needs the database says so in one line where it is not there."""
+def test_command_without_its_database_ends_with_one_line(command: str) -> None:
+    """A command that needs the database reports in one line that it is not there."""
     assert_one_line(run(command, **DOWN, RETENTION_D="90"), 1, "database: ")
 
 
 # check
 
 
-def test_all_is_well(environ: Mapping[str, str]) -> None:
-    """Where all is well, every part has a line that says so, and the exit code is 0."""
+def test_check_reports_every_part_as_ok(environ: Mapping[str, str]) -> None:
+    """Where all is well, every part has its line, and the exit code is 0."""
     ended = run("check", **environ)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "FAILED" not in ended.stdout
@@ -226,10 +226,10 @@ UNWELL: dict[str, tuple[dict[str, str], int, str]] = {
 
 
 @pytest.mark.parametrize(("wrong", "exit_code", "line"), UNWELL.values(), ids=UNWELL)
-def test_one_fault_hides_the_others(
+def test_check_reports_a_fault_and_goes_on(
     environ: Mapping[str, str], wrong: dict[str, str], exit_code: int, line: str
 ) -> None:
-    """What is not well has its line and sets the exit code; everything else is still checked."""
+    """A fault has its line and sets the exit code; everything else is still checked."""
     ended = run("check", **{**environ, **wrong})
     assert (ended.returncode, ended.stderr) == (exit_code, "")
     assert [found for found in ended.stdout.splitlines() if found.startswith(line)]
@@ -238,10 +238,10 @@ def test_one_fault_hides_the_others(
     assert "redis: " in ended.stdout
 
 
-async def test_the_database_is_not_what_it_should_be(
+async def test_check_reports_a_missing_schema_and_weak_durability(
     environ: Mapping[str, str], services: Services, empty: str
 ) -> None:
-    """A missing schema and an answer before the disk has it are told, and what to do about it."""
+    """A missing schema and an asynchronous commit are reported, the schema with its remedy."""
     name = urlsplit(empty).path.strip("/")
     await services.execute(None, f"ALTER DATABASE {name} SET synchronous_commit = off")
     ended = await asyncio.to_thread(run, "check", **{**environ, "DATABASE_URL": empty})
@@ -264,8 +264,10 @@ WARNED = (
 )
 
 
-async def test_what_is_not_ours_is_not_told(environ: Mapping[str, str], database_url: str) -> None:
-    """Triggers and indexes that may keep events out are told, and others are not."""
+async def test_check_warns_of_foreign_triggers_and_indexes(
+    environ: Mapping[str, str], database_url: str
+) -> None:
+    """Triggers and indexes that may keep events out get a warning, and no others do."""
     environ = {**environ, "DATABASE_URL": database_url}
     assert "not ours" not in (await asyncio.to_thread(run, "check", **environ)).stdout
     connection = await asyncpg.connect(database_url)
@@ -279,10 +281,10 @@ async def test_what_is_not_ours_is_not_told(environ: Mapping[str, str], database
     assert "ok       database clock: ours is 0." in ended.stdout
 
 
-async def test_role_may_not_write_the_word(
+async def test_check_reports_a_role_without_the_function_for_duplicates(
     environ: Mapping[str, str], services: Services, database_url: str
 ) -> None:
-    """A role without the function by which duplicates wait for the standby is told, and why."""
+    """A role without the function by which duplicates wait for the standby is a failure."""
     name, role = urlsplit(database_url).path.strip("/"), "gateway_without_the_word"
     parts = urlsplit(database_url)
     place = parts.netloc.rpartition("@")[2]
@@ -329,10 +331,10 @@ async def enter_events(connection: asyncpg.Connection) -> None:
 
 
 @pytest.mark.parametrize("table", ["hypertable", "plain table"])
-async def test_retention_drops_too_much_or_too_little(
+async def test_retention_drops_exactly_the_old_events(
     environ: Mapping[str, str], empty: str, table: str
 ) -> None:
-    """What is older goes, what is younger stays, and no row stays without its stable ID."""
+    """Old events go, young ones stay, and no row stays without its stable ID."""
     connection = await asyncpg.connect(empty)
     if table == "hypertable":
         await schema.migrate(connection)
@@ -355,8 +357,8 @@ async def test_retention_drops_too_much_or_too_little(
     assert len(stable) <= len([age_d for age_d in AGES_D if age_d < 63])
 
 
-def test_no_retention_deletes_everything(environ: Mapping[str, str]) -> None:
-    """Without a retention, nothing is deleted, and the command says why."""
+def test_no_retention_deletes_nothing(environ: Mapping[str, str]) -> None:
+    """Without a retention, nothing is deleted, and the command reports that."""
     ended = run("retain", **{**environ, "RETENTION_D": "0"})
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout == "RETENTION_D is 0: events are kept for ever\n"

@@ -1,4 +1,4 @@
-"""The password of the database changes under a running gateway: nothing that was told is lost."""
+"""The password of the database changes under a running gateway: no answered event is lost."""
 
 import asyncio
 import re
@@ -24,7 +24,7 @@ END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE
 
 @pytest.fixture(scope="module")
 def maker(tmp_path_factory: pytest.TempPathFactory, postgres_programs: Programs) -> Iterator[Maker]:
-    """What starts the server."""
+    """The maker of the server."""
     with making(tmp_path_factory.mktemp("passwords"), postgres_programs) as maker:
         yield maker
 
@@ -62,7 +62,7 @@ def url_of_page(server: Server, folder: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where the page's password file is made."""
+    """The folder with the page's password file."""
     folder = tmp_path / "etc"
     folder.mkdir()
     typed(commands(FILE)[0], folder, PASSWORD=OLD)
@@ -71,14 +71,14 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def gateway(server: Server, services: Services, tmp_path: Path, folder: Path) -> Iterator[Process]:
-    """A gateway that is told of the file."""
+    """A gateway that uses the file."""
     with serving(url_of_page(server, folder), services.redis_url, tmp_path) as gateway:
         gateway.wait_until_ready()
         yield gateway
 
 
 async def assert_nothing_lost(server: Server, callers: Callers) -> None:
-    """Fail unless each callback was told, and has one row."""
+    """Fail unless each callback was answered as committed, and has one row."""
     assert set(callers.told.values()) <= COMMITTED
     assert await ask(server, COUNT, list(callers.told)) == len(callers.told)
 
@@ -151,7 +151,7 @@ async def test_two_roles_take_turns(
 async def test_file_that_others_may_read_is_ignored(
     server: Server, services: Services, tmp_path: Path, folder: Path
 ) -> None:
-    """The driver leaves it out, and says so in the log; `check` fails without a traceback."""
+    """The driver ignores the file, and logs it; `check` fails without a traceback."""
     (folder / "pgpass").chmod(0o640)
     url = url_of_page(server, folder)
     ended = await asyncio.to_thread(run, "check", **environment(url, services.redis_url, tmp_path))
@@ -165,10 +165,10 @@ async def test_file_that_others_may_read_is_ignored(
     assert all(line.startswith("{") for line in log)
 
 
-async def test_file_named_by_the_environment(
+async def test_password_file_is_named_by_the_environment(
     server: Server, services: Services, tmp_path: Path, folder: Path
 ) -> None:
-    """PGPASSFILE does what `passfile` does."""
+    """PGPASSFILE has the effect of `passfile`."""
     url = url_of_page(server, folder).partition("?")[0]
     file = {"PGPASSFILE": str(folder / "pgpass")}
     with serving(url, services.redis_url, tmp_path, **file) as gateway:

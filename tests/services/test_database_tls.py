@@ -1,4 +1,4 @@
-"""TLS to the database: what each `sslmode` does, and what `verify-full` refuses."""
+"""TLS to the database: the effect of each `sslmode`, and the servers that `verify-full` refuses."""
 
 import asyncio
 import re
@@ -32,7 +32,7 @@ GRANTS = (
 
 @pytest.fixture(scope="module")
 def maker(tmp_path_factory: pytest.TempPathFactory, postgres_programs: Programs) -> Iterator[Maker]:
-    """What starts the server."""
+    """The maker of the server."""
     with making(tmp_path_factory.mktemp("tls"), postgres_programs) as maker:
         yield maker
 
@@ -48,7 +48,7 @@ def rules(server: Server, *added: str) -> None:
     """Let these rules of the page come first on a server, for this machine."""
     path = server.folder / "pg_hba.conf"
     own = re.sub(rf"(?m)^.* {ROLE} .*\n", "", path.read_text())
-    # The server's own rules let everybody in.
+    # The server's own rules let every role in.
     here = [*added, f"host  all  {ROLE}  10.0.0.0/24  reject"] if added else []
     text = "".join(f"{rule}\n" for rule in here).replace("10.0.0.0/24", "127.0.0.1/32")
     path.write_text(f"{text}{own}")
@@ -106,7 +106,7 @@ def url_of_page(server: Server, heading: str = TLS, host: str = "127.0.0.1") -> 
 
 
 async def told(url: str, services: Services, folder: Path) -> str:
-    """What `check` says of the connection, or why there is none."""
+    """The line of `check` about the connection, or the reason why there is none."""
     ended = await asyncio.to_thread(run, "check", **environment(url, services.redis_url, folder))
     found = re.findall(r"^\S+ +database(?: connection)?: (.*)$", ended.stdout, re.MULTILINE)
     return str(found[0]).removesuffix("; it does not leave this machine")
@@ -115,7 +115,7 @@ async def told(url: str, services: Services, folder: Path) -> str:
 async def test_page_makes_a_verified_connection(
     encrypted: Server, services: Services, tmp_path: Path
 ) -> None:
-    """Typed in as it stands, the page makes a connection that `check` calls verified."""
+    """Typed in as it stands, the page makes a connection that `check` reports as verified."""
     for host in ("127.0.0.1", "localhost"):
         url = url_of_page(encrypted, host=host)
         assert await told(url, services, tmp_path) == "TLS 1.3, certificate verified"
@@ -126,7 +126,7 @@ async def test_page_makes_a_verified_connection(
     assert "pg_hba.conf rejects connection" in await told(refused, services, tmp_path)
 
 
-# What `check` says of each `sslmode`, where the server has TLS and where it has none.
+# The line of `check` about each `sslmode`, where the server has TLS and where it has none.
 UNVERIFIED, PLAIN = "TLS 1.3, certificate not verified", "not encrypted"
 NO_TLS = "rejected SSL upgrade"
 CHAIN = "TLS 1.3, certificate verified, its host name not"
@@ -147,10 +147,10 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("has_tls", [True, False])
-async def test_each_sslmode_is_told(
+async def test_check_reports_each_sslmode(
     encrypted: Server, services: Services, tmp_path: Path, mode: str, has_tls: bool
 ) -> None:
-    """`check` says what became of each `sslmode`: encrypted or not, and what was verified."""
+    """`check` reports the effect of each `sslmode`: encrypted or not, and the verification."""
     with_tls, without = MODES[mode]
     rules(encrypted)  # `host`, whether with TLS or without
     await tell(encrypted, f"ALTER SYSTEM SET ssl = {has_tls}", "SELECT pg_reload_conf()")
@@ -172,7 +172,7 @@ FAULTS = {
 async def test_wrong_server_is_refused(
     encrypted: Server, services: Services, tmp_path: Path, place: str | None, words: str
 ) -> None:
-    """A server that is not the right one gets no events; `check` says why, the answer is 500."""
+    """A wrong server gets no events; `check` reports the reason, and the answer is 500."""
     if place:
         install(encrypted, place)
     on = "on" if place else "off"
@@ -191,7 +191,7 @@ async def test_wrong_server_is_refused(
         assert await until_told(gateway, callback) in COMMITTED
 
 
-async def test_client_certificate_of_the_page(
+async def test_gateway_logs_in_by_its_certificate(
     encrypted: Server, services: Services, tmp_path: Path
 ) -> None:
     """A gateway logs in by its certificate; without one, and with another CA's, it does not."""
@@ -216,8 +216,10 @@ REMOTE = {
 
 
 @pytest.mark.parametrize("text", REMOTE)
-def test_other_machine_is_warned_of(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """What may be read along, or be another server, is a warning; on this machine it is not."""
+def test_unverified_connection_to_another_machine_is_a_warning(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A connection that can be read or redirected is a warning; on this machine it is not."""
     check_connection(Report(), REMOTE[text])
     check_connection(Report(), REMOTE[text]._replace(is_local=True))
     remote, local = capsys.readouterr().out.splitlines()
@@ -232,7 +234,7 @@ VERIFIED_WIRES: Mapping[str, Wire] = {
 
 
 @pytest.mark.parametrize("text", VERIFIED_WIRES)
-def test_verified_machine_is_ok(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verified_connection_is_no_warning(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A verified certificate is no warning."""
     check_connection(Report(), VERIFIED_WIRES[text])
     assert capsys.readouterr().out == f"ok       database connection: {text}\n"

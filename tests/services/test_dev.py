@@ -71,15 +71,15 @@ def running(
 
 
 def paste(line: str) -> bytes:
-    """What the printed line brings back."""
+    """The output of a printed line."""
     if shutil.which("curl") is None:
         with urlopen(shlex.split(line)[1]) as answer:  # noqa: S310 - our own line
             return bytes(answer.read())
     return subprocess.run(shlex.split(line), capture_output=True, check=True).stdout
 
 
-def test_first_five_minutes(tmp_path: Path, port: int) -> None:
-    """The line answers written, then duplicate, also later; a new folder knows nothing."""
+def test_pasted_line_answers_written_then_duplicate(tmp_path: Path, port: int) -> None:
+    """The line answers written, then duplicate, also later; a new folder has no events."""
     with running(tmp_path, port) as lines:
         assert paste(lines["curl"]) == WRITTEN
         assert paste(lines["curl"]) == DUPLICATE
@@ -91,7 +91,7 @@ def test_first_five_minutes(tmp_path: Path, port: int) -> None:
         assert paste(lines["curl"]) == WRITTEN
 
 
-def test_second_start_says_why_not(tmp_path: Path, port: int) -> None:
+def test_second_start_ends_with_one_line(tmp_path: Path, port: int) -> None:
     """A port in use, and a folder in use, are one clear line each, and nothing is left behind."""
     with running(tmp_path, port):
         busy = start(tmp_path, port)
@@ -106,7 +106,7 @@ def test_second_start_says_why_not(tmp_path: Path, port: int) -> None:
         assert (out, busy.returncode, second.returncode) == ("", 1, 1)
 
 
-def test_servers_of_ones_own(tmp_path: Path, port: int, services: Services) -> None:
+def test_servers_in_the_environment_are_used(tmp_path: Path, port: int, services: Services) -> None:
     """With DATABASE_URL and REDIS_URL nothing is started, and no password is printed."""
     database = f"gateway_dev_{os.getpid()}"
     asyncio.run(services.execute(None, f"CREATE DATABASE {database}"))
@@ -121,7 +121,7 @@ def test_servers_of_ones_own(tmp_path: Path, port: int, services: Services) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_process_is_left(tmp_path: Path, port: int, number: signal.Signals) -> None:
-    """However it ends, the servers end with it."""
+    """The servers end with `dev`, on any signal."""
     process = start(tmp_path, port)
     assert process.stdout is not None
     for line in process.stdout:

@@ -1,4 +1,4 @@
-"""The embedded servers: they answer, they remember, and they leave nothing behind."""
+"""The embedded servers: they answer, they keep their data, and they leave nothing behind."""
 
 import asyncio
 import os
@@ -36,7 +36,7 @@ with start(Path(sys.argv[1]), fallback=True) as servers:
 
 @pytest.fixture(scope="module", params=["debian", "fallback"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the servers; its name says which."""
+    """A folder for the servers, named by their kind."""
     return tmp_path_factory.mktemp(request.param) / "servers"
 
 
@@ -44,10 +44,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def servers(folder: Path) -> Iterator[Embedded]:
     """Servers of each kind, shared by the tests that leave them running."""
     fallback = folder.parent.name.startswith("fallback")
-    said: list[str] = []
-    with start(folder, fallback=fallback, say=said.append) as servers:
+    with start(folder, fallback=fallback) as servers:
         if not fallback and not servers.has_timescaledb:
-            pytest.skip("; ".join(said))
+            pytest.skip("Debian's packages are not available")
         yield servers
 
 
@@ -84,7 +83,7 @@ def wait_until(happens: Callable[[], bool]) -> None:
 
 
 def is_gone(pid: int) -> bool:
-    """Has the process ended? One that nobody has waited for yet has, too."""
+    """Whether a process has ended, also one that is not yet waited for."""
     status = Path(f"/proc/{pid}/status")
     return not status.exists() or "\nState:\tZ" in status.read_text()
 
@@ -99,8 +98,8 @@ def started_owner(folder: Path) -> tuple[subprocess.Popen[str], list[int], str]:
     return owner, [int(postgres), int(redis_server)], url
 
 
-def test_servers_that_do_not_answer(servers: Embedded) -> None:
-    """Both answer, and the database is what the description says."""
+def test_servers_answer(servers: Embedded) -> None:
+    """Both answer, and the database is as its description states."""
     assert query(servers.database_url, "SELECT current_database()") == "flokit"
     extension = "SELECT count(*) FROM pg_available_extensions WHERE name = 'timescaledb'"
     assert query(servers.database_url, extension) == int(servers.has_timescaledb)
@@ -109,8 +108,8 @@ def test_servers_that_do_not_answer(servers: Embedded) -> None:
         assert client.ping()
 
 
-def test_weaker_database_than_in_production(servers: Embedded) -> None:
-    """Durability, encoding and time zone are those that the gateway counts on."""
+def test_database_is_as_durable_as_in_production(servers: Embedded) -> None:
+    """Durability, encoding and time zone are those that the gateway relies on."""
     expected = {
         "fsync": "on",
         "synchronous_commit": "on",
@@ -124,8 +123,8 @@ def test_weaker_database_than_in_production(servers: Embedded) -> None:
     assert query(servers.database_url, "SELECT upper('é') = 'É'")
 
 
-def test_stranger_on_the_same_machine(servers: Embedded) -> None:
-    """Only the one who knows the password gets in, and only by loopback."""
+def test_servers_require_a_password(servers: Embedded) -> None:
+    """Only callers with the password get in, and only by loopback."""
     with pytest.raises(asyncpg.InvalidPasswordError):
         query(f"postgresql://flokit:guess@127.0.0.1:{servers.postgres.port}/flokit", "SELECT 1")
     with (
@@ -136,8 +135,8 @@ def test_stranger_on_the_same_machine(servers: Embedded) -> None:
     assert query(servers.database_url, "SHOW listen_addresses") == "127.0.0.1"
 
 
-def test_second_start_on_the_same_folder(servers: Embedded, folder: Path) -> None:
-    """The second one is told which process has the folder, and the first is not disturbed."""
+def test_second_start_names_the_first(servers: Embedded, folder: Path) -> None:
+    """The second start names the process that has the folder, and the first is not disturbed."""
     with (
         pytest.raises(EmbeddedError, match=f"already running as process {os.getpid()} in "),
         start(folder, fallback=True),
@@ -146,7 +145,7 @@ def test_second_start_on_the_same_folder(servers: Embedded, folder: Path) -> Non
     assert query(servers.database_url, "SELECT 1") == 1
 
 
-def test_crash_of_a_server(servers: Embedded) -> None:
+def test_killed_server_keeps_its_data(servers: Embedded) -> None:
     """A killed PostgreSQL comes back on the same port with all that it had committed."""
     query(servers.database_url, "CREATE TABLE survivors (value int)")
     port, pid = servers.postgres.port, servers.postgres.pid
@@ -158,15 +157,15 @@ def test_crash_of_a_server(servers: Embedded) -> None:
     assert query(servers.database_url, "SELECT count(*) FROM survivors") == 0
 
 
-def test_crash_of_the_main_process_only(servers: Embedded) -> None:
-    """What a killed main process leaves behind does not keep the next one from starting."""
+def test_server_starts_after_its_main_process_was_killed(servers: Embedded) -> None:
+    """The remains of a killed main process do not keep the next one from starting."""
     os.kill(servers.postgres.pid, signal.SIGKILL)
     wait_until(lambda: is_gone(servers.postgres.pid))
     servers.postgres.start()
     assert query(servers.database_url, "SELECT 1") == 1
 
 
-def test_frozen_server(servers: Embedded) -> None:
+def test_paused_server_goes_on(servers: Embedded) -> None:
     """A paused server leaves its callers waiting, and goes on where it was."""
     for server in (servers.postgres, servers.redis):
         server.pause()
@@ -182,8 +181,8 @@ def test_frozen_server(servers: Embedded) -> None:
     assert query(servers.database_url, "SELECT 1") == 1
 
 
-def test_start_from_a_thread_that_ends(servers: Embedded) -> None:
-    """A server outlives the thread that asked for its start, though the kernel looks at threads."""
+def test_server_outlives_the_thread_that_started_it(servers: Embedded) -> None:
+    """A server outlives the thread that started it, though the kernel ends children by thread."""
     servers.redis.stop()
     thread = threading.Thread(target=servers.redis.start)
     thread.start()
@@ -192,16 +191,16 @@ def test_start_from_a_thread_that_ends(servers: Embedded) -> None:
     assert not is_gone(servers.redis.pid)
 
 
-def test_data_forgotten_by_a_restart(used_folder: Path) -> None:
-    """What was committed is there at the next start, in both servers."""
+def test_data_survives_a_restart(used_folder: Path) -> None:
+    """Committed data is there at the next start, in both servers."""
     with start(used_folder, fallback=True) as servers:
         assert query(servers.database_url, "SELECT count(*) FROM kept") == 0
         with redis.Redis.from_url(servers.redis_url) as client:
             assert client.get("kept") == b"1"
 
 
-def test_data_remembered_by_a_deleted_folder(tmp_path: Path) -> None:
-    """Deleting the folder is a clean start."""
+def test_deleted_folder_is_a_clean_start(tmp_path: Path) -> None:
+    """After the folder is deleted, both servers start without data."""
     for _ in range(2):
         with start(tmp_path / "servers", fallback=True) as servers:
             query(servers.database_url, "CREATE TABLE events (value int)")
@@ -211,8 +210,8 @@ def test_data_remembered_by_a_deleted_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_servers_that_outlive_their_owner(used_folder: Path, number: signal.Signals) -> None:
-    """However the owner ends, its servers end too, and the next start finds all in order."""
+def test_servers_end_with_their_owner(used_folder: Path, number: signal.Signals) -> None:
+    """By any signal to the owner, its servers end too, and the next start finds all in order."""
     owner, pids, url = started_owner(used_folder)
     query(url, "SELECT 1")
     owner.send_signal(number)
@@ -222,10 +221,10 @@ def test_servers_that_outlive_their_owner(used_folder: Path, number: signal.Sign
         assert query(servers.database_url, "SELECT count(*) FROM kept") == 0
 
 
-def test_frozen_servers_of_a_killed_owner(
+def test_next_owner_kills_frozen_servers(
     used_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Servers that cannot hear that their owner was killed are killed by the next one."""
+    """Servers that could not notice the end of their owner are killed by the next one."""
     monkeypatch.setattr(embedded, "LEFTOVERS_TIMEOUT_S", 0)
     owner, pids, _ = started_owner(used_folder)
     for pid in pids:
@@ -237,8 +236,10 @@ def test_frozen_servers_of_a_killed_owner(
         assert query(servers.database_url, "SELECT 1") == 1
 
 
-def test_stale_files_of_a_crash(used_folder: Path, servers: Embedded) -> None:
-    """Files that name a process which is somebody else's by now do not prevent the start."""
+def test_stale_files_of_a_crash_do_not_prevent_a_start(
+    used_folder: Path, servers: Embedded
+) -> None:
+    """Files that name another program's process do not prevent the start."""
     data = next(used_folder.glob("postgresql-*[0-9]"))
     (data / "postmaster.pid").write_text(f"{servers.postgres.pid}\n{data}\n")
     (used_folder / "owner.lock").write_text(str(os.getpid()))
@@ -247,8 +248,8 @@ def test_stale_files_of_a_crash(used_folder: Path, servers: Embedded) -> None:
         assert query(again.database_url, "SELECT 1") == 1
 
 
-def test_port_taken_in_between(used_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When somebody else is faster, another port is tried."""
+def test_another_port_is_tried(used_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a port is taken meanwhile, another one is tried."""
     with socket.socket() as rival:
         rival.bind(("127.0.0.1", 0))
         taken = rival.getsockname()[1]
@@ -259,7 +260,7 @@ def test_port_taken_in_between(used_folder: Path, monkeypatch: pytest.MonkeyPatc
             assert taken not in (servers.postgres.port, servers.redis.port)
 
 
-def test_server_that_dies_at_once(used_folder: Path) -> None:
+def test_failed_start_reports_the_servers_own_words(used_folder: Path) -> None:
     """The error is the server's own last words, and nothing is left running."""
     data = next(used_folder.glob("postgresql-*[0-9]"))
     version = (data / "PG_VERSION").read_text()
@@ -274,7 +275,7 @@ def test_server_that_dies_at_once(used_folder: Path) -> None:
         (data / "PG_VERSION").write_text(version)
 
 
-def test_folder_that_cannot_be_used(tmp_path: Path) -> None:
+def test_unusable_folder_is_one_clear_error(tmp_path: Path) -> None:
     """A file in the place of the folder is one clear error."""
     (tmp_path / "file").touch()
     with (
@@ -284,8 +285,8 @@ def test_folder_that_cannot_be_used(tmp_path: Path) -> None:
         pass
 
 
-def test_servers_never_started(tmp_path: Path) -> None:
-    """Stopping and killing what does not run is harmless."""
+def test_stopping_a_server_that_never_started_is_harmless(tmp_path: Path) -> None:
+    """Stopping and killing a server that does not run is harmless."""
     with ThreadPoolExecutor(1) as spawner:
         server = Server(
             tmp_path, tmp_path / "log", ["true"], lambda _: False, signal.SIGTERM, 1, spawner
@@ -307,11 +308,14 @@ def test_servers_never_started(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_mirror_among_the_sources_of_others(
+def test_mirror_is_found_among_other_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
 ) -> None:
-    """The host's own Debian mirror is found in either form; others' repositories are not taken."""
-    monkeypatch.setattr(embedded_programs, "HOST_SOURCES", tmp_path)
+    """The host's own Debian mirror is found in either form; other repositories are not taken."""
+    apt_get = shutil.which("apt-get")
+    if apt_get is None:
+        pytest.skip("no apt-get here")
+    monkeypatch.setattr(embedded_programs, "APT_SETTINGS", tmp_path)
     parts = tmp_path / "sources.list.d"
     parts.mkdir()
     (parts / "0.list").write_text("deb https://docker.example/linux/debian bookworm stable\n")
@@ -321,47 +325,49 @@ def test_mirror_among_the_sources_of_others(
         "Types: deb\nURIs: https://deb.node.example/debian\nSuites: nodistro\nComponents: main\n\n"
         "Enabled: no\nTypes: deb\nURIs: http://off.example/debian\nSuites: sid\nComponents: main\n"
     )
-    with pytest.raises(EmbeddedError, match="no mirror"):
-        embedded_programs._mirror()
+    with pytest.raises(EmbeddedError, match="no mirror of Debian"):
+        embedded_programs._mirror(apt_get)
     (tmp_path / name).write_text(text.format("http://mirror.example/debian"))
-    assert embedded_programs._mirror() == "http://mirror.example/debian"
+    assert embedded_programs._mirror(apt_get) == "http://mirror.example/debian"
 
 
-def test_machine_without_a_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fallback is taken soon, with a line that says why, and nothing half-done remains."""
-    monkeypatch.setattr(embedded_programs, "HOST_SOURCES", tmp_path)
+def test_fallback_is_used_without_a_mirror(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fallback is taken soon, with the reason in one line, and nothing half-done remains."""
+    monkeypatch.setattr(embedded_programs, "APT_SETTINGS", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "sources.list").write_text("deb http://127.0.0.1:9/debian bookworm main\n")
-    said: list[str] = []
-    programs = embedded_programs.find(fallback=False, say=said.append)
+    programs = embedded_programs.find()
     assert not programs.has_timescaledb
     assert "without TimescaleDB" in programs.description
-    assert "Debian's is not to be had" in said[-1]
-    assert "\n" not in said[-1]
+    _, line = capsys.readouterr().out.splitlines()
+    assert "Debian's is not available: " in line
     assert [path.suffix for path in (tmp_path / "cache/flokit-gateway").iterdir()] == [".lock"]
 
 
-def test_two_that_unpack_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One works and the other waits; what an interrupted one left is removed; the programs run."""
+def test_programs_are_unpacked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One process works and the other waits; remains of an interrupted one go; the programs run."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    said: list[str] = []
     with ThreadPoolExecutor(2) as pool:
         try:
-            roots = list(pool.map(lambda _: unpack(["hello"], say=said.append), range(2)))
+            roots = list(pool.map(unpack, [["hello"], ["hello"]]))
         except EmbeddedError as why:
             pytest.skip(str(why))
     root = roots[0]
     assert roots[1] == root
-    assert len(said) == 1
+    assert capsys.readouterr().out.count("Downloading") == 1
     greeting = subprocess.check_output([root / "usr/bin/hello"], text=True)
     assert greeting == "Hello, world!\n"
-    assert unpack(["hello"], say=said.append) == root
-    assert len(said) == 1  # nothing is downloaded again
+    assert unpack(["hello"]) == root
+    assert capsys.readouterr().out == ""  # nothing is downloaded again
     assert sorted(path.name for path in root.parent.iterdir()) == [root.name, f"{root.name}.lock"]
 
 
 def test_unpacked_servers_are_small() -> None:
-    """Nothing lies in the cache of which the servers have no use: compiler, Perl, manuals."""
+    """The cache has no compiler, Perl or manuals, since the servers have no use of them."""
     try:
         root = unpack(embedded_programs.SERVERS)
     except EmbeddedError as why:
@@ -369,8 +375,8 @@ def test_unpacked_servers_are_small() -> None:
     assert sum(path.lstat().st_size for path in root.rglob("*")) < 150_000_000
 
 
-def test_build_that_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing half-unpacked is ever taken for complete, and the next build removes it."""
+def test_interrupted_build_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half-unpacked programs are never taken for complete, and the next build removes them."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def interrupted(_packages: object, _release: object, workshop: Path, _root: Path) -> None:
@@ -381,6 +387,6 @@ def test_build_that_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(embedded_programs, "_build", interrupted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            unpack(["hello"], say=lambda _: None)
+            unpack(["hello"])
         left = [path for path in (tmp_path / "flokit-gateway").iterdir() if path.is_dir()]
         assert len(left) == 1

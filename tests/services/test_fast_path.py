@@ -1,4 +1,4 @@
-"""The usual callback goes straight to its handler, and nobody can tell from the outside."""
+"""The fast path: the common callback goes straight to its handler, with the same answer."""
 
 import asyncio
 from typing import Any, cast
@@ -26,8 +26,8 @@ async def answers(port: int, *requests: bytes) -> bytes:
     return received.replace(b"alt-svc: \r\n", b"")
 
 
-async def test_answer_is_not_that_of_sanic(gateways: Gateways) -> None:
-    """A receipt and an error have the same bytes, whichever way the callback has taken."""
+async def test_fast_path_answers_like_sanic(gateways: Gateways) -> None:
+    """A receipt and an error have the same bytes, on the fast path and through Sanic."""
     gateway = await gateways.start()
     for path, status in (
         (TARGET, b"200 OK"),
@@ -43,7 +43,7 @@ async def test_answer_is_not_that_of_sanic(gateways: Gateways) -> None:
 
 
 async def both_ways(port: int, path: str) -> bytes:
-    """What comes back, usual way and Sanic's."""
+    """The answers on the fast path and through Sanic."""
     vendor = path.index("/", 1) + 1
     escaped = f"{path[:vendor]}%{ord(path[vendor]):x}{path[vendor + 1 :]}"
     usual, other = head("GET", path), head("GET", escaped)
@@ -55,8 +55,8 @@ async def both_ways(port: int, path: str) -> bytes:
     return received
 
 
-async def test_drain_keeps_the_connection(gateways: Gateways) -> None:
-    """While draining, a usual callback is answered, and its connection closed."""
+async def test_drain_closes_connections_of_the_fast_path(gateways: Gateways) -> None:
+    """While draining, a callback on the fast path is answered, and its connection closed."""
     gateway = await gateways.start()
     gateway.app.ctx.draining = True
     received = await answers(gateway.port, head("GET", TARGET), head("GET", TARGET))
@@ -87,12 +87,12 @@ async def test_drain_keeps_the_connection(gateways: Gateways) -> None:
         ),
     ],
 )  # fmt: skip
-def test_usual_is_taken_for_granted(request_bytes: bytes) -> None:
-    """Whatever says more of the body or the connection, or is not quite HTTP, is Sanic's."""
+def test_unusual_requests_go_through_sanic(request_bytes: bytes) -> None:
+    """Requests with more about the body or the connection, or not quite HTTP, are Sanic's."""
     assert not USUAL.match(request_bytes)
 
 
-async def test_headers_of_a_usual_callback_are_lost(gateways: Gateways) -> None:
+async def test_headers_are_the_same_on_the_fast_path(gateways: Gateways) -> None:
     """An adapter finds every header under its name in lower case, and Sanic every attribute."""
     gateway = await gateways.start()
     sent = head("GET", TARGET, headers={"X-Signature": " a:b ", "Connection": "keep-alive"})
@@ -114,8 +114,8 @@ async def test_headers_of_a_usual_callback_are_lost(gateways: Gateways) -> None:
         _ = request.nothing_of_that_name
 
 
-def test_receipt_is_not_kept_alive() -> None:
-    """The head of a receipt tells its length, and what becomes of the connection."""
+def test_receipt_has_its_length_and_connection() -> None:
+    """The head of a receipt has its length, and the state of the connection."""
     assert bytes_of(Answer(200, b"{}"), keep_alive=True).startswith(
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: keep-alive\r\n"
     )

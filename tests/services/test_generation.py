@@ -1,4 +1,4 @@
-"""Whose data it is, and what time it is there."""
+"""The identity of the data, and the clock of its server."""
 
 import asyncio
 import time
@@ -10,8 +10,8 @@ from sinks.timescale.sink import TimescaleSink
 from tests.events import generation_of
 
 
-async def test_generation_does_not_follow_the_session(database_url: str) -> None:
-    """Settings of the session, as the time zone, change nothing in the name of the data."""
+async def test_generation_is_independent_of_the_session(database_url: str) -> None:
+    """Settings of the session, such as the time zone, do not change the name of the data."""
     names = set()
     for zone in ("GMT", "Asia/Tokyo", "-03"):
         as_told = {"timezone": zone, "datestyle": "German", "extra_float_digits": "-15"}
@@ -25,7 +25,7 @@ async def test_generation_does_not_follow_the_session(database_url: str) -> None
 async def test_clock_of_the_server_is_known(
     sink: TimescaleSink, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The difference of the clocks follows ours, and is forgotten when nobody answers."""
+    """The difference of the clocks follows ours, and is unknown when the server does not answer."""
     assert sink.clock_ahead_s is not None
     assert abs(sink.clock_ahead_s) < 5
     real = time.time

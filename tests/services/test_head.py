@@ -1,4 +1,4 @@
-"""Heads of requests: what a hostile one costs, and which unusual ones are served."""
+"""Heads of requests: the cost of hostile ones, and the unusual ones that are served."""
 
 import asyncio
 from time import thread_time
@@ -49,22 +49,22 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("sent", HOSTILE.values(), ids=HOSTILE)
-def test_look_over_a_head_is_cheap(sent: bytes) -> None:
-    """Whatever stands in 64 KB, finding out what they are takes a millisecond."""
+def test_parsing_of_any_head_is_cheap(sent: bytes) -> None:
+    """Any 64 KB of a head take a millisecond."""
     costs = []
     for _ in range(5):
         buffer, before = bytearray(sent), thread_time()
         try:
             USUAL.match(buffer)
             mend(buffer, find_end(buffer, 0))
-        except Exception:  # noqa: BLE001, S110 - refused: what counts is what that cost
+        except Exception:  # noqa: BLE001, S110 - refused: only the cost counts
             pass
         costs.append(thread_time() - before)
     assert min(costs) < COST_MAX_S
 
 
 class Parsed(Request):
-    """What Sanic makes of a head that it has taken apart."""
+    """The heads that Sanic has parsed."""
 
     sizes: ClassVar[list[int]] = []
 
@@ -74,7 +74,7 @@ class Parsed(Request):
 
 
 async def start_watched(gateways: Gateways) -> Running:
-    """A gateway whose `Parsed.sizes` are those of the heads that Sanic has taken apart."""
+    """A gateway, with the heads that Sanic has parsed in `Parsed.sizes`."""
     gateway = await gateways.start()
     gateway.app.request_class = Parsed
     Parsed.sizes.clear()
@@ -95,13 +95,13 @@ async def test_too_many_headers_are_never_parsed(gateways: Gateways, method: str
     assert await exchange(gateway.port, sent) == UNANSWERED
     many = head(method, target).replace(b"\r\n\r\n", b"\r\n" + b"a:\r\n" * 15_000 + b"\r\n")
     assert await exchange(gateway.port, many) == UNANSWERED
-    # What stands in for a request that was not read has no head.
+    # The stand-in for a request that was not read has no head.
     assert sum(map(bool, Parsed.sizes)) == (1 if method == "POST" else 0)
     assert UNANSWERED_TOTAL.labels("too_large")._value.get() - before == 2
 
 
-async def test_query_is_never_parsed_by_the_server(gateways: Gateways) -> None:
-    """What Sanic takes apart does not grow with the query, however that is written."""
+async def test_query_is_never_parsed_by_sanic(gateways: Gateways) -> None:
+    """The part that Sanic parses does not grow with the query, in any spelling."""
     gateway = await start_watched(gateways)
     for value in ("é" * 30_000, "a b" * 20_000, "A" * 60_000):
         target = f"/ingest/adjust/?{query(user_id='ü', x=value)}".encode()
@@ -124,7 +124,7 @@ async def test_largest_get_of_raw_bytes(server: Process, raw: bytes) -> None:
 async def test_raw_bytes_are_stored_whole(
     gateways: Gateways, connection: asyncpg.Connection
 ) -> None:
-    """What was served of raw bytes is in the row, to the last of them."""
+    """The raw bytes of a served callback are in the row, to the last of them."""
     gateway = await gateways.start()
     text = "日本é ü" * 1_000
     assert (await gateway.callback(user_id="raw", transaction_id=text)).json == WRITTEN
@@ -148,7 +148,7 @@ ROOT_PATHS = ["/", "//", "///", "http://h/", "http://h//", "http://h///?x"]
 async def test_absolute_target_without_a_path_is_the_root(
     gateways: Gateways, caplog: pytest.LogCaptureFixture, method: str, target: str
 ) -> None:
-    """It is a path that is served nowhere, and nothing that an operator must hear of."""
+    """The path is one that is not found, and nothing is logged or counted as a fault."""
     gateway = await gateways.start()
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(head(method, target, headers={"Connection": "close"}))
@@ -178,7 +178,7 @@ async def test_spellings_of_a_target_are_served_alike(
 
 
 async def test_slashes_within_a_path_stay(server: Process) -> None:
-    """Only those ahead are too many: a path that was never served is not found."""
+    """Only slashes ahead are removed: a path that was never served is not found."""
     for path in ("/ingest//adjust", "/./ingest/adjust"):
         assert (await get(server.port, f"{path}?{query()}")).status == 404
     for path in ("//healthz", "http://h/healthz", "//readyz"):
@@ -209,7 +209,7 @@ async def test_probes_may_be_heads(server: Process, path: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["Chunked", "CHUNKED", "chunked ", "\tcHuNkEd \t", " chunked"])
-async def test_spellings_of_chunked(server: Process, value: str) -> None:
+async def test_spellings_of_chunked_are_served(server: Process, value: str) -> None:
     """Names of codings are case-insensitive, and blanks round them mean nothing."""
     target = f"/ingest/adjust?{query(user_id=value.encode().hex())}"
     chunked = head("POST", target, headers={"transfer-encoding": value}) + b"3\r\nx=1\r\n0\r\n\r\n"
@@ -231,20 +231,20 @@ async def test_spellings_of_chunked(server: Process, value: str) -> None:
     ],
 )  # fmt: skip
 async def test_other_codings_are_unanswered(server: Process, value: str) -> None:
-    """What two servers may read in two ways is one request for neither."""
+    """A coding that two servers may read in two ways gets no answer."""
     target = f"/ingest/adjust?{query()}"
     request = head("POST", target, headers={"Transfer-Encoding": value}) + b"3\r\nx=1\r\n0\r\n\r\n"
     assert await exchange(server.port, request + head("GET", "/healthz")) == UNANSWERED
 
 
 async def test_length_behind_other_blanks_is_unanswered(server: Process) -> None:
-    """What only Python takes for a blank is none: others see a body of another length."""
+    """Only Python takes it for a blank: other servers read a body of another length."""
     request = head("POST", f"/ingest/adjust?{query()}", headers={"Content-Length": "\xa03"})
     assert await exchange(server.port, request + b"x=1") == UNANSWERED
 
 
 async def test_nothing_follows_a_line_break_in_a_query(server: Process) -> None:
-    """A proxy may take it for the end of the line, and what follows for a header: none is read."""
+    """A proxy may take it for the end of the line and the rest for a header: none is read."""
     target = f"/ingest/adjust?{query(user_id='break')} HTTP/1.1\nTransfer-Encoding: chunked\nx: "
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(head("POST", target) + head("GET", "/healthz"))
@@ -262,7 +262,7 @@ async def test_line_break_in_a_path_is_unanswered(server: Process) -> None:
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "deflate, identity", "x\r\nA: b"])
 async def test_encoded_body_is_malformed(server: Process, encoding: str) -> None:
-    """A body that is not what it seems is refused, to whoever knows the secret."""
+    """A body with an encoding is refused, to a caller with the secret."""
     body = b"event_token=g3mz3t&created_at=1750500000"
     headers = {"Content-Length": str(len(body)), "Content-Encoding": encoding}
     for secret, status in (("s3cr3t", 400), ("wrong", 401)):
@@ -275,7 +275,7 @@ async def test_encoded_body_is_malformed(server: Process, encoding: str) -> None
 
 @pytest.mark.parametrize("encoding", ["identity", "Identity", "", " , identity\t"])
 async def test_identity_is_no_encoding(server: Process, encoding: str) -> None:
-    """A body that is what it seems is read; where there is none nothing is encoded."""
+    """A body without an encoding is read; where there is no body nothing is encoded."""
     body = b"event_token=g3mz3t&created_at=1750500000"
     target = "/ingest/adjust?secret=s3cr3t&app_token=abc123token&user_id=" + encoding.encode().hex()
     headers = {"Content-Length": str(len(body)), "Content-Encoding": encoding}
@@ -288,7 +288,7 @@ async def test_identity_is_no_encoding(server: Process, encoding: str) -> None:
 
 @pytest.mark.parametrize("sent", [b"\nGET / HTTP/1.1\r\n\r\n", b"G\xc3\xa9T / HTTP/1.1\r\n\r\n"])
 async def test_method_is_a_token(server: Process, sent: bytes) -> None:
-    """What begins like no request is none."""
+    """Bytes that begin like no request get no answer."""
     assert await exchange(server.port, sent) == UNANSWERED
     with pytest.raises(Unreadable):
         mend(bytearray(sent), sent.index(b"\r\n\r\n"))

@@ -36,7 +36,7 @@ def place_of(database_url: str) -> str:
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """A host that accepts connections and never says anything."""
+    """A host that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
 
@@ -46,7 +46,7 @@ NOBODY = "127.0.0.1:1"
 
 @contextmanager
 def in_recovery(servers: Embedded) -> Iterator[None]:
-    """Let a server be a standby, of a primary that there is not."""
+    """Let a server be a standby, of a primary that does not exist."""
     signal_file = servers.postgres.folder / "standby.signal"
     servers.postgres.stop()
     signal_file.touch()
@@ -75,8 +75,10 @@ async def open_at(url: str) -> asyncpg.Connection:
 
 @pytest.mark.parametrize("form", ["netloc", "query", "query with one port"])
 @pytest.mark.parametrize("query", ["", "target_session_attrs=read-write", "connect_timeout=2"])
-async def test_first_host_hangs(database_url: str, silent: str, form: str, query: str) -> None:
-    """The second host is reached soon, in whichever way both are named."""
+async def test_second_host_is_reached_when_the_first_hangs(
+    database_url: str, silent: str, form: str, query: str
+) -> None:
+    """The second host is reached soon, in any notation."""
     primary = place_of(database_url)
     if form == "netloc":
         url = at(database_url, silent, primary, query=query)
@@ -96,7 +98,7 @@ async def test_first_host_hangs(database_url: str, silent: str, form: str, query
 
 
 @pytest.mark.parametrize("first", ["standby", "nobody"])
-async def test_first_host_is_no_primary(database_url: str, standby: str, first: str) -> None:
+async def test_gateway_goes_on_to_the_primary(database_url: str, standby: str, first: str) -> None:
     """A gateway goes on to the host that takes writes."""
     other = {"standby": place_of(standby), "nobody": NOBODY}[first]
     if first == "standby":  # with the user and the password of its own
@@ -113,10 +115,10 @@ async def test_first_host_is_no_primary(database_url: str, standby: str, first: 
 
 @pytest.mark.parametrize("command", ["migrate", "retain", "check"])
 @pytest.mark.parametrize("query", ["", "target_session_attrs=read-write"])
-def test_command_meets_only_standbys(
+def test_command_names_each_standby(
     services: Services, standby: str, tmp_path: Path, command: str, query: str
 ) -> None:
-    """Each host has its words, and none of them is a traceback."""
+    """Each host has its line, and none of them is a traceback."""
     place = place_of(standby)
     url = at(standby, place, place, query=query)
     ended = run(command, **environment(url, services.redis_url, tmp_path, RETENTION_D="400"))
@@ -129,7 +131,7 @@ def test_command_meets_only_standbys(
 
 
 def test_serve_starts_on_a_standby(services: Services, standby: str, tmp_path: Path) -> None:
-    """Where only a standby answers, the gateway is there, not ready, and says why."""
+    """Where only a standby answers, the gateway is there, not ready, and logs the reason."""
     url = at(standby, place_of(standby), query="target_session_attrs=primary")
     with Process(url, services.redis_url, tmp_path) as process:
         deadline = time.monotonic() + 30
@@ -138,8 +140,10 @@ def test_serve_starts_on_a_standby(services: Services, standby: str, tmp_path: P
             time.sleep(0.05)
 
 
-def test_certificate_is_not_there(services: Services, tmp_path: Path, database_url: str) -> None:
-    """A file that is not there is not told as a wrong address, nor as a server that is away."""
+def test_missing_certificate_is_reported_as_missing(
+    services: Services, tmp_path: Path, database_url: str
+) -> None:
+    """A missing file is not reported as a wrong address, nor as a server that is away."""
     query = f"sslmode=verify-full&sslrootcert={tmp_path}/none.pem"
     url = at(database_url, place_of(database_url), query=query)
     ended = run("migrate", **environment(url, services.redis_url, tmp_path))
@@ -155,22 +159,22 @@ WRONG = [
 
 
 @pytest.mark.parametrize("url", WRONG)
-async def test_address_is_wrong(url: str) -> None:
-    """What nobody understands is told as such, without what stands in it."""
+async def test_wrong_address_is_reported_without_its_password(url: str) -> None:
+    """An invalid address is reported as such, without its contents."""
     with pytest.raises(AddressError) as raised:
         await hosts.open_primary(url, open_at, 5.0)
     assert "hush" not in str(raised.value)
 
 
-async def test_password_that_was_not_encoded(standby: str) -> None:
-    """A part of a password that looks like a host is not told."""
+async def test_password_that_was_not_encoded_is_in_no_message(standby: str) -> None:
+    """A part of a password that looks like a host is not reported."""
     url = f"postgresql://u:127.0.0.1,hush/@{place_of(standby)}/x"
     with pytest.raises((hosts.NoAnswer, AddressError)) as raised:
         await hosts.open_primary(url, open_at, 5.0)
     assert "hush" not in str(raised.value).partition("does not answer")[0]
 
 
-async def test_other_places_of_a_host(database_url: str) -> None:
+async def test_ipv6_literals_and_unix_sockets_are_hosts(database_url: str) -> None:
     """IPv6 literals and Unix sockets are hosts like others."""
     port = place_of(database_url).rpartition(":")[2]
     for url in (

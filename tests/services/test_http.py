@@ -1,4 +1,4 @@
-"""Every row of the status table of the contract, over HTTP."""
+"""Every row of the status table of the README, over HTTP."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ JSON = "application/json"
 
 @pytest.fixture
 async def gateway(gateways: Gateways) -> Running:
-    """A gateway with the settings of every day."""
+    """A gateway with the default settings."""
     return await gateways.start()
 
 
@@ -61,7 +61,7 @@ async def test_post_body_is_read(gateway: Running, content_type: str | None, bod
 
 
 async def test_body_cannot_override_the_url(gateway: Running) -> None:
-    """The URL comes first, and names the app and the secret alone."""
+    """The URL comes first; app and secret are read from it alone."""
     body = b"secret=wrong&app_token=nobody&event_token=zzzzzz&created_at=1750500000"
     answer = await gateway.post(body, FORM, event_token="g3mz3t")
     assert answer.json == WRITTEN
@@ -81,8 +81,8 @@ async def test_body_cannot_override_the_url(gateway: Running) -> None:
         ("application/octet-stream", b"\x00\x01"),
     ],
 )
-async def test_malformed_body(server: Process, content_type: str, body: bytes) -> None:
-    """A body that is neither is refused for good, but only to somebody who knows the secret."""
+async def test_malformed_body_is_refused(server: Process, content_type: str, body: bytes) -> None:
+    """A body that is neither is refused for good, but only to a caller with the secret."""
     answer = await server.post(body, content_type)
     assert (answer.status, answer.json) == (400, {"error": "Malformed body."})
     unverified = await server.post(body, content_type, secret="wrong")
@@ -90,7 +90,7 @@ async def test_malformed_body(server: Process, content_type: str, body: bytes) -
 
 
 @pytest.mark.parametrize("secret", ["wrong", "", "S3CR3T", "s3cr3t%20", "s3cr3t%00", "s3cr3", "é"])
-async def test_wrong_secret(server: Process, secret: str) -> None:
+async def test_secret_is_compared_exactly(server: Process, secret: str) -> None:
     """The secret is compared exactly: decoded, but neither trimmed nor cleaned."""
     answer = await server.callback(secret=secret)
     assert (answer.status, answer.json) == (401, UNVERIFIED)
@@ -105,7 +105,7 @@ async def test_rotated_secrets_are_both_valid(gateways: Gateways) -> None:
 
 
 async def test_rejections_are_counted(gateway: Running) -> None:
-    """What never became a callback is counted by its reason."""
+    """A request that never became a callback is counted by its reason."""
     before = await gateway.metrics()
     await gateway.callback(secret="wrong")
     await get(gateway.port, "/ingest/nobody")
@@ -120,16 +120,16 @@ async def test_rejections_are_counted(gateway: Running) -> None:
         assert after[series] - before.get(series, 0) == 1
 
 
-async def test_unknown_vendor(server: Process) -> None:
-    """A vendor without an adapter is named in the answer, before any secret is looked at."""
+async def test_unknown_vendor_is_named(server: Process) -> None:
+    """A vendor without an adapter is named in the answer, before any secret is compared."""
     answer = await get(server.port, "/ingest/nobody")
     assert (answer.status, answer.json) == (404, {"error": "Unknown vendor: nobody"})
     answer = await get(server.port, "/ingest/%22%C3%A9?secret=s3cr3t")
     assert (answer.status, answer.json) == (404, {"error": 'Unknown vendor: "é'})
 
 
-async def test_no_secret_configured(gateways: Gateways) -> None:
-    """Our own missing configuration lets nobody in, and loses nothing: 503."""
+async def test_no_secret_configured_is_a_503(gateways: Gateways) -> None:
+    """Our own missing configuration lets no caller in, and loses nothing: 503."""
     gateway = await gateways.start(ADJUST_CALLBACK_SECRET="")
     for secret in ("", "s3cr3t"):
         answer = await gateway.callback(secret=secret)
@@ -146,8 +146,8 @@ NOT_SERVED = [
 
 
 @pytest.mark.parametrize(("method", "path"), NOT_SERVED)
-async def test_another_method(server: Process, method: str, path: str) -> None:
-    """What is not served is refused in the same shape."""
+async def test_other_method_is_refused(server: Process, method: str, path: str) -> None:
+    """A method that is not served is refused in the same shape."""
     answer_bytes = head(method, f"{path}?{query()}", headers={"Connection": "close"})
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(answer_bytes)
@@ -159,14 +159,14 @@ async def test_another_method(server: Process, method: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/ingest", "/ingest/", "/ingest/adjust/more", "/x"])
-async def test_unknown_path(server: Process, path: str) -> None:
+async def test_unknown_path_is_not_found(server: Process, path: str) -> None:
     """A path that was never served is not found, in the same shape."""
     answer = await get(server.port, f"{path}?{query()}")
     assert (answer.status, answer.json) == (404, {"error": "Not Found"})
 
 
-async def test_write_failure(gateways: Gateways) -> None:
-    """A database that does not take the write is a 500, and the retry succeeds when it does."""
+async def test_failed_write_is_a_500(gateways: Gateways) -> None:
+    """A database that refuses the write is a 500, and the retry succeeds when it accepts."""
     gateway = await gateways.start()
     await gateways.execute("ALTER TABLE events RENAME TO elsewhere")
     answer = await gateway.callback()
@@ -175,7 +175,7 @@ async def test_write_failure(gateways: Gateways) -> None:
     assert (await gateway.callback()).json == WRITTEN
 
 
-async def test_healthz_asks_nobody(gateways: Gateways) -> None:
+async def test_healthz_depends_on_no_service(gateways: Gateways) -> None:
     """The process is alive, also when neither database nor Redis is."""
     gateway = await gateways.start(DATABASE_URL="postgresql://127.0.0.1:1/x")
     answer = await get(gateway.port, "/healthz")
@@ -185,7 +185,7 @@ async def test_healthz_asks_nobody(gateways: Gateways) -> None:
     assert (await gateway.callback()).status == 500
 
 
-async def test_starts_before_the_services(gateways: Gateways) -> None:
+async def test_redis_is_optional(gateways: Gateways) -> None:
     """Without Redis the outcomes are the same, and readiness is green."""
     gateway = await gateways.start(REDIS_URL="redis://127.0.0.1:1/0")
     for receipt in (WRITTEN, DUPLICATE):
@@ -198,7 +198,7 @@ async def test_starts_before_the_services(gateways: Gateways) -> None:
     )
 
 
-async def test_buffer_full(gateways: Gateways) -> None:
+async def test_full_buffer_is_a_503(gateways: Gateways) -> None:
     """A callback that finds no place is refused at once, to be sent again."""
     gateway = await gateways.start(BUFFER_MAX_EVENTS="1", BATCH_MAX_EVENTS="1")
     async with gateways.locked_events():
@@ -231,7 +231,7 @@ async def test_long_get_is_served(server: Process) -> None:
     assert (await get(server.port, target)).json == WRITTEN
 
 
-async def test_largest_get(server: Process) -> None:
+async def test_largest_get_is_served(server: Process) -> None:
     """The largest head is served; one more byte closes the connection unanswered, and counts."""
     head_bytes = len(head("GET", f"/ingest/adjust?{query(x='')}")) - len(b"\r\n\r\n")
     room = HEAD_MAX_BYTES - 1 - head_bytes

@@ -1,4 +1,4 @@
-"""What `/metrics` says: whether it adds up at every scrape, and stays bounded."""
+"""The metrics: their sums at every scrape, and their bounds."""
 
 import asyncio
 import os
@@ -46,7 +46,7 @@ def run(services: Services, database_url: str, tmp_path: Path) -> RUNS:
 
 
 def by_callbacks(found: Mapping[str, float], name: str) -> dict[tuple[str, str], float]:
-    """The sums of a metric by vendor and workspace, whatever its other labels."""
+    """The sums of a metric by vendor and workspace, over all other labels."""
     sums: dict[tuple[str, str], float] = defaultdict(float)
     for series, value in found.items():
         if series.startswith(f"flokit_callbacks_{name}_total{{"):
@@ -79,7 +79,7 @@ async def load(port: int, connections: int = 8) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_received_is_not_the_sum(run: RUNS, workers: str) -> None:
+async def test_received_is_the_sum_under_load(run: RUNS, workers: str) -> None:
     """Received = written + duplicate + dropped + failed at every scrape, in the midst of load."""
     with run(WORKERS=workers) as process:
         await asyncio.to_thread(process.wait_until_ready)
@@ -106,7 +106,9 @@ async def until(target: Target, holds: Callable[[Mapping[str, float]], bool]) ->
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_callbacks_in_flight(run: RUNS, gateways: Gateways, workers: str) -> None:
+async def test_callbacks_in_flight_are_those_that_wait(
+    run: RUNS, gateways: Gateways, workers: str
+) -> None:
     """As many are in flight as wait for an answer, on all workers together; then none."""
     with run(WORKERS=workers) as process:
         await asyncio.to_thread(process.wait_until_ready)
@@ -128,8 +130,8 @@ async def test_callbacks_in_flight(run: RUNS, gateways: Gateways, workers: str) 
 STAGES = ("claim", "write", "settle")
 
 
-async def test_caller_that_hangs_up_stays_in_flight(gateways: Gateways) -> None:
-    """A callback whose caller is gone is not in flight any more, nor is one that was rejected."""
+async def test_caller_that_hangs_up_is_not_in_flight(gateways: Gateways) -> None:
+    """A callback of a caller that is gone is not in flight any more, nor is a rejected one."""
     gateway = await gateways.start()
     async with gateways.locked_events():
         call = asyncio.create_task(gateway.callback())
@@ -141,8 +143,8 @@ async def test_caller_that_hangs_up_stays_in_flight(gateways: Gateways) -> None:
     assert (await gateway.metrics())[IN_FLIGHT] == 0
 
 
-async def test_rotation(run: RUNS) -> None:
-    """Each secret has the time of its own last use, also when the worker that saw it has ended."""
+async def test_each_secret_has_the_time_of_its_last_use(run: RUNS) -> None:
+    """Each secret has the time of its own last use, also when its worker has ended."""
     secrets = f"new-one,{SECRET},another"
     first, second, third = (
         f'{LAST_USED}{{position="{n}",vendor="adjust",workspace=""}}' for n in (1, 2, 3)
@@ -188,7 +190,7 @@ def wait_for_workers(process: Process, number: int) -> None:
 
 
 def folder_of(worker: int) -> Path:
-    """Where a worker keeps what it has counted."""
+    """The folder with the counts of a worker."""
     environ = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
     folder = dict(pair.partition(b"=")[::2] for pair in environ)[b"PROMETHEUS_MULTIPROC_DIR"]
     return Path(os.fsdecode(folder))
@@ -200,16 +202,16 @@ def make_empty_files(worker: int) -> None:
         (folder_of(worker) / f"{kind}_1.db").touch()
 
 
-async def test_scrape_while_a_worker_starts(run: RUNS) -> None:
-    """A worker's file that is just being made, and is still empty, harms no scrape."""
+async def test_empty_file_of_a_worker_harms_no_scrape(run: RUNS) -> None:
+    """A worker's new and still empty file harms no scrape."""
     with run(WORKERS="2") as process:
         await asyncio.to_thread(wait_for_workers, process, 2)
         make_empty_files(workers_of(process)[0])
         assert (await get(process.port, "/metrics")).status == 200
 
 
-async def test_workspaces_version(gateways: Gateways) -> None:
-    """The version tells one file from another, whatever else is between them."""
+async def test_workspaces_version_identifies_a_file(gateways: Gateways) -> None:
+    """The version is the same for the same file, and another one for another file."""
     path = gateways.folder / "workspaces.toml"
     versions = []
     for token in ("abc123token", "another", "abc123token"):
@@ -224,8 +226,8 @@ async def test_workspaces_version(gateways: Gateways) -> None:
     await until(gateway, lambda found: found[VERSION] == versions[1])
 
 
-async def test_first_failure_of_all_is_not_seen(run: RUNS) -> None:
-    """What is alerted on is there from the start, at 0: else a rate would miss its first rise."""
+async def test_failure_counters_begin_at_0(run: RUNS) -> None:
+    """Counters with alerts are there from the start, at 0: else a rate would miss a first rise."""
     with run() as process:
         await asyncio.to_thread(process.wait_until_ready)
         found = await process.metrics()
@@ -244,7 +246,7 @@ async def test_first_failure_of_all_is_not_seen(run: RUNS) -> None:
     assert found["flokit_errors_unexpected_total"] == 0
 
 
-def test_reason_without_a_beginning() -> None:
+def test_reasons_that_begin_at_0_are_documented() -> None:
     """The reasons that begin at 0 are those that the README lists."""
     rows = dict(re.findall(r"^\| `(flokit_\w+)` \|[^|]*\|([^|]*)\|$", README, re.MULTILINE))
     for name, reasons in (
@@ -288,8 +290,8 @@ async def strange(process: Process, text: str) -> list[Answer]:
     ]
 
 
-async def test_strangers_make_series(run: RUNS) -> None:
-    """Whatever is sent, no label has another value than our own words and the file's names."""
+async def test_strangers_make_no_series(run: RUNS) -> None:
+    """For any request, labels hold only our own words and the file's names."""
     numbers = []
     with run() as process:
         await asyncio.to_thread(process.wait_until_ready)
@@ -305,7 +307,7 @@ async def test_strangers_make_series(run: RUNS) -> None:
                 assert name == "le" or value in LABELS[name], series
 
 
-async def test_error_that_nobody_expected(gateways: Gateways) -> None:
+async def test_unexpected_error_is_a_500(gateways: Gateways) -> None:
     """A defect is answered 500, and counted as one; a rejection is not."""
     gateway = await gateways.start()
     before = (await gateway.metrics())["flokit_errors_unexpected_total"]

@@ -44,7 +44,7 @@ def program() -> Path:
 
 @pytest.fixture(params=[README, BARE], ids=["readme", "bare"])
 def arrangement(request: pytest.FixtureRequest) -> Arrangement:
-    """How PgBouncer is set up."""
+    """The configuration of PgBouncer."""
     arrangement: Arrangement = request.param
     return arrangement
 
@@ -53,7 +53,7 @@ def arrangement(request: pytest.FixtureRequest) -> Arrangement:
 async def bouncer(
     services: Services, program: Path, tmp_path: Path, arrangement: Arrangement
 ) -> AsyncIterator[PgBouncer]:
-    """A PgBouncer of the test's own, and a role of its own, which owns what the server's does."""
+    """A PgBouncer of the test's own, and a role of its own, which owns the server's objects."""
     role, password = f"gateway_role_{os.getpid()}_{next(_numbers)}", secrets.token_hex()
     owner = urlsplit(services.database_url).username
     await services.execute(
@@ -93,13 +93,13 @@ async def sink(database_url: str) -> AsyncIterator[TimescaleSink]:
     await sink.close()
 
 
-# What holds on a direct connection holds behind a pooler.
+# These tests of a direct connection hold behind a pooler too.
 test_every_column_arrives = test_timescale.test_every_column_arrives
-test_duplicates_inside_a_batch = test_timescale.test_duplicates_inside_a_batch_of_new_ones
-test_stable_id_under_another_time = test_timescale.test_stable_id_under_another_time
+test_duplicates_inside_a_batch = test_timescale.test_duplicates_cost_new_events_nothing
+test_stable_id_under_another_time = test_timescale.test_stable_id_at_another_time_is_a_duplicate
 test_stable_id_without_its_row = test_timescale.test_stable_id_is_not_entered_without_its_row
-test_twin_waits_for_the_other = test_timescale.test_twin_waits_for_the_other_to_commit
-test_frozen_writer = test_timescale.test_frozen_writer_harms_only_its_twins
+test_twin_waits_for_the_other = test_timescale.test_contested_event_waits_for_the_other_commit
+test_frozen_writer = test_timescale.test_frozen_writer_delays_only_contested_events
 test_rebuilt_database_is_noticed = test_timescale.test_rebuilt_database_is_noticed
 test_time_out = test_timescale.test_time_out_gives_the_connection_up
 test_overlapping_writers = test_timescale.test_overlapping_writers_do_not_deadlock
@@ -133,7 +133,7 @@ async def write_in_every_way(sink: TimescaleSink, connection: asyncpg.Connection
 
 
 async def state_of(url: str) -> tuple[int, dict[str, str], int]:
-    """What another client of the same pool finds on the only connection to the server."""
+    """The state that another client of the same pool finds on the only server connection."""
     client = await asyncpg.connect(url, statement_cache_size=0)
     pid = await client.fetchval("SELECT pg_backend_pid()")
     records = await client.fetch("SELECT name, setting FROM pg_settings")
@@ -143,10 +143,10 @@ async def state_of(url: str) -> tuple[int, dict[str, str], int]:
     return pid, settings, prepared
 
 
-async def test_nothing_is_left_behind(
+async def test_writes_leave_the_connection_unchanged(
     bouncer: PgBouncer, database_url: str, connection: asyncpg.Connection
 ) -> None:
-    """Whatever is written, in which way ever, the others find the connection as it was."""
+    """After any kind of write, the other clients find the connection as it was."""
     await bouncer.command("SET default_pool_size = 1")
     before = await state_of(database_url)
     sink = TimescaleSink(database_url, commit_timeout_s=5)
@@ -185,7 +185,7 @@ async def until_sleeping(connection: asyncpg.Connection) -> int:
 
 @pytest.mark.parametrize("lost", ["backend", "pooler"])
 @pytest.mark.parametrize("contested", [False, True])
-async def test_lost_pooler(
+async def test_lost_pooler_costs_one_write(
     bouncer: PgBouncer,
     sink: TimescaleSink,
     connection: asyncpg.Connection,
@@ -212,10 +212,10 @@ async def test_lost_pooler(
     assert await stored(connection) == {"a"}
 
 
-async def test_frozen_gateway_lets_go(
+async def test_frozen_gateway_releases_its_locks(
     bouncer: PgBouncer, database_url: str, sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """The role's time-out ends the transaction of a gateway that stands still, and frees a twin."""
+    """The role's time-out ends the transaction of a frozen gateway, and frees a contested event."""
     await connection.execute(
         f"ALTER ROLE {bouncer.role} SET idle_in_transaction_session_timeout = '700ms'"
     )
@@ -253,7 +253,7 @@ async def test_refused_batches_keep_a_connection(
     await sink.close()
 
 
-async def test_other_data_behind_the_pooler(
+async def test_other_data_behind_the_pooler_is_noticed(
     services: Services, bouncer: PgBouncer, template: str, connection: asyncpg.Connection
 ) -> None:
     """When PgBouncer is led to another database, the open connection has another name for it."""
@@ -279,10 +279,10 @@ async def test_other_data_behind_the_pooler(
 
 
 @pytest.mark.parametrize("store", [None, AlwaysHeld()], ids=["redis", "held"])
-async def test_few_connections_for_many_gateways(
+async def test_many_gateways_share_few_connections(
     bouncer: PgBouncer, gateways: Gateways, connection: asyncpg.Connection, store: Claims | None
 ) -> None:
-    """Six lanes of three gateways take turns on two connections, and each event has one row."""
+    """Six connections of three gateways share two to the server, and each event has one row."""
     await bouncer.command("SET default_pool_size = 2")
     running = [await gateways.start(claims=store) for _ in range(3)]
     users = [f"u{number}" for number in range(30)]
@@ -313,13 +313,13 @@ def environ(services: Services, database_url: str, tmp_path: Path) -> Mapping[st
     return environment(database_url, services.redis_url, tmp_path, RETENTION_D="62")
 
 
-async def test_the_role_lacks_settings(
+async def test_check_reports_missing_settings_of_the_role(
     bouncer: PgBouncer,
     arrangement: Arrangement,
     environ: Mapping[str, str],
     connection: asyncpg.Connection,
 ) -> None:
-    """Behind a pooler `check` tells each missing one with what mends it, and then all is well."""
+    """Behind a pooler `check` reports each missing setting with its remedy, then all is well."""
     ended = await asyncio.to_thread(run, "check", **environ)
     assert "ok       pooler: " in ended.stdout
     lines = [line.partition(" ALTER ROLE ") for line in ended.stdout.splitlines()]
@@ -332,19 +332,21 @@ async def test_the_role_lacks_settings(
     for mend in (*told, f"ALTER ROLE {bouncer.role} RESET synchronous_commit"):
         await connection.execute(mend)
     await bouncer.command("RECONNECT")
-    for _ in range(2):  # the second one finds what the first has left on the same connection
+    for _ in range(
+        2
+    ):  # the second one finds the settings that the first has left on the same connection
         ended = await asyncio.to_thread(run, "check", **environ)
         assert (ended.returncode, "FAILED" in ended.stdout) == (0, False)
 
 
-async def test_gateway_whose_role_lacks_settings(
+async def test_gateway_warns_of_missing_settings_of_the_role(
     services: Services,
     bouncer: PgBouncer,
     arrangement: Arrangement,
     database_url: str,
     tmp_path: Path,
 ) -> None:
-    """A gateway behind a pooler says at its start what the role lacks, and writes all the same."""
+    """A gateway behind a pooler logs the missing settings at its start, and writes all the same."""
     with Process(database_url, services.redis_url, tmp_path) as process:
         process.wait_until_ready()
         assert (await process.callback()).status == 200
@@ -359,7 +361,7 @@ SELECT EXISTS (
     AND clock_timestamp() - waitstart > interval '400 ms'
 )
 """
-# What holds a command up, and what it says in the end.
+# The statement that holds a command up, and its last line.
 HELD_UP = {
     "migrate": (f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})", "up to date"),
     "retain": ("SELECT FROM stable_events FOR UPDATE", "stable_events: 1 rows deleted"),
@@ -367,7 +369,7 @@ HELD_UP = {
 
 
 @pytest.mark.parametrize("command", HELD_UP)
-async def test_command_is_cut_short(
+async def test_command_is_not_cut_short(
     bouncer: PgBouncer, environ: Mapping[str, str], connection: asyncpg.Connection, command: str
 ) -> None:
     """A command waits for others, also where the time-outs of the gateway's role are short."""

@@ -1,4 +1,4 @@
-"""HTTP as it should not be: mended, or closed without an answer, never refused for good."""
+"""Invalid HTTP: mended, or closed without an answer, never refused for good."""
 
 import asyncio
 
@@ -29,8 +29,10 @@ RAW = {
 }
 
 
-async def test_raw_bytes_in_the_url(gateways: Gateways, connection: asyncpg.Connection) -> None:
-    """What a vendor puts into a URL without encoding it is decoded like what it encodes."""
+async def test_raw_bytes_in_the_url_are_decoded(
+    gateways: Gateways, connection: asyncpg.Connection
+) -> None:
+    """Unencoded bytes in a URL are decoded like encoded ones."""
     gateway = await gateways.start()
     for number, (raw, stored) in enumerate(RAW.items()):
         parameters = query(transaction_id=f"raw-{number}").replace("user_id=usr_1", "user_id=")
@@ -65,7 +67,7 @@ async def test_raw_bytes_in_the_url(gateways: Gateways, connection: asyncpg.Conn
     ],
 )
 async def test_malformed_http_is_unanswered(server: Process, request_bytes: bytes) -> None:
-    """What is not HTTP gets no 4xx: its sender may be a callback that was cut in two."""
+    """Malformed HTTP gets no 4xx: it may be a callback that was cut in two."""
     before = await server.metrics()
     assert await exchange(server.port, request_bytes) == UNANSWERED
     after = await server.metrics()
@@ -85,7 +87,9 @@ async def test_unusual_requests_are_served(server: Process) -> None:
     assert (await exchange(server.port, old)).json == WRITTEN
 
 
-async def test_body_that_never_ends(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stalled_body_is_closed_unanswered(
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A body that stalls is closed unanswered after a while, and counted."""
     monkeypatch.setattr(edge, "BODY_TIMEOUT_S", 0.2)
     gateway = await gateways.start()
@@ -96,7 +100,7 @@ async def test_body_that_never_ends(gateways: Gateways, monkeypatch: pytest.Monk
     assert (await gateway.metrics())[series] == before + 1
 
 
-async def test_stranger_does_not_fill_the_memory(server: Process) -> None:
+async def test_body_is_read_from_verified_callers_only(server: Process) -> None:
     """A body is read only from a caller that is verified; others are answered before."""
     target = f"/ingest/adjust?{query(secret='wrong')}"
     request = head("POST", target, headers={"Content-Length": "1000000"}) + b"x=1"
@@ -130,8 +134,8 @@ async def test_chunked_body_is_read(server: Process) -> None:
     assert (await exchange(server.port, request + chunks)).json == WRITTEN
 
 
-async def test_expected_continue(server: Process) -> None:
-    """A client that waits for a word before it sends its body gets it."""
+async def test_expected_continue_is_answered(server: Process) -> None:
+    """A client that waits for a 100 before it sends its body gets it."""
     headers = {"Content-Length": "3", "Expect": "100-continue"}
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(head("POST", f"/ingest/adjust?{query(user_id='expected')}", headers=headers))
@@ -142,7 +146,7 @@ async def test_expected_continue(server: Process) -> None:
     writer.close()
 
 
-# By the number of proxies: what X-Forwarded-For says, and whether that is on the allowlist.
+# By the number of proxies: X-Forwarded-For, and whether its address is on the allowlist.
 FORWARDED: dict[str, dict[str | None, bool]] = {
     "0": {
         None: True,  # the peer itself: loopback is on the list
@@ -154,7 +158,7 @@ FORWARDED: dict[str, dict[str | None, bool]] = {
         None: False,  # past the proxy
         "127.0.0.1": True,
         "203.0.113.9": False,
-        "127.0.0.1, 203.0.113.9": False,  # what the proxy did not write is not believed
+        "127.0.0.1, 203.0.113.9": False,  # entries that the proxy did not write do not count
         "203.0.113.9, 127.0.0.1": True,
         "nonsense": False,
         "127.0.0.1:5555": True,
@@ -164,7 +168,7 @@ FORWARDED: dict[str, dict[str | None, bool]] = {
         "[2001:db8::1]": True,
         "[2001:db8::1]:5555": True,
         "2001:db9::1": False,
-        # Each line is one of the header's; what the proxy wrote is in the last.
+        # Each line is one of the header's; the proxy's own entry is in the last.
         "203.0.113.9\r\nX-Forwarded-For: 127.0.0.1": True,
         "127.0.0.1\r\nX-Forwarded-For: 203.0.113.9": False,
         "127.0.0.1\r\nx-forwarded-for: 203.0.113.9, 203.0.113.9": False,
@@ -204,7 +208,7 @@ FORWARDED: dict[str, dict[str | None, bool]] = {
         None: False,
         "": False,
         ",": False,
-        "127.0.0.1,": True,  # the proxy next to us does not say whom it was called by
+        "127.0.0.1,": True,  # the proxy next to us does not name its caller
         "127.0.0.1, ,203.0.113.9": False,
         "127.0.0.1\r\nX-Forwarded-For: 203.0.113.9": True,
         "127.0.0.1\r\nX-Forwarded-For: 203.0.113.9, 203.0.113.9": False,
@@ -212,7 +216,7 @@ FORWARDED: dict[str, dict[str | None, bool]] = {
         "127.0.0.1\r\nX-Forwarded-For: 127.0.0.1\r\nX-Forwarded-For: 203.0.113.9": True,
     },
 }
-# What other software believes; it may say anything, and nobody counts it.
+# Headers that other software trusts; they may hold anything, and do not count.
 IGNORED = {
     "Forwarded": "for=127.0.0.1;by=127.0.0.1",
     "X-Forwarded": "127.0.0.1",
@@ -224,8 +228,8 @@ IGNORED = {
 
 
 @pytest.mark.parametrize("proxies", FORWARDED)
-async def test_forged_address(gateways: Gateways, proxies: str) -> None:
-    """Behind counted proxies, nobody can choose the address that the allowlist sees."""
+async def test_forged_address_does_not_count(gateways: Gateways, proxies: str) -> None:
+    """Behind counted proxies, no caller can choose the address that the allowlist sees."""
     gateway = await gateways.start(
         PROXIES_COUNT=proxies, ADJUST_IP_ALLOWLIST="127.0.0.0/8, 2001:db8::/32"
     )
@@ -236,8 +240,8 @@ async def test_forged_address(gateways: Gateways, proxies: str) -> None:
 
 
 @pytest.mark.parametrize("proxies", ["0", "1", "2"])
-async def test_forged_address_of_a_stranger(gateways: Gateways, proxies: str) -> None:
-    """A caller who is not on the list, and comes past the proxies, is not let in by a header."""
+async def test_stranger_with_a_forged_address_is_refused(gateways: Gateways, proxies: str) -> None:
+    """A caller that is not on the list, and comes past the proxies, gets no access by a header."""
     gateway = await gateways.start(PROXIES_COUNT=proxies, ADJUST_IP_ALLOWLIST="198.51.100.7")
     forged = {name: value.replace("127.0.0.1", "198.51.100.7") for name, value in IGNORED.items()}
     for more in ({}, {"X-Forwarded-For": "198.51.100.7"} if proxies != "1" else {}):

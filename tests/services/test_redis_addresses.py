@@ -1,4 +1,4 @@
-"""REDIS_URL for one server, a cluster and Sentinels; and what `check` says of each of them."""
+"""REDIS_URL for one server, a cluster and Sentinels; and the lines of `check` about each."""
 
 import asyncio
 import subprocess
@@ -14,8 +14,8 @@ from tests.gateways import ROOT, Process, environment, inherited
 from tests.redis_topologies import PASSWORD, SERVICE, Cluster, Watched, asking, url_of
 
 
-def test_address_of_a_cluster() -> None:
-    """Every node is named, and each is spoken to as the same user."""
+def test_address_of_a_cluster_names_every_node() -> None:
+    """Every node is named, and each connection has the same user."""
     address = read_address("rediss+cluster://me:pa%40ss,word@one:7000,[::1]:7001,three")
     assert address.kind is Kind.CLUSTER
     assert [(place["host"], place["port"]) for place in address.places] == [
@@ -26,7 +26,7 @@ def test_address_of_a_cluster() -> None:
         assert place["connection_class"] is SSLConnection
 
 
-def test_address_behind_sentinels() -> None:
+def test_address_of_sentinels_ends_with_the_service() -> None:
     """The last word is the service; options are those of the client."""
     address = read_address("redis+sentinel://:word@one:26380,two/my%20claims?db=3")
     assert (address.kind, address.service) == (Kind.SENTINEL, "my claims")
@@ -54,8 +54,8 @@ def test_address_behind_sentinels() -> None:
         "://:pa55w0rd@one:port",
     ],
 )
-def test_wrong_address(rest: str) -> None:
-    """A wrong address is told in one line that names the variable and hides the password."""
+def test_wrong_address_is_one_line_without_the_password(rest: str) -> None:
+    """A wrong address is reported in one line that names the variable and hides the password."""
     with pytest.raises(SettingsError, match=r"^REDIS_URL: not an address of the form redis") as why:
         read_address(f"redis{rest}")
     assert "\n" not in str(why.value)
@@ -64,7 +64,7 @@ def test_wrong_address(rest: str) -> None:
 
 
 async def check(server: Process, redis_url: str, folder: Path) -> tuple[int | None, list[str]]:
-    """The exit code of `python -m app check`, and what it says of Redis."""
+    """The exit code of `python -m app check`, and its lines about Redis."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "app", "check",
         cwd=ROOT,
@@ -76,8 +76,10 @@ async def check(server: Process, redis_url: str, folder: Path) -> tuple[int | No
     return process.returncode, [line for line in lines if line[9:14] == "redis"]
 
 
-async def test_check_of_a_cluster(redis_cluster: Cluster, server: Process, tmp_path: Path) -> None:
-    """`check` tells the state of a cluster, and looks at each of its primaries."""
+async def test_check_reports_each_primary_of_a_cluster(
+    redis_cluster: Cluster, server: Process, tmp_path: Path
+) -> None:
+    """`check` reports the state of a cluster, and of each of its primaries."""
     primaries = await redis_cluster.primaries()
     hosts = ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster.nodes[-2:])
     exit_code, (first, *others) = await check(
@@ -99,10 +101,10 @@ async def test_check_of_a_cluster(redis_cluster: Cluster, server: Process, tmp_p
     assert exit_code == 0
 
 
-async def test_check_behind_sentinels(
+async def test_check_reports_the_primary_of_sentinels(
     redis_watched: Watched, server: Process, tmp_path: Path
 ) -> None:
-    """`check` tells who is the primary now."""
+    """`check` reports the present primary."""
     primary = await redis_watched.primary()
     exit_code, (line, _) = await check(server, redis_watched.url, tmp_path)
     assert line.startswith(f"ok       redis 127.0.0.1:{primary.port}: Redis ")
@@ -113,10 +115,10 @@ async def test_check_behind_sentinels(
     assert exit_code == 1
 
 
-async def test_address_of_another_kind(
+async def test_address_of_another_kind_is_found_out(
     redis_cluster: Cluster, redis_watched: Watched, server: Process, tmp_path: Path
 ) -> None:
-    """An address whose server is no primary of its kind is found out, and is not waited for."""
+    """An address that leads to no primary of its kind is found out, and is not waited for."""
     node = redis_cluster.nodes[0]
     exit_code, [line, _] = await check(server, url_of(node), tmp_path)
     assert line == "FAILED   redis: runs in mode cluster: see REDIS_URL in the README"

@@ -1,4 +1,4 @@
-"""What a reload of a large workspaces file costs everybody else, and readers that get stuck."""
+"""The cost of reloading a large workspaces file, and readers that get stuck."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ async def until(happened: Callable[[], object]) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks at the file ten times as often."""
+    """Polls the file ten times as often."""
     monkeypatch.setattr(workspaces, "POLL_S", 0.1)
 
 
@@ -66,15 +66,15 @@ def test_reload_holds_the_loop_20_ms_at_most(tmp_path: Path, number: int) -> Non
     assert len(BY_WORKSPACE.in_use) == number
 
 
-async def test_file_that_hangs_is_told_and_holds_nothing_up(
+async def test_file_that_hangs_is_reported_and_delays_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While a read hangs the metric says so, the last good file is used, and reloading goes on."""
+    """While a read hangs, the metric reports it, the last valid file is used, and reloads go on."""
     monkeypatch.setattr(workspaces, "LOOK_TIMEOUT_S", 0.2)
     path = written(tmp_path / "workspaces.toml", app(name='"old"'))
     async with watched(path) as found:
         path.unlink()
-        os.mkfifo(path)  # whoever opens it waits for a writer
+        os.mkfifo(path)  # a reader that opens it waits for a writer
         await until(WORKSPACES_REFUSED._value.get)
         assert found.find("adjust", "old") is not None
         assert [record.levelno for record in caplog.records] == [logging.ERROR]
@@ -89,10 +89,10 @@ async def test_file_that_hangs_is_told_and_holds_nothing_up(
     "program",
     ["time.sleep(60)", "os.abort()", "print('digest')", r"print('digest\tx')", "print('x')"],
 )
-async def test_reader_that_fails_is_tried_again(
+async def test_failed_reader_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
-    """A reader that hangs, dies or ends too early is told, ended, and followed by another one."""
+    """A reader that hangs, dies or ends too early is logged, ended, and followed by another one."""
     (tmp_path / "stuck.py").write_text(f"import os, time\n{program}\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(workspaces, "READ_TIMEOUT_S", 0.5)
@@ -109,7 +109,7 @@ async def test_reader_that_fails_is_tried_again(
 
 
 async def test_reader_ends_with_the_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who stops to watch while a reader is at it leaves no process behind."""
+    """A watch that ends while a reader is at work leaves no process behind."""
     (tmp_path / "stuck.py").write_text(
         f"import os, time\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()) + ' ')\n"
         "time.sleep(60)\n"
@@ -132,7 +132,7 @@ async def test_reader_ends_with_the_watch(tmp_path: Path, monkeypatch: pytest.Mo
 async def test_watch_outlives_a_lack_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where no thread is to be had it is told, and a change is used once there is one again."""
+    """Where no thread is to be had this is logged, and a change is used once there is one again."""
     path = written(tmp_path / "workspaces.toml", app(name='"old"'))
 
     def fail(_: threading.Thread) -> None:

@@ -27,7 +27,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 
 
 @pytest.mark.services
-async def test_plain_postgresql(plain: Services, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_plain_postgresql_is_enough(
+    plain: Services, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Without TimescaleDB the same migration makes a plain table, and all else is the same."""
     connection = await asyncpg.connect(plain.database_url)
     assert await schema.migrate(connection) == list(schema.migrations())
@@ -55,7 +57,7 @@ async def test_plain_postgresql(plain: Services, tmp_path_factory: pytest.TempPa
     await connection.close()
 
 
-async def test_many_migrate_at_once(services: Services) -> None:
+async def test_concurrent_migrations_take_turns(services: Services) -> None:
     """Started from several places on an empty database, one migrates and the others wait."""
     name = "gateway_migrated_at_once"
     await services.execute(None, f"CREATE DATABASE {name}")
@@ -97,7 +99,7 @@ AMOUNTS: list[tuple[dict[str, str], str | None]] = [
 
 
 async def test_view_never_fails(connection: Connection, sink: TimescaleSink) -> None:
-    """A plain decimal becomes a number, whatever else was sent becomes null."""
+    """A plain decimal becomes a number, any other text becomes null."""
     batch = [
         event(str(number), properties=sent | {"currency": "eur"})
         for number, (sent, _) in enumerate(AMOUNTS)
@@ -110,7 +112,7 @@ async def test_view_never_fails(connection: Connection, sink: TimescaleSink) -> 
     assert {record["currency"] for record in records} == {"EUR"}
 
 
-async def test_retention_keeps_what_is_young(connection: Connection, sink: TimescaleSink) -> None:
+async def test_retention_keeps_young_events(connection: Connection, sink: TimescaleSink) -> None:
     """Old events go, and their stable IDs with them; young ones stay, and theirs."""
     now = datetime.now(UTC)
     for name, age_d in (("old", 100), ("young", 50), ("new", 0)):
@@ -132,7 +134,7 @@ FROM generate_series($1::int, $2) AS age
 """
 
 
-async def test_retention_of_more_chunks_than_locks(
+async def test_retention_drops_chunks_in_portions(
     services: Services, connection: Connection
 ) -> None:
     """Chunks go in portions, the oldest first, however many there are."""
@@ -145,8 +147,8 @@ async def test_retention_of_more_chunks_than_locks(
     assert await connection.fetchval("SELECT count(*) FROM events") == 0
 
 
-async def test_retention_of_partitions(connection: Connection) -> None:
-    """In a partitioned table the young rows stay that stand where old ones do in a partition."""
+async def test_retention_keeps_young_rows_of_an_old_partition(connection: Connection) -> None:
+    """In a partitioned table the young rows of a partition with old ones stay."""
     await connection.execute(
         "CREATE SCHEMA parts; SET search_path = parts, public; CREATE TABLE events "
         "(LIKE public.events) PARTITION BY RANGE (occurred_at); "
@@ -165,10 +167,8 @@ async def test_retention_of_partitions(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("retention_d", [0, 62, 400])
-async def test_what_retention_would_drop_is_not_accepted(
-    gateways: Gateways, retention_d: int
-) -> None:
-    """No row is dropped within 31 days of its arrival: what is older than that is refused."""
+async def test_event_near_its_retention_is_refused(gateways: Gateways, retention_d: int) -> None:
+    """No row is dropped within 31 days of its arrival: an event that would be is refused."""
     gateway = await gateways.start(RETENTION_D=str(retention_d))
     now = datetime.now(UTC).timestamp()
     # From its first answer on the gateway knows that its clock is right.
@@ -186,7 +186,7 @@ async def test_what_retention_would_drop_is_not_accepted(
         }  # fmt: skip
 
 
-async def test_role_without_usage_is_told_apart_from_a_missing_migration(
+async def test_role_without_usage_is_no_missing_migration(
     connection: Connection,
 ) -> None:
     """A schema that the role may not use is named; one that is not searched hides nothing."""

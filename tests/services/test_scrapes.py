@@ -1,4 +1,4 @@
-"""What a scrape costs everybody else, and what is left of workspaces and workers that are gone."""
+"""The cost of a scrape, and the series of workspaces and workers that are gone."""
 
 import asyncio
 import os
@@ -54,7 +54,7 @@ def test_scrape_holds_the_loop_20_ms_at_most(in_use: Callable[[int], None], numb
 
 
 def test_label_values_are_escaped(in_use: Callable[[int], None]) -> None:
-    """A name that holds what the format means something by is written as prometheus_client does."""
+    """A name with special characters of the format is written as prometheus_client does."""
     in_use(0)
     name = 'a"b\\c'
     BY_WORKSPACE.in_use = {("adjust", name)}
@@ -78,7 +78,7 @@ def test_workspace_that_is_gone_makes_room(tmp_path: Path) -> None:
 
 
 def test_tally_goes_on_where_another_process_ended(tmp_path: Path) -> None:
-    """What was counted before in the same place still counts, and what was counted by then too."""
+    """Earlier counts in the same place are kept, and counts from before `share` are added."""
     first, second = (Tally(lambda _: True) for _ in range(2))
     first.share(tmp_path / "tally")
     for n in range(CAPACITY_MIN + 1):
@@ -130,7 +130,7 @@ async def test_workers_that_ended_leave_no_files(run: RUNS) -> None:
     assert files[0] == files[1] == files[2]
 
 
-async def test_file_that_is_gone_meanwhile_fails_no_scrape(
+async def test_file_that_vanishes_fails_no_scrape(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gauges of a worker that ends are taken away while another worker reads them."""
@@ -142,7 +142,7 @@ async def test_file_that_is_gone_meanwhile_fails_no_scrape(
 def test_tally_outlives_a_file_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is new is not counted then, everything else goes on, and no callback fails for it."""
+    """New counts are lost then, everything else goes on, and no callback fails for it."""
     folder = tmp_path / "metrics"
     folder.mkdir()
     tally = Tally(lambda labels: labels != ("adjust", "ws_0"))

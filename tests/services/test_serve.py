@@ -1,4 +1,4 @@
-"""The process: it starts without its services, drains, and never tells a secret."""
+"""The process: it starts without its services, drains, and never prints a secret."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ def run(services: Services, database_url: str, tmp_path: Path) -> RUNS:
     return make
 
 
-async def test_drain(run: RUNS) -> None:
+async def test_drain_answers_then_ends(run: RUNS) -> None:
     """On SIGTERM readiness turns red at once, callbacks get a last answer, then it ends."""
     with run(DRAIN_PAUSE_S="1") as process:
         await asyncio.to_thread(process.wait_until_ready)
@@ -65,8 +65,10 @@ async def test_drain(run: RUNS) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_drain_answers_what_is_in_flight(run: RUNS, gateways: Gateways, workers: str) -> None:
-    """What was accepted is committed and answered, when new connections are long refused."""
+async def test_drain_answers_callbacks_in_flight(
+    run: RUNS, gateways: Gateways, workers: str
+) -> None:
+    """Accepted callbacks are committed and answered, when new connections are long refused."""
     with run(WORKERS=workers) as process:
         await asyncio.to_thread(process.wait_until_ready)
         async with gateways.locked_events():
@@ -83,15 +85,15 @@ async def test_drain_answers_what_is_in_flight(run: RUNS, gateways: Gateways, wo
         assert await asyncio.to_thread(process.wait) == 0
 
 
-async def test_drain_answers_what_has_arrived(run: RUNS) -> None:
-    """A request that came before the last moment is answered, on whatever connection it came."""
+async def test_drain_answers_requests_that_have_arrived(run: RUNS) -> None:
+    """A request that came before the last moment is answered, on any connection."""
     with run() as process:
         await asyncio.to_thread(process.wait_until_ready)
         kept = [await asyncio.open_connection("127.0.0.1", process.port) for _ in range(40)]
         for reader, writer in kept:
             writer.write(head("GET", "/healthz"))
             assert (await read_answer(reader)).status == 200
-        # Of a process that stands still the kernel accepts on. Then all comes to it at once.
+        # The kernel accepts for a process that stands still. Then all comes to it at once.
         process.signal(signal.SIGSTOP)
         new = [await asyncio.open_connection("127.0.0.1", process.port) for _ in range(40)]
         for number, (_, writer) in enumerate(kept + new):
@@ -106,8 +108,8 @@ async def test_drain_answers_what_has_arrived(run: RUNS) -> None:
             writer.close()
 
 
-async def test_request_half_received_when_the_drain_ends(run: RUNS) -> None:
-    """A request whose rest comes after the listener is closed is served like any other."""
+async def test_request_half_received_at_the_drain_is_served(run: RUNS) -> None:
+    """A request that ends after the listener is closed is served like any other."""
     with run() as process:
         await asyncio.to_thread(process.wait_until_ready)
         reader, writer = await asyncio.open_connection("127.0.0.1", process.port)
@@ -128,7 +130,7 @@ async def test_request_half_received_when_the_drain_ends(run: RUNS) -> None:
         writer.close()
 
 
-async def test_more_callers_at_once_than_are_accepted(run: RUNS) -> None:
+async def test_hundreds_of_callers_may_connect_at_once(run: RUNS) -> None:
     """Hundreds may connect while the process is busy: none is turned away or made to wait."""
     with run() as process:
         await asyncio.to_thread(process.wait_until_ready)
@@ -150,7 +152,7 @@ async def test_more_callers_at_once_than_are_accepted(run: RUNS) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_stops_when_idle(run: RUNS, number: signal.Signals) -> None:
-    """Idle connections do not hold the process up."""
+    """Idle connections do not delay the end of the process."""
     with run() as process:
         await asyncio.to_thread(process.wait_until_ready)
         _, writer = await asyncio.open_connection("127.0.0.1", process.port)
@@ -161,7 +163,7 @@ async def test_stops_when_idle(run: RUNS, number: signal.Signals) -> None:
         writer.close()
 
 
-async def test_few_open_files_by_default(run: RUNS) -> None:
+async def test_low_soft_limit_of_open_files_is_raised(run: RUNS) -> None:
     """A low soft limit, as shells and systemd set it, does not limit the connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
@@ -199,7 +201,7 @@ async def test_becomes_ready_when_the_schema_appears(run: RUNS, gateways: Gatewa
         assert (await process.callback()).json == WRITTEN
 
 
-async def test_several_workers(run: RUNS) -> None:
+async def test_workers_share_port_and_metrics(run: RUNS) -> None:
     """Two workers share the port, their metrics add up, and both end with their parent."""
     with run(WORKERS="2") as process:
         await asyncio.to_thread(process.wait_until_ready)
@@ -213,8 +215,8 @@ async def test_several_workers(run: RUNS) -> None:
         assert await get(process.port, "/healthz") == UNANSWERED
 
 
-async def test_replaced_worker_with_a_wrong_file(run: RUNS) -> None:
-    """A worker that cannot read its workspaces says so in a line, and the others go on."""
+async def test_worker_with_a_wrong_file_harms_no_other(run: RUNS) -> None:
+    """A worker that cannot read its workspaces logs one line, and the others go on."""
     with run(WORKERS="2") as process:
         workers = await until_all_serve(process)
         (process.folder / "workspaces.toml").write_text("[[")
@@ -246,8 +248,8 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_that_do_not_start(tmp_path: Path) -> None:
-    """A machine that has no room for another process is tried again, however long that takes."""
+def test_workers_are_started_again(tmp_path: Path) -> None:
+    """A worker that finds no room for its process is started again, until there is room."""
     script = tmp_path / "script.py"
     script.write_text(NO_ROOM_FOR_WORKERS)
     command = [sys.executable, str(script)]
@@ -273,9 +275,9 @@ async def test_workers_end_with_their_parent(run: RUNS) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_signal_while_starting(run: RUNS, workers: str) -> None:
-    """A signal that comes early ends the process, and nobody else in its group."""
-    for delay_s in (0.0, 0.4, 0.8):  # wherever in its start that is, on this machine
+async def test_early_signal_ends_the_process(run: RUNS, workers: str) -> None:
+    """A signal that comes early ends the process, and no other one of its group."""
+    for delay_s in (0.0, 0.4, 0.8):  # at different moments of its start
         with run(WORKERS=workers) as process:
             await asyncio.sleep(delay_s)
             process.signal(signal.SIGTERM)
@@ -284,8 +286,8 @@ async def test_signal_while_starting(run: RUNS, workers: str) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_signal_again_and_again(run: RUNS, workers: str) -> None:
-    """However often it is told to end, it ends as if it had been told once."""
+async def test_repeated_signals_end_the_process_once(run: RUNS, workers: str) -> None:
+    """Any number of signals has the effect of one."""
     with run(WORKERS=workers) as process:
         await until_all_serve(process, int(workers))
         ended = asyncio.create_task(asyncio.to_thread(process.wait))
@@ -308,13 +310,13 @@ def change_and_tell(number, handler):
     return changed
 
 signal.signal = change_and_tell
-from app.http.server import run
+from app.commands.serve import run
 sys.exit(run())
 """
 
 
-async def test_signal_at_the_worst_moments(run: RUNS) -> None:
-    """A signal that comes whenever signals are being looked after is heard, and harms nothing."""
+async def test_signal_during_signal_handling_is_heard(run: RUNS) -> None:
+    """A signal that comes while signals are being handled is heard, and harms nothing."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", WORST_MOMENTS),
         cwd=ROOT,
@@ -350,8 +352,8 @@ def workers_of(pid: int) -> set[int]:
     return found
 
 
-async def test_secret_is_never_told(run: RUNS, gateways: Gateways) -> None:
-    """No log line, metric, answer or row holds the secret, whatever fails."""
+async def test_secret_is_never_printed(run: RUNS, gateways: Gateways) -> None:
+    """No log line, metric, answer or row holds the secret, at any failure."""
     with run(LOG_LEVEL="debug") as process:
         await asyncio.to_thread(process.wait_until_ready)
         await process.callback()
@@ -375,8 +377,8 @@ async def test_secret_is_never_told(run: RUNS, gateways: Gateways) -> None:
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
 
 
-async def test_one_log_line_for_a_failed_batch(run: RUNS, gateways: Gateways) -> None:
-    """A batch that fails is one line, however many callbacks were in it; a success is none."""
+async def test_failed_batch_is_one_log_line(run: RUNS, gateways: Gateways) -> None:
+    """A batch that fails is one line, for any number of callbacks in it; a success is none."""
     with run() as process:
         await asyncio.to_thread(process.wait_until_ready)
         await asyncio.gather(*(process.callback(user_id=f"good{n}") for n in range(10)))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from app.commands.serve import OPEN_FILES_MIN
 from app.http import server as serve
-from app.http.server import OPEN_FILES_MIN
 from app.settings import read_settings
 from bench.testbed.gateway import bound
 from tests.client import UNANSWERED, get
@@ -67,7 +67,7 @@ async def test_signals_are_heard_from_the_first_moment(run: RUNS) -> None:
 
 @contextmanager
 def as_number_one(process: Process) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Start a gateway as number 1 of processes of its own; yields who waits for it, and its ID."""
+    """Start a gateway as number 1 of processes of its own; yields its parent process and its ID."""
     unshare = shutil.which("unshare")
     alone = [unshare or "", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if not unshare or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
@@ -108,7 +108,7 @@ async def test_number_one_ends_by_a_signal(run: RUNS, number: signal.Signals) ->
 
 
 async def test_number_one_drains(run: RUNS) -> None:
-    """In a container that serves, a signal is a drain, whose end is exit code 0."""
+    """In a container that serves, a signal is a drain, and the exit code is 0."""
     process = run()
     with as_number_one(process) as (popen, pid):
         await asyncio.to_thread(process.wait_until_ready)
@@ -118,7 +118,7 @@ async def test_number_one_drains(run: RUNS) -> None:
 
 @pytest.mark.parametrize("command", ["serve", "check", "migrate"])
 def test_interrupt_has_no_traceback(run: RUNS, command: str) -> None:
-    """Ctrl-C while the modules are being imported ends each command without a page of text."""
+    """Ctrl-C while the modules are being imported ends each command without a traceback."""
     process = subprocess.Popen(
         [*COMMAND[:-1], command], cwd=ROOT, env=inherited() | run().environ, stderr=subprocess.PIPE
     )
@@ -132,9 +132,9 @@ def test_interrupt_has_no_traceback(run: RUNS, command: str) -> None:
 
 
 async def test_interrupted_workers_have_no_traceback(run: RUNS) -> None:
-    """Ctrl-C, which the terminal sends to every process, is the parent's to hear."""
+    """Ctrl-C, which the terminal sends to every process, is handled by the parent."""
     process = run(WORKERS="2")
-    for delay_s in (0.05, 0.2, 0.4):  # wherever in the start of the workers that is
+    for delay_s in (0.05, 0.2, 0.4):  # at different moments of the start of the workers
         started = await asyncio.create_subprocess_exec(
             *COMMAND,
             cwd=ROOT,
@@ -156,7 +156,7 @@ async def test_interrupted_workers_have_no_traceback(run: RUNS) -> None:
         assert started.returncode == 0
 
 
-async def test_file_whose_read_hangs_does_not_hold_the_end(run: RUNS) -> None:
+async def test_file_whose_read_hangs_does_not_delay_the_end(run: RUNS) -> None:
     """While the workspaces file cannot be read, callbacks are served, and a signal is a drain."""
     with run() as process, ExitStack() as stack:
         await asyncio.to_thread(process.wait_until_ready)
@@ -175,22 +175,22 @@ async def test_file_whose_read_hangs_does_not_hold_the_end(run: RUNS) -> None:
 
 HANGING_THREAD = """
 import asyncio, sys, threading
-from app import life
+from app.http import lifecycle
 
 async def start(app):
     asyncio.ensure_future(asyncio.to_thread(threading.Event().wait))
     await go_on(app)
 
-go_on, life._start = life._start, start
-from app.http.server import run
+go_on, lifecycle._start = lifecycle._start, start
+from app.commands.serve import run
 if __name__ == "__main__":
     sys.exit(run())
 """
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_thread_that_hangs_does_not_hold_the_end(run: RUNS, workers: str) -> None:
-    """A thread that never returns, as one that reads from a lost volume, is left behind."""
+async def test_thread_that_hangs_does_not_delay_the_end(run: RUNS, workers: str) -> None:
+    """A thread that never returns, such as one that reads from a lost volume, is left behind."""
     process = run(WORKERS=workers)
     script = process.folder / "script.py"
     script.write_text(HANGING_THREAD)
@@ -226,7 +226,7 @@ def has_ipv6() -> bool:
     [("::", {"127.0.0.1", "::1"}), ("0.0.0.0", {"127.0.0.1"}), ("::1", {"::1"})],  # noqa: S104
 )
 async def test_wildcard_of_ipv6_takes_both(run: RUNS, host: str, answers: set[str]) -> None:
-    """`::` is every address of the machine, also those of IPv4; others are what they say."""
+    """`::` is every address of the machine, also those of IPv4; other addresses are themselves."""
     settings = read_settings(run(HOST=host).environ)
     with serve.listen(settings):
         for address in ("127.0.0.1", "::1"):
@@ -238,14 +238,14 @@ async def test_wildcard_of_ipv6_takes_both(run: RUNS, host: str, answers: set[st
 
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 async def test_ipv4_caller_of_a_dual_socket_is_on_the_allowlist(run: RUNS) -> None:
-    """Who calls by IPv4 has the address that the allowlist knows."""
+    """A caller by IPv4 has its IPv4 address on the allowlist."""
     with run(HOST="::", ADJUST_IP_ALLOWLIST="127.0.0.1") as process:
         await asyncio.to_thread(process.wait_until_ready)
         assert (await get(process.port, f"/ingest/adjust?{query()}")).json == WRITTEN
 
 
 @pytest.mark.parametrize("files", [20, 64, OPEN_FILES_MIN - 1, OPEN_FILES_MIN])
-async def test_too_few_open_files_are_told(run: RUNS, files: int) -> None:
+async def test_too_few_open_files_are_refused(run: RUNS, files: int) -> None:
     """A limit that leaves no room for connections is one line that names it, and exit code 2."""
     process = run()
     limited = ["sh", "-c", f'ulimit -Sn {min(files, 40)}; ulimit -Hn {files}; exec "$@"', "sh"]

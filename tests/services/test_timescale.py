@@ -1,4 +1,4 @@
-"""The sink on a real database: what is written, refused, contested, and never lost."""
+"""The sink on a real database: events that are written, refused, contested, and never lost."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ IS_ANYBODY_WAITING = (
 
 
 async def skip_without_timescaledb(services: Services, connection: Connection) -> None:
-    """Leave the test, and say why, where the server has no TimescaleDB."""
+    """Skip the test, with the reason, where the server has no TimescaleDB."""
     if await timescaledb_version(connection) is None:
         pytest.skip(f"no TimescaleDB: {services.description}")
 
@@ -44,7 +44,7 @@ async def test_events_is_a_hypertable(services: Services, connection: Connection
 
 
 async def test_chunks_are_made_ahead(services: Services, connection: Connection) -> None:
-    """The chunks of today and tomorrow are there before anybody needs them."""
+    """The chunks of today and tomorrow are there before they are needed."""
     await skip_without_timescaledb(services, connection)
     covered = await connection.fetchval(
         "SELECT count(*) FROM timescaledb_information.chunks WHERE hypertable_name = 'events' "
@@ -75,18 +75,20 @@ async def test_every_column_arrives(
         assert row == fields
 
 
-async def test_duplicates_inside_a_batch_of_new_ones(
+async def test_duplicates_cost_new_events_nothing(
     sink: TimescaleSink, connection: Connection
 ) -> None:
-    """One row that is there already costs its neighbours nothing, and is told apart."""
+    """A row that is there already costs its neighbours nothing, and is a duplicate."""
     assert await sink.write(events("a", "b"), contested=False) == [WRITTEN, WRITTEN]
     outcomes = await sink.write(events("c", "a", "d", "b"), contested=False)
     assert outcomes == [WRITTEN, DUPLICATE, WRITTEN, DUPLICATE]
     assert await stored(connection) == {"a", "b", "c", "d"}
 
 
-async def test_stable_id_under_another_time(sink: TimescaleSink, connection: Connection) -> None:
-    """An event with a stable ID is one event, whatever time it is sent with, on either way."""
+async def test_stable_id_at_another_time_is_a_duplicate(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """An event with a stable ID is one event, at any time, by COPY or INSERT."""
     later = OCCURRED_AT + timedelta(days=3)
     first = event("a", has_stable_id=True)
     again = event("a", has_stable_id=True, occurred_at=later)
@@ -114,7 +116,7 @@ async def test_stable_id_is_not_entered_without_its_row(
     assert await sink.write([event("a", has_stable_id=True)], contested=False) == [WRITTEN]
 
 
-async def test_copy_is_what_writes(sink: TimescaleSink, connection: Connection) -> None:
+async def test_batch_is_one_copy(sink: TimescaleSink, connection: Connection) -> None:
     """A batch without conflicts is one COPY, with and without stable IDs."""
     await connection.execute(
         "CREATE TABLE statements (text text)",
@@ -147,7 +149,7 @@ async def test_copy_is_what_writes(sink: TimescaleSink, connection: Connection) 
 async def test_fault_of_the_schema_refuses_nothing(
     sink: TimescaleSink, connection: Connection, fault: str
 ) -> None:
-    """What hits more than one event is our own fault: each one raises, and nothing is lost."""
+    """An error that hits more than one event is our own fault: each one raises, none is lost."""
     await connection.execute(fault)
     for known in (event("a", has_stable_id=True), event("b", has_stable_id=True)):
         with pytest.raises(asyncpg.PostgresError):
@@ -162,10 +164,10 @@ async def test_fault_of_the_schema_refuses_nothing(
     assert not {"a", "b", "d"} & await stored(connection)
 
 
-async def test_twin_waits_for_the_other_to_commit(
+async def test_contested_event_waits_for_the_other_commit(
     sink: TimescaleSink, connection: Connection
 ) -> None:
-    """While somebody else writes an event, its twin is neither written nor told duplicate."""
+    """While another writer has an event under way, it is neither written nor a duplicate."""
     async with asyncio.timeout(10):
         transaction = connection.transaction()
         await transaction.start()
@@ -178,7 +180,7 @@ async def test_twin_waits_for_the_other_to_commit(
     assert await stored(connection) == {"a"}
 
 
-async def test_frozen_writer_harms_only_its_twins(
+async def test_frozen_writer_delays_only_contested_events(
     sink: TimescaleSink, connection: Connection
 ) -> None:
     """Rows that are locked for ever fail alone, and their neighbours are written at once."""
@@ -199,8 +201,10 @@ async def test_frozen_writer_harms_only_its_twins(
     assert await stored(connection) == {*"abcdez", "frozen-0"}
 
 
-async def test_many_twins_of_a_frozen_writer(sink: TimescaleSink, connection: Connection) -> None:
-    """Twins that nobody holds up do not wait for each of those that a frozen writer does."""
+async def test_contested_events_do_not_wait_for_each_other(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """A contested event does not wait for each of those that a frozen writer holds."""
     await sink.write(events("z"), contested=True)  # the chunk is there
     frozen = [f"frozen-{number}" for number in range(40)]
     transaction = connection.transaction()
@@ -216,10 +220,10 @@ async def test_many_twins_of_a_frozen_writer(sink: TimescaleSink, connection: Co
     await transaction.rollback()
 
 
-async def test_twins_are_waited_for_again(
+async def test_contested_event_gets_its_full_time_again(
     sink: TimescaleSink, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Soon after the last one that was held up, a twin has its full time again."""
+    """Soon after the last event that was held up, a contested one has its full time again."""
     monkeypatch.setattr("sinks.timescale.sink.HASTE_S", 0.05)
     await sink.write(events("z"), contested=True)
     for _ in range(2):
@@ -249,7 +253,7 @@ async def test_rebuilt_database_is_noticed(sink: TimescaleSink, connection: Conn
 
 
 async def test_commits_are_durable(services: Services, database_url: str) -> None:
-    """A role or database that turns synchronous_commit off does not weaken what is answered."""
+    """A role or database that turns synchronous_commit off does not weaken the answer."""
     database = urlsplit(database_url).path.strip("/")
     await services.execute(None, f"ALTER DATABASE {database} SET synchronous_commit = off")
     sink = TimescaleSink(database_url, commit_timeout_s=5)
@@ -275,7 +279,7 @@ async def test_lost_connection_is_replaced(sink: TimescaleSink, connection: Conn
 async def test_time_out_gives_the_connection_up(database_url: str, connection: Connection) -> None:
     """A write that takes too long raises, its statement ends, and the next write succeeds."""
     sink = TimescaleSink(database_url, commit_timeout_s=0.3)
-    # A server that does not give up by itself.
+    # The server does not give up by itself.
     sink._batches._settings |= {"statement_timeout": "0", "lock_timeout": "0"}
     await sink.write([], contested=False)
     transaction = connection.transaction()
@@ -316,7 +320,7 @@ async def test_overlapping_writers_do_not_deadlock(
 async def test_copy_of_a_database_is_other_data(
     services: Services, template: str, connection: Connection
 ) -> None:
-    """A copied database does not inherit what Redis remembers of the original."""
+    """A copied database does not inherit Redis's records of the original."""
     name = "gateway_copy"
     await services.execute(None, f"CREATE DATABASE {name} TEMPLATE {template}")
     copy = await asyncpg.connect(services.url_of(name))
@@ -339,6 +343,6 @@ async def insert(connection: Connection, known: Event) -> None:
 
 
 async def until_waiting(connection: Connection) -> None:
-    """Return when somebody waits for a lock."""
+    """Return when a process waits for a lock."""
     while not await connection.fetchval(IS_ANYBODY_WAITING):
         await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Traces: what a collector of OpenTelemetry is told, and that nobody pays for what is off."""
+"""Traces: the spans that an OpenTelemetry collector gets, and no cost where they are off."""
 
 import asyncio
 import signal
@@ -52,7 +52,7 @@ class Span:
 
 
 class Collector:
-    """Takes what is exported by OTLP over HTTP, on a port of this machine."""
+    """Takes the spans that are exported by OTLP over HTTP, on a port of this machine."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -108,8 +108,10 @@ def run(services: Services, database_url: str, tmp_path: Path) -> RUNS:
     return partial(Process, database_url, services.redis_url, tmp_path)
 
 
-async def test_spans(run: RUNS, collector: Collector, gateways: Gateways) -> None:
-    """Each callback has a span that says what became of it, and each batch one with its stages."""
+async def test_callbacks_and_batches_have_spans(
+    run: RUNS, collector: Collector, gateways: Gateways
+) -> None:
+    """Each callback has a span with its outcome, and each batch one with its stages."""
     with run(**collector.environ) as process:
         await asyncio.to_thread(process.wait_until_ready)
         for parameters in ({}, {}, {"event_token": "no"}, {"app_token": "no"}, {"secret": "no"}):
@@ -147,7 +149,9 @@ async def test_spans(run: RUNS, collector: Collector, gateways: Gateways) -> Non
         assert not any(word.encode() in body for body in collector.bodies), word
 
 
-async def test_callbacks_of_one_batch(run: RUNS, collector: Collector, gateways: Gateways) -> None:
+async def test_callbacks_are_linked_to_their_batch(
+    run: RUNS, collector: Collector, gateways: Gateways
+) -> None:
     """The first callback of a batch has it as a child, and the others have a link to it."""
     with run(**collector.environ, WORKERS="1", OTEL_SERVICE_NAME="shop") as process:
         await asyncio.to_thread(process.wait_until_ready)
@@ -169,7 +173,9 @@ async def test_callbacks_of_one_batch(run: RUNS, collector: Collector, gateways:
     assert {span.service for span in collector.spans} == {"shop"}
 
 
-async def test_contested_event(run: RUNS, collector: Collector, gateways: Gateways) -> None:
+async def test_contested_event_has_its_own_batch(
+    run: RUNS, collector: Collector, gateways: Gateways
+) -> None:
     """An event that is written alone has a batch of its own, as a child of its callback."""
     claimed = 'flokit_batch_stage_seconds_count{stage="claim"}'
     with run(**collector.environ) as first, run(**collector.environ) as second:
@@ -191,8 +197,8 @@ async def test_contested_event(run: RUNS, collector: Collector, gateways: Gatewa
     ]
 
 
-async def test_workers_and_sampler(run: RUNS, collector: Collector) -> None:
-    """Workers export too; what is not sampled is not exported, and is answered all the same."""
+async def test_workers_export_only_sampled_spans(run: RUNS, collector: Collector) -> None:
+    """Workers export too; a callback that is not sampled is not exported, and is answered."""
     with run(**collector.environ, WORKERS="2") as process:
         await asyncio.to_thread(process.wait_until_ready)
         for number in range(10):
@@ -205,7 +211,7 @@ async def test_workers_and_sampler(run: RUNS, collector: Collector) -> None:
     assert not collector.bodies
 
 
-async def test_collector_is_away(run: RUNS) -> None:
+async def test_missing_collector_fails_no_callback(run: RUNS) -> None:
     """Callbacks do not notice, and the end of the process waits for a while at most."""
     with run(OTEL_TRACES_EXPORTER="otlp", OTEL_EXPORTER_OTLP_ENDPOINT=NOBODY) as process:
         await asyncio.to_thread(process.wait_until_ready)
@@ -242,8 +248,8 @@ print([name for name in sys.modules if name.startswith(ours)])
         {"OTEL_SERVICE_NAME": "shop", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
     ],
 )
-def test_off(before: str, environ: dict[str, str], tmp_path: Path) -> None:
-    """Where no traces are wanted nothing is imported for them, and no part is another."""
+def test_traces_are_off_by_default(before: str, environ: dict[str, str], tmp_path: Path) -> None:
+    """Where no traces are wanted, nothing is imported for them, and no part is replaced."""
     ended = run_script(before + OFF, tmp_path, environ)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("[]\n[]\n", "", 0)
 
@@ -282,8 +288,10 @@ OTLP = {"OTEL_TRACES_EXPORTER": "otlp"}
         (SERVE, OTLP | {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL"),
     ],
 )
-def test_wrong_variable(script: str, environ: dict[str, str], name: str, tmp_path: Path) -> None:
-    """What cannot be is told in one line, and nothing is started."""
+def test_wrong_variable_is_one_line(
+    script: str, environ: dict[str, str], name: str, tmp_path: Path
+) -> None:
+    """An impossible value is reported in one line, and nothing is started."""
     ended = run_script(script, tmp_path, environ)
     lines = [line for line in ended.stderr.splitlines() if not line.startswith("{")]  # the log's
     assert ended.returncode == 2, ended.stderr
@@ -291,8 +299,8 @@ def test_wrong_variable(script: str, environ: dict[str, str], name: str, tmp_pat
     assert lines[0].startswith(f"{name}: ")
 
 
-def test_who_asks_for_traces() -> None:
-    """An exporter or an endpoint asks for them; the SDK's own default does not."""
+def test_exporter_or_endpoint_turns_traces_on() -> None:
+    """An exporter or an endpoint turns traces on; the SDK's own default does not."""
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": NOBODY}
     assert traces.is_wanted(endpoint)
     assert traces.is_wanted({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": NOBODY})

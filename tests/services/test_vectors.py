@@ -27,7 +27,7 @@ def receipt(outcome: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["id"] for vector in VECTORS])
-async def test_vector(server: Process, vector: dict[str, Any]) -> None:
+async def test_vector_has_its_outcome_and_row(server: Process, vector: dict[str, Any]) -> None:
     """A callback of the real world has the outcome, and the row, that the vector names."""
     expected = dict(vector["expect"])
     before = await server.metrics()

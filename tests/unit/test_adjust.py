@@ -1,4 +1,4 @@
-"""Adjust: each sentence of the contract on how a callback becomes an event, and which one."""
+"""Adjust: the outcome of a callback, the fields of its event, and the reasons of a drop."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ CONFIGURED = App(
     keep=("tracker_name", "event_name"),
     stable_id=("transaction_id", "deduplication_id"),
 )
-# What the vectors take for granted.
+# The mapping of the vectors' app.
 WORKSPACE_OF_VECTORS = msgspec.structs.replace(CONFIGURED, events=EVENTS, activities={}, keep=())
 GOOD = {
     "app_token": "abc123token",
@@ -54,7 +54,7 @@ class TestAdjust(AdapterCases):
 
 
 def parse(changes: Changes = NOTHING, app: App = CONFIGURED) -> Event | Drop:
-    """What becomes of the good callback with these changes; None takes a parameter away."""
+    """The outcome of the good callback with these changes; None takes a parameter away."""
     sent = {name: value for name, value in {**GOOD, **changes}.items() if value is not None}
     callback = callback_of(urlencode(sent).encode())
     event = adjust.parse(callback, app)
@@ -85,10 +85,10 @@ TYPES: list[tuple[dict[str, str | None], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "event_type"), TYPES)
-def test_the_type_comes_from_the_wrong_name(
+def test_type_comes_from_the_first_name_present(
     changes: dict[str, str | None], event_type: str
 ) -> None:
-    """`event_token`, else Adjust's own `event`, else `activity_kind` says what happened."""
+    """`event_token`, else Adjust's own `event`, else `activity_kind` determines the type."""
     assert event(changes).event_type == event_type
 
 
@@ -115,8 +115,10 @@ DROPS: list[tuple[dict[str, str | None], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "reason"), DROPS)
-def test_the_reason_of_a_drop_misleads(changes: dict[str, str | None], reason: str) -> None:
-    """Where several things are wrong, the first of the contract's order is told."""
+def test_drop_has_the_first_reason_that_applies(
+    changes: dict[str, str | None], reason: str
+) -> None:
+    """Where several things are wrong, the drop has the first reason in the documented order."""
     assert parse(changes) == Drop(DropReason(reason))
 
 
@@ -128,7 +130,7 @@ VALUES += ["{{idfa}}", "{a}{b}", "{ä}", "{a\nb}", "{a\tb}", "nullable", "00x", 
 
 @pytest.mark.parametrize("value", ["", " \t", *PLACEHOLDERS])
 @pytest.mark.parametrize("name", ["user_id", "os_name", "country", "idfa", "revenue", "event_name"])
-def test_absence_is_stored_as_a_value(name: str, value: str) -> None:
+def test_absent_values_are_not_stored(name: str, value: str) -> None:
     """A missing key, an empty value and an unfilled placeholder all mean the same: absent."""
     absent = event({name: None})
     assert event({name: value}) == absent
@@ -137,8 +139,8 @@ def test_absence_is_stored_as_a_value(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_a_value_is_taken_for_a_placeholder(value: str) -> None:
-    """A JSON object and whatever else is not wholly a placeholder is kept as it was sent."""
+def test_value_that_is_no_placeholder_is_kept(value: str) -> None:
+    """A JSON object, or any value not wholly a placeholder, is kept as it was sent."""
     assert event({"user_id": value}).user_id == value
     assert event({"tracker_name": value}).properties["tracker_name"] == value
 
@@ -157,22 +159,22 @@ NORMAL: list[tuple[str, str, str | None]] = [
 
 
 @pytest.mark.parametrize(("name", "sent", "kept"), NORMAL)
-def test_an_identifier_or_dimension_in_two_spellings(
+def test_identifiers_and_dimensions_have_one_spelling(
     name: str, sent: str, kept: str | None
 ) -> None:
-    """What analysts group and join by has one spelling, and what is none of these is null."""
+    """A value that analysts group or join by has one spelling; an invalid one is null."""
     assert getattr(event({name: sent}), name) == kept
 
 
 @pytest.mark.parametrize("os_name", ["ios", "iOS", "android", "Android"])
-def test_a_known_os_name_is_kept_twice(os_name: str) -> None:
-    """The name of the system stands in `properties` only where it says more than the column."""
+def test_os_name_is_kept_only_where_it_has_more_detail(os_name: str) -> None:
+    """The name of the system is in `properties` only where it has more detail than the column."""
     assert "os_name" not in event({"os_name": os_name}).properties
     for more in ("ipados", "iPadOS", "android-tv", "roku-os"):
         assert event({"os_name": more}).properties["os_name"] == more
 
 
-def test_a_sent_text_is_changed() -> None:
+def test_sent_texts_are_kept_unchanged() -> None:
     """`properties` has the texts that were sent, those that the app lists, and nothing else."""
     kept = {
         "revenue": "49.990",
@@ -192,15 +194,15 @@ def test_a_sent_text_is_changed() -> None:
     assert (alias["event_token"], "event" in alias) == ("bkrfgq", False)
 
 
-def test_a_body_chooses_the_app() -> None:
-    """The app is the one that the URL names: the body is the client's."""
+def test_body_does_not_choose_the_app() -> None:
+    """The app is the one in the URL: the body is the client's."""
     assert sent_app_token(b"event=g3mz3t") is None
     assert sent_app_token(b"app_token=a") == "a"
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["id"] for vector in VECTORS])
-def test_vector_without_a_server(vector: dict[str, Any]) -> None:
-    """The adapter alone knows the outcome of every callback of the real world."""
+def test_adapter_alone_gives_the_outcome_of_a_vector(vector: dict[str, Any]) -> None:
+    """The adapter alone gives the outcome of every real callback."""
     expected = vector["expect"]
     if expected["status"] != 200:
         return  # no adapter sees it

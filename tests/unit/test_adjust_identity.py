@@ -1,4 +1,4 @@
-"""Adjust: which callbacks are one event, and which must never be."""
+"""Adjust: the callbacks that are one event, and those that must never be."""
 
 import msgspec
 import pytest
@@ -12,7 +12,7 @@ ZEROS = "00000000-0000-0000-0000-000000000000"
 
 
 @pytest.mark.parametrize("place", range(4))
-def test_the_wrong_identifier_is_the_user(place: int) -> None:
+def test_first_identifier_is_the_user(place: int) -> None:
     """The first identifier that is present is the user; those after it do not count."""
     named = {name: GOOD[name] for name in USERS[place:]}
     without = event(NOBODY | named)
@@ -22,14 +22,14 @@ def test_the_wrong_identifier_is_the_user(place: int) -> None:
         assert event(NOBODY | named | dict.fromkeys(earlier, absent)).event_id == without.event_id
 
 
-def test_two_kinds_of_user_share_a_text() -> None:
+def test_same_text_under_another_name_is_another_user() -> None:
     """The same text is another user under each of the names."""
     events = [event(NOBODY | {name: "12345-67890"}) for name in USERS]
     assert len({event.event_id for event in events}) == len(USERS)
 
 
-def test_two_devices_without_identifiers_share_an_id() -> None:
-    """Where nobody is named, whatever else was sent tells two devices apart."""
+def test_devices_without_identifiers_differ_by_their_parameters() -> None:
+    """Without an identifier, any other parameter distinguishes two devices."""
     devices: list[Changes] = [
         {}, {"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}, {"user_agent": "10.0.0.1"}, {"revenue": "1"},
         {"idfa": ZEROS, "idfv": "1"}, {"idfv": "1"}, {"a": "b", "c": "d"}, {"a": "bc", "": "d"},
@@ -37,8 +37,8 @@ def test_two_devices_without_identifiers_share_an_id() -> None:
     assert len({event({**NOBODY, **device}).event_id for device in devices}) == len(devices)
 
 
-def test_a_redelivery_without_identifiers_is_another_event() -> None:
-    """Where nobody is named, only what another delivery changes is left out of the hash."""
+def test_redelivery_without_identifiers_is_the_same_event() -> None:
+    """Without an identifier, the hash leaves out only parameters that change at a redelivery."""
     sent = NOBODY | {"ip": "10.0.0.1", "ua": "x"}
     same: list[Changes] = [
         sent, NOBODY | {"ua": "x", "ip": "10.0.0.1"}, sent | {"secret": SECRETS[1]},
@@ -48,8 +48,8 @@ def test_a_redelivery_without_identifiers_is_another_event() -> None:
     assert len({event(changes).event_id for changes in same}) == 1
 
 
-def test_a_redelivery_under_adjusts_own_name_is_another_event() -> None:
-    """Neither the name of the token nor the writing of the time is part of the event."""
+def test_redelivery_in_another_form_is_the_same_event() -> None:
+    """Neither the name of the token nor the format of the time is part of the event."""
     for changes in (
         {"event_token": None, "event": "g3mz3t"},
         {"activity_kind": None},
@@ -74,8 +74,8 @@ STABLE: list[tuple[Changes, str | None]] = [
 
 
 @pytest.mark.parametrize(("changes", "stable_id"), STABLE)
-def test_a_stable_id_is_missed(changes: Changes, stable_id: str | None) -> None:
-    """The first stable ID that is present makes the event: no other time makes another one."""
+def test_first_stable_id_identifies_the_event(changes: Changes, stable_id: str | None) -> None:
+    """The first stable ID that is present identifies the event: no other time makes another one."""
     later = {"created_at": "1750500001", "event_token": "c0p1ed"}
     assert event(changes).has_stable_id is (stable_id is not None)
     same = event({**changes, **later}).event_id == event(changes).event_id
@@ -84,7 +84,7 @@ def test_a_stable_id_is_missed(changes: Changes, stable_id: str | None) -> None:
 
 
 def test_kinds_of_one_type_are_two_events() -> None:
-    """Two subtypes that are mapped to one type, in one second, are two events; each is itself."""
+    """Two subtypes mapped to one type, in one second, are two events; each repeats itself."""
     app = msgspec.structs.replace(CONFIGURED, activities={"subscription": "sub"})
     kinds = [
         event(
@@ -98,7 +98,7 @@ def test_kinds_of_one_type_are_two_events() -> None:
 
 
 def test_listed_stable_id_identifies_without_a_user() -> None:
-    """Where the app lists the stable ID and nobody is named, nothing else tells events apart."""
+    """A stable ID listed by the app identifies an event without a user by itself."""
     app = msgspec.structs.replace(CONFIGURED, stable_id=("sk_transaction_id",))
     sent = NOBODY | {"sk_transaction_id": "t"}
     same: list[Changes] = [sent, sent | {"nonce": "1"}, sent | {"created_at": "1750500777"}]

@@ -1,4 +1,4 @@
-"""Adjust: what is kept of a callback, and which words count as nothing."""
+"""Adjust: the parameters that are kept of a callback, and the words for nothing."""
 
 from dataclasses import dataclass
 
@@ -38,8 +38,8 @@ def test_everything_that_is_sent_is_kept() -> None:
     assert event(alias, APP_OF_NOTHING).properties == ALWAYS | {"event_token": "bkrfgq"}
 
 
-def test_keep_narrows_what_is_kept() -> None:
-    """With `keep`, what money and meaning need is kept, the stable IDs, and what is listed."""
+def test_keep_narrows_the_properties() -> None:
+    """With `keep`, revenue and meaning are kept, the stable IDs, and the listed parameters."""
     app = app_with(keep=("Product Name", "user_id"), stable_id=("idfv", ("event_name", "unfilled")))
     names = {
         "Product Name", "idfv", "event_name", "revenue", "currency", "environment", "event_token",
@@ -51,7 +51,7 @@ def test_keep_narrows_what_is_kept() -> None:
 
 
 def test_omitted_parameters_are_stored_nowhere() -> None:
-    """What is left out is in no column and not in `properties`; the event is the same one."""
+    """An omitted parameter is in no column and not in `properties`; the event is the same one."""
     columns = ("user_id", "adid", "idfa", "gps_adid", "os_name", "country")
     app = app_with(omit=("ip_address", "Product Name", *columns))
     sent: Changes = {**SENT, "os_name": "roku"}
@@ -87,7 +87,7 @@ SOMETHING += [
 
 @pytest.mark.parametrize("text", NOTHING)
 def test_word_for_nothing_is_absent_and_kept_as_text(text: str) -> None:
-    """It names nobody, in no column and in no ID; the text stays under its own name."""
+    """It identifies no user, in no column and in no ID; the text stays under its own name."""
     assert normalize.identifier(text) is None
     for place, name in enumerate(USER_NAMES):
         rest: Changes = {n: None if i < place else GOOD[n] for i, n in enumerate(USER_NAMES)}
@@ -96,7 +96,7 @@ def test_word_for_nothing_is_absent_and_kept_as_text(text: str) -> None:
         assert getattr(found, name) is None
         assert found.properties[name] == text
         assert found.ignored == (name,)
-        if place < len(USER_NAMES) - 1:  # somebody else is left to tell
+        if place < len(USER_NAMES) - 1:  # the other identifiers still count
             assert found.event_id == without.event_id
     for stable in ("transaction_id", "deduplication_id"):
         found = event({stable: text}, APP_OF_NOTHING)
@@ -106,8 +106,8 @@ def test_word_for_nothing_is_absent_and_kept_as_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", SOMETHING)
-def test_other_words_identify(text: str) -> None:
-    """What only resembles a word for nothing is an identifier like any other."""
+def test_similar_words_identify(text: str) -> None:
+    """A text that only resembles a word for nothing is an identifier like any other."""
     assert normalize.identifier(text) == text
     assert event({"user_id": text}, APP_OF_NOTHING).user_id == text
     assert event({"transaction_id": text}, APP_OF_NOTHING).has_stable_id
@@ -119,7 +119,7 @@ ZEROS += [f'"{ZEROS[0]}"', f"({ZEROS[0]})", "[00]", "<0-0>"]
 
 @pytest.mark.parametrize("zeros", ZEROS)
 def test_zeros_are_absent_and_not_kept(zeros: str) -> None:
-    """All-zero identifiers say nothing: they are in no column, in no ID, and in no text."""
+    """All-zero identifiers are in no column, in no ID, and in no text."""
     for name in (*USER_NAMES, "transaction_id", "deduplication_id"):
         found = event({name: zeros}, APP_OF_NOTHING)
         assert (getattr(found, name, None), found.has_stable_id) == (None, False)
@@ -144,7 +144,7 @@ def test_country_that_is_no_code_is_kept_as_text(country: str) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """An activity as Adjust sends it, with what an app makes of it."""
+    """An activity as Adjust sends it, and its outcome under an app's mapping."""
 
     sent: dict[str, str | None]
     outcome: str

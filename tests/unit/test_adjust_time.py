@@ -1,4 +1,4 @@
-"""Adjust's `created_at`: what is a time, which one, and what is dropped."""
+"""Adjust's `created_at`: valid times, their instants, and times that are dropped."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -44,7 +44,7 @@ TIMES = {
 
 
 @pytest.mark.parametrize(("raw", "expected"), TIMES.items(), ids=[raw[:40] for raw in TIMES])
-def test_a_valid_time_is_read_wrongly(raw: str, expected: str) -> None:
+def test_every_form_of_a_time_is_read(raw: str, expected: str) -> None:
     """Seconds, milliseconds and every form of ISO 8601 that Adjust sends are one instant in UTC."""
     query = f"event_token=g3mz3t&adid=1&created_at={raw}".encode()
     parsed = adjust.parse(callback_of(query), CONFIGURED)
@@ -78,14 +78,14 @@ NO_TIMES = [
 
 
 @pytest.mark.parametrize("text", NO_TIMES, ids=[ascii(text[:40]) for text in NO_TIMES])
-def test_an_invalid_time_is_stored(text: str) -> None:
-    """What is not exactly one of the forms is dropped: a guess would be stored for ever."""
+def test_invalid_time_is_dropped(text: str) -> None:
+    """A text that is not exactly one of the forms is dropped: a guess would be stored for ever."""
     assert parse({"created_at": text}) == Drop(DropReason.INVALID_TIMESTAMP)
 
 
 @pytest.mark.parametrize("retained_from", [None, datetime(2025, 5, 1, 0, 0, 0, 7, UTC)])
 @pytest.mark.parametrize("side", ["oldest", "newest"])
-def test_the_accepted_window_leaks(side: str, retained_from: datetime | None) -> None:
+def test_accepted_window_is_exact(side: str, retained_from: datetime | None) -> None:
     """The window is exact to the microsecond: at its edge an event is kept, beyond it dropped."""
     edges = {"oldest": retained_from or OLDEST_OCCURRED_AT, "newest": RECEIVED_AT + timedelta(1)}
     beyond = timedelta(microseconds=-1 if side == "oldest" else 1)

@@ -1,4 +1,4 @@
-"""The write buffer: batches, limits, shares, callers that go away, an end that loses nothing."""
+"""The write buffer: batches, limits, shares, callers that leave, and a close without loss."""
 
 import asyncio
 from collections import Counter
@@ -13,7 +13,7 @@ from app.errors import Unavailable
 
 
 class Store:
-    """Commits numbers, when it is let, and remembers the batches."""
+    """Commits numbers, when permitted, and records the batches."""
 
     def __init__(self, **limits: int) -> None:
         self.batches: list[list[int]] = []
@@ -31,7 +31,7 @@ class Store:
         return [self.result(item) for item in items]
 
     def result(self, item: int) -> str | Exception | asyncio.Task[str]:
-        """Return what became of one number."""
+        """Return the result of one number."""
         if item == 99:
             return asyncio.create_task(self.late())
         return ValueError("unlucky") if item == 13 else f"{item} done"
@@ -57,7 +57,7 @@ class Store:
     async def admit(
         self, *items: int, owner: str, size_bytes: int = 0
     ) -> dict[int, asyncio.Task[str]]:
-        """Submit items one after another, and return those that were let in."""
+        """Submit items one after another, and return the accepted ones."""
         before = len(self.buffer)
         tasks = dict(
             zip(items, self.submit(*items, owner=owner, size_bytes=size_bytes), strict=True)
@@ -71,7 +71,7 @@ class Store:
 
 
 async def test_batches_find_their_own_size() -> None:
-    """What arrives together is one batch; what arrives during a commit is the next."""
+    """Items that arrive together are one batch; those that arrive during a commit are the next."""
     store = Store()
     tasks = store.submit(1, 2)
     store.is_open.clear()
@@ -92,7 +92,7 @@ async def test_batch_is_limited_by_number_and_by_bytes() -> None:
     assert store.batches == [[1, 2, 3], [4], [5], [6], [7]]
 
 
-async def test_full_means_refuse_at_once() -> None:
+async def test_full_buffer_refuses_at_once() -> None:
     """Beyond the number or the bytes there is no waiting, and later there is room again."""
     store = Store()
     store.is_open.clear()
@@ -108,7 +108,7 @@ async def test_full_means_refuse_at_once() -> None:
 
 
 async def test_errors_go_to_their_own_callers() -> None:
-    """An item's error is its own; what commit raises is everybody's, and the next batch works."""
+    """An item's error is its own; that of a commit is every item's, and the next batch works."""
     store = Store()
     results = await asyncio.gather(*store.submit(12, 13, 14), return_exceptions=True)
     assert [str(result) for result in results] == ["12 done", "unlucky", "14 done"]
@@ -132,8 +132,8 @@ async def test_caller_that_goes_away_takes_nothing_along() -> None:
     assert len(store.buffer) == 0
 
 
-async def test_late_result_holds_nobody_up() -> None:
-    """A result that takes longer is waited for by its caller alone, and by the end."""
+async def test_late_result_delays_only_its_caller() -> None:
+    """A slower result is awaited by its caller alone, and by the close."""
     store = Store()
     late, quick = store.submit(99, 1)
     assert await quick == "1 done"
@@ -143,8 +143,8 @@ async def test_late_result_holds_nobody_up() -> None:
     assert await late == "late"
 
 
-async def test_close_commits_what_was_accepted() -> None:
-    """After the end nothing is accepted, and everything accepted before has its result."""
+async def test_close_commits_accepted_items() -> None:
+    """After the close nothing is accepted, and everything accepted before has its result."""
     store = Store()
     tasks = store.submit(1, 2, 3, 4, 5)
     await asyncio.sleep(0)
@@ -155,7 +155,7 @@ async def test_close_commits_what_was_accepted() -> None:
 
 
 async def test_one_place_is_enough() -> None:
-    """The smallest buffer takes one item, whoever sends it, and no more."""
+    """The smallest buffer takes one item, of any owner, and no more."""
     store = Store(batch_max=1, buffer_max=1)
     store.is_open.clear()
     assert await store.admit(1, owner="a")
@@ -169,7 +169,7 @@ async def test_one_place_is_enough() -> None:
     [({"buffer_max": 100}, 0), ({"buffer_max": 10_000, "buffer_max_bytes": 1000}, 10)],
     ids=["number", "bytes"],
 )
-async def test_nobody_fills_the_buffer_alone(limits: dict[str, int], size_bytes: int) -> None:
+async def test_one_owner_cannot_fill_the_buffer(limits: dict[str, int], size_bytes: int) -> None:
     """A lone owner gets four fifths of the number or of the bytes; the next ones find room."""
     store = Store(**limits)
     store.is_open.clear()
@@ -182,7 +182,7 @@ async def test_nobody_fills_the_buffer_alone(limits: dict[str, int], size_bytes:
 
 
 async def test_greedy_owners_come_to_equal_shares() -> None:
-    """Whoever was first, those who always want more soon have as much as each other."""
+    """Owners that always want more soon have equal shares, in any order of arrival."""
     store = Store(buffer_max=90)
     store.is_open.clear()
     many = range(1000, 1100)
@@ -198,7 +198,7 @@ async def test_greedy_owners_come_to_equal_shares() -> None:
 
 
 async def test_newcomer_is_in_the_next_batch() -> None:
-    """Batches are taken from the owners in turn: who has few items waits for one batch only."""
+    """Batches are taken from the owners in turn: an owner with few items waits for one only."""
     store = Store(buffer_max=100)
     store.is_open.clear()
     tasks = store.submit(*range(1000, 1010), owner="many")
@@ -211,8 +211,8 @@ async def test_newcomer_is_in_the_next_batch() -> None:
     assert store.batches[:3] == [[1000, 1001, 1002], [1003, 1, 2], [1004, 3, 1005]]
 
 
-async def test_large_items_hold_no_small_ones_up() -> None:
-    """What does not fit into a batch is the first of the next one, and others use its place."""
+async def test_large_items_do_not_delay_small_ones() -> None:
+    """An item that does not fit into a batch is the first of the next one; others use its place."""
     store = Store(batch_max=5, buffer_max=100, buffer_max_bytes=10_000)
     store.is_open.clear()
     tasks = store.submit(1)
@@ -231,7 +231,7 @@ OWNERS = "abcd"
 
 
 class Ledger(Store):
-    """Holds that nobody who waits is left out of as many batches as there are owners."""
+    """Asserts that no waiting owner is left out of as many batches as there are owners."""
 
     def __init__(self, **limits: int) -> None:
         super().__init__(**limits)
@@ -240,7 +240,7 @@ class Ledger(Store):
         self.limits = limits
 
     async def commit(self, items: Sequence[int]) -> list[str | Exception | asyncio.Task[str]]:
-        """Look at a batch, and commit it."""
+        """Check a batch, and commit it."""
         size_bytes = sum(self.sizes[item] for item in items)
         assert len(items) <= self.limits["batch_max"]
         assert size_bytes <= self.limits["batch_max_bytes"] or len(items) == 1
@@ -253,7 +253,7 @@ class Ledger(Store):
     async def arrive(
         self, first: int, number: int, size_bytes: int
     ) -> dict[int, asyncio.Task[str]]:
-        """Submit items of one owner, and look at the limits."""
+        """Submit items of one owner, and check the limits."""
         buffer = self.buffer
         items = range(first, first + number * len(OWNERS), len(OWNERS))
         self.sizes |= dict.fromkeys(items, size_bytes)
@@ -270,7 +270,7 @@ class Ledger(Store):
 
 
 def owner_of(item: int) -> str:
-    """Whose item it is."""
+    """The owner of an item."""
     return OWNERS[item % len(OWNERS)]
 
 
@@ -289,10 +289,10 @@ limits = st.fixed_dictionaries(
 
 
 @given(steps=st.lists(steps, max_size=30), limits=limits)
-def test_whatever_arrives_in_whatever_order(
+def test_limits_and_shares_hold_in_any_order(
     steps: list[tuple[int, int, int] | None], limits: dict[str, int]
 ) -> None:
-    """No limit is exceeded, nobody starves, a newcomer is let in, and all admitted is committed."""
+    """No limit is exceeded, no owner starves, a newcomer gets in, and all accepted is committed."""
 
     async def follow() -> None:
         ledger = Ledger(**limits)

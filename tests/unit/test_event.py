@@ -1,4 +1,4 @@
-"""The event ID: what makes two callbacks one event, and what must never do so."""
+"""The event ID: callbacks that are one event have one ID, and no others do."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ PARTS: dict[str, Any] = {
     "stable_id": None,
 }
 STABLE = {"stable_id": "GPA.3344-1"}
-# Whoever has to change an ID here has to change those of all stored events, too.
+# An ID that changes here has to change in all stored events, too.
 STORED = {
     "a derived ID": ({}, "b5d91a820ce0cc186e584ea246c29023"),
     "a stable ID": (STABLE, "8f6a51dcb932ccffb1cd8a8f984301f5"),
@@ -57,7 +57,7 @@ def id_of(**parts: Any) -> bytes:
         ("stable_id", ""),
     ],
 )
-def test_two_events_that_differ_in_one_part(name: str, value: object) -> None:
+def test_every_part_makes_another_event(name: str, value: object) -> None:
     """Another vendor, app, user, kind of user, type, microsecond or raw ID is another event."""
     assert id_of(**{name: value}) != id_of()
 
@@ -72,12 +72,12 @@ def test_two_events_that_differ_in_one_part(name: str, value: object) -> None:
         ("stable_id", "GPA.3344-2"),
     ],
 )
-def test_two_stable_ids_of_different_owners(name: str, value: object) -> None:
-    """A stable ID means something only for its own vendor, app, user and event type."""
+def test_stable_id_belongs_to_its_owner(name: str, value: object) -> None:
+    """A stable ID counts only for its own vendor, app, user and event type."""
     assert id_of(**(STABLE | {name: value})) != id_of(**STABLE)
 
 
-def test_redelivery_of_a_stable_id_under_another_time() -> None:
+def test_stable_id_at_another_time_is_the_same_event() -> None:
     """With a stable ID, neither the time nor the raw event ID makes another event of it."""
     later = {"occurred_at": MOMENT + timedelta(days=1), "raw_event_id": "bkrfgq"}
     assert id_of(**STABLE, **later) == id_of(**STABLE)
@@ -96,12 +96,12 @@ def test_redelivery_of_a_stable_id_under_another_time() -> None:
         ({"vendor": "a\x00b"}, {"vendor": "a"}),
     ],
 )
-def test_parts_that_run_into_each_other(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_parts_do_not_run_into_each_other(one: dict[str, Any], other: dict[str, Any]) -> None:
     """Text that moves from one part to the next is another event."""
     assert id_of(**one) != id_of(**other)
 
 
-def test_the_same_instant_in_another_zone() -> None:
+def test_instant_in_another_zone_is_the_same_event() -> None:
     """An instant is the same event however its offset is written."""
     elsewhere = MOMENT.astimezone(timezone(timedelta(hours=5, minutes=45)))
     assert id_of(occurred_at=elsewhere) == id_of()
@@ -128,7 +128,9 @@ def meaning(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 @given(identities, identities)
-def test_any_two_events(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_two_events_have_one_id_only_if_their_parts_are_equal(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
     """Two events have one ID exactly if every part that counts is the same."""
     assert (event_id(**one) == event_id(**other)) == (meaning(one) == meaning(other))
     assert len(event_id(**one)) == 16
@@ -138,18 +140,18 @@ nested = st.recursive(texts | st.integers(-(2**63), 2**63), st.lists, max_leaves
 
 
 @given(nested, nested)
-def test_any_two_lists_of_parts(one: object, other: object) -> None:
-    """No two lists of parts give the same digest, however they are nested."""
+def test_two_lists_of_parts_never_share_a_digest(one: object, other: object) -> None:
+    """No two lists of parts have the same digest, at any nesting."""
     assert (digest(one) == digest(other)) == (one == other)
 
 
 @pytest.mark.parametrize(("parts", "stored"), STORED.values(), ids=STORED)
-def test_ids_of_stored_events_change(parts: dict[str, Any], stored: str) -> None:
-    """IDs like these are stored: if one changes, what is delivered again becomes a second row."""
+def test_ids_of_stored_events_are_constant(parts: dict[str, Any], stored: str) -> None:
+    """IDs like these are stored: if one changes, a redelivery becomes a second row."""
     assert id_of(**parts).hex() == stored
 
 
-def test_another_process_derives_another_id() -> None:
+def test_ids_are_the_same_in_every_process() -> None:
     """Nothing of a process (hash seed, locale, time zone) gets into an ID."""
     script = (
         "from tests.unit.test_event import *; "

@@ -1,4 +1,4 @@
-"""From bytes to clean parameters: what senders really put on the wire, and worse."""
+"""From bytes to clean parameters: real senders' encodings, and worse."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize(("raw", "expected"), FORMS.values(), ids=FORMS)
-def test_form_encoding_in_the_wild(raw: bytes, expected: dict[str, str]) -> None:
+def test_form_is_decoded(raw: bytes, expected: dict[str, str]) -> None:
     """A query string and a form body of the same bytes give the same clean parameters."""
     assert parse_form(raw) == expected
     assert parse_body(FORM, raw) == expected
@@ -95,8 +95,8 @@ def test_too_many_parameters_are_refused(body: bytes) -> None:
         parse_body(JSON if body.startswith(b"{") else FORM, body)
 
 
-def test_large_values_are_no_parameters() -> None:
-    """What stands inside of a value is not counted, and costs no more than its bytes."""
+def test_contents_of_a_value_are_not_counted() -> None:
+    """The contents of a value are not counted as parameters, and cost no more than its bytes."""
     nested = json.dumps([{"a": number, "b": "x:y"} for number in range(PARAMETERS_MAX)])
     quoted = json.dumps({"value": nested, "list": [1, {"k": "\\"}]})
     assert parse_body(JSON, b'{"a":' + nested.encode() + b',"b":1}') == {"a": nested, "b": "1"}
@@ -145,7 +145,7 @@ OBJECTS = {
 
 
 @pytest.mark.parametrize(("body", "expected"), OBJECTS.values(), ids=OBJECTS)
-def test_json_object_in_the_wild(body: bytes, expected: dict[str, str]) -> None:
+def test_json_object_is_decoded(body: bytes, expected: dict[str, str]) -> None:
     """Numbers and nested values keep the text that was sent, null is absent, the first wins."""
     assert parse_body(JSON, body) == expected
 
@@ -179,8 +179,8 @@ NOT_OBJECTS = {
 
 
 @pytest.mark.parametrize("body", NOT_OBJECTS.values(), ids=NOT_OBJECTS)
-def test_json_that_is_no_object(body: bytes) -> None:
-    """What is not one whole JSON object is malformed, and never half of an event."""
+def test_other_json_is_malformed(body: bytes) -> None:
+    """A body that is not one whole JSON object is malformed, and never half of an event."""
     assert parse_body(JSON, body) is None
 
 
@@ -207,10 +207,10 @@ BODIES = {
 
 
 @pytest.mark.parametrize(("content_type", "body", "expected"), BODIES.values(), ids=BODIES)
-def test_content_type_in_the_wild(
+def test_content_type_counts_unless_the_body_is_a_json_object(
     content_type: str, body: bytes, expected: dict[str, str] | None
 ) -> None:
-    """A JSON object is one whatever it is declared to be; else the declared type counts."""
+    """A JSON object is one under any declared type; else the declared type counts."""
     assert parse_body(content_type, body) == expected
 
 
@@ -232,27 +232,27 @@ any_json = st.recursive(
 
 @given(st.binary())
 @example(b"%00=%ED%A0%80&\x00\xff+=+\x7f%")
-def test_any_bytes_as_a_form(raw: bytes) -> None:
-    """Whatever bytes arrive as a form: never an exception, and always storable."""
+def test_any_form_is_storable(raw: bytes) -> None:
+    """Any bytes as a form: never an exception, and always storable."""
     assert_storable(parse_form(raw))
 
 
 @given(st.sampled_from([FORM, JSON, "", "text/plain", ";", "x/\x00+json"]), st.binary())
-def test_any_bytes_as_a_body(content_type: str, body: bytes) -> None:
-    """Whatever bytes arrive as a body: never an exception, and always storable."""
+def test_any_body_is_storable(content_type: str, body: bytes) -> None:
+    """Any bytes as a body: never an exception, and always storable."""
     assert_storable(parse_body(content_type, body) or {})
 
 
 @given(st.text('{}[]",:\\0123456789.eE+-nulltrefasdNI \n\t\x00\ufeff\ud800'))
 @example('{"\\ud800\\u0000":"\\udc00 "}')
-def test_almost_json(text: str) -> None:
-    """Whatever looks like JSON: never an exception, and always storable."""
+def test_almost_json_is_storable(text: str) -> None:
+    """Anything like JSON: never an exception, and always storable."""
     assert_storable(parse_body(JSON, text.encode("utf-8", "surrogatepass")) or {})
 
 
 @given(st.dictionaries(any_text, any_json, max_size=5))
 def test_every_json_object_is_read(members: dict[str, object]) -> None:
-    """A body that another program wrote as JSON is read whole, unless it holds a NaN."""
+    """A body that another program encoded as JSON is read whole, unless it holds a NaN."""
     body = json.dumps(members)
     parameters = parse_body(JSON, body.encode())
     try:
@@ -278,7 +278,7 @@ def test_escape_round_trips(raw: bytes) -> None:
 
 @given(st.dictionaries(st.text(), st.text()))
 def test_raw_bytes_read_like_escaped_ones(sent: dict[str, str]) -> None:
-    """A sender that does not encode its values is understood as if it did."""
+    """Values without an encoding are read as if they were encoded."""
     raw = "&".join(f"{name}={value}" for name, value in sent.items()).encode()
     assert parse_form(raw) == parse_form(escape(raw))
 

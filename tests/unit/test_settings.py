@@ -1,4 +1,4 @@
-"""Settings: what the environment may say, and how a wrong value is told."""
+"""Settings: the values that the environment may hold, and the message for a wrong one."""
 
 from ipaddress import ip_network
 from typing import Any
@@ -22,7 +22,7 @@ ENVIRON = {
     "REDIS_URL": "rediss://:pa55w0rd@redis:6380/1",
     "WORKSPACES_FILE": "/etc/flokit/workspaces.toml",
 }
-SECRET = "hush-hush"  # noqa: S105 - of nobody
+SECRET = "hush-hush"  # noqa: S105 - not a real one
 
 
 def read(**environ: str) -> Settings:
@@ -31,7 +31,7 @@ def read(**environ: str) -> Settings:
 
 
 def complaint(**environ: str) -> str:
-    """The one line that says what is wrong with them."""
+    """The one line that names the fault."""
     with pytest.raises(SettingsError) as raised:
         read(**environ)
     line = str(raised.value)
@@ -60,7 +60,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def test_a_default_changes_unnoticed() -> None:
+def test_defaults_are_the_documented_ones() -> None:
     """Exactly the documented settings exist, with their documented defaults."""
     assert msgspec.structs.asdict(Settings()) == DEFAULTS
     assert msgspec.structs.asdict(read()) == DEFAULTS | {
@@ -88,28 +88,28 @@ SET: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize(("name", "text", "value"), [(name, *pair) for name, pair in SET.items()])
-def test_a_setting_is_not_read(name: str, text: str, value: object) -> None:
+def test_every_setting_is_read(name: str, text: str, value: object) -> None:
     """Every variable reaches the field of its name, and an empty one counts as not set."""
     assert getattr(read(**{name: text}), name.lower()) == value
     if name not in ENVIRON:
         assert read(**{name: ""}) == read()
 
 
-def test_no_setting_is_left_out_of_these_tests() -> None:
+def test_every_setting_is_tested() -> None:
     """A new setting fails here until it is tested above."""
     assert {name.lower() for name in SET} | {"vendors"} == DEFAULTS.keys()
 
 
-def test_unknown_variables_are_read() -> None:
-    """Variables of other programs, and other spellings of ours, mean nothing."""
+def test_unknown_variables_are_ignored() -> None:
+    """Variables of other programs, and other spellings of ours, have no effect."""
     others = {"port": "1", "SANIC_PORT": "1", "PGHOST": "x", "CALLBACK_SECRET": "x", "PORTS": "1"}
     others |= {"adjust_callback_secret": "x", "_CALLBACK_SECRET": "x", "MY-X_IP_ALLOWLIST": "x"}
     assert read(**others) == read()
 
 
 @pytest.mark.parametrize("name", ENVIRON)
-def test_an_address_without_a_default_is_missing(name: str) -> None:
-    """What has no default must be set, where a command needs it."""
+def test_missing_address_is_refused(name: str) -> None:
+    """A setting without a default must be set, where a command needs it."""
     for environ in (ENVIRON | {name: ""}, {n: v for n, v in ENVIRON.items() if n != name}):
         with pytest.raises(SettingsError, match=f"^{name}: "):
             read_settings(environ)
@@ -138,7 +138,7 @@ WRONG = {
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
 )
-def test_a_wrong_value_is_accepted(name: str, value: str) -> None:
+def test_wrong_value_is_refused(name: str, value: str) -> None:
     """A wrong value is one line that names the variable; nothing is guessed or rounded."""
     assert complaint(**{name: value}).startswith(f"{name}: ")
 
@@ -152,14 +152,14 @@ def test_a_wrong_value_is_accepted(name: str, value: str) -> None:
         ({"BUFFER_MAX_EVENTS": "499"}, "BATCH_MAX_EVENTS"),
     ],
 )
-def test_two_limits_contradict_each_other(smaller: dict[str, str], greater: str) -> None:
+def test_contradicting_limits_are_refused(smaller: dict[str, str], greater: str) -> None:
     """Where a relation between two limits is broken, the line names both of them."""
     line = complaint(**smaller)
     assert greater in line
     assert next(iter(smaller)) in line
 
 
-def test_the_edge_of_a_relation_is_refused() -> None:
+def test_edge_of_a_relation_is_accepted() -> None:
     """Limits that just fit each other are accepted."""
     assert read(COMMIT_TIMEOUT_S="7.5", CLAIM_LEASE_S="15").commit_timeout_s == 7.5
     assert read(BATCH_MAX_EVENTS="9", BUFFER_MAX_EVENTS="9").batch_max_events == 9
@@ -169,10 +169,10 @@ def test_the_edge_of_a_relation_is_refused() -> None:
     ("commit_timeout_s", "deadlock_timeout_s", "fits"),
     [(5.0, 1.0, True), (3.0, 1.0, False), (3.001, 1.0, True), (5.0, 2.0, False), (0.5, 0.2, False)],
 )
-def test_a_deadlock_outlives_a_commit(
+def test_commit_timeout_must_outlast_deadlock_detection(
     commit_timeout_s: float, deadlock_timeout_s: float, *, fits: bool
 ) -> None:
-    """A commit must live through more than three looks of the server for deadlocks."""
+    """The commit time-out must be longer than three deadlock time-outs of the server."""
     if fits:
         return check_deadlock_timeout(commit_timeout_s, deadlock_timeout_s)
     with pytest.raises(SettingsError, match=r"^COMMIT_TIMEOUT_S: .*deadlock_timeout"):
@@ -205,7 +205,7 @@ VENDORS: list[tuple[dict[str, str], dict[str, VendorAccess]]] = [
 
 
 @pytest.mark.parametrize(("environ", "vendors"), VENDORS)
-def test_a_rotated_secret_or_network_is_lost(
+def test_vendor_has_all_of_its_secrets_and_networks(
     environ: dict[str, str], vendors: dict[str, VendorAccess]
 ) -> None:
     """Each vendor has all of its own secrets and networks, and no other's."""
@@ -227,8 +227,8 @@ LEAKS: list[dict[str, str]] = [
 
 
 @pytest.mark.parametrize("environ", LEAKS)
-def test_a_secret_is_printed(environ: dict[str, str]) -> None:
-    """No complaint holds a secret or a password, wherever in an address it stands."""
+def test_secret_is_in_no_message(environ: dict[str, str]) -> None:
+    """No message holds a secret or a password, from any place in an address."""
     line = complaint(**environ)
     assert SECRET not in line
     assert "pa55w0rd" not in line
@@ -238,8 +238,8 @@ def test_a_secret_is_printed(environ: dict[str, str]) -> None:
     "address",
     ["u:{}@db:port/x", "u:{}/@db/x", "u:{}#@db/x", "u:{}?@db/x", "u:{}@[::1/x", "u:{}@db..x/x"],
 )
-async def test_a_driver_prints_a_password(address: str) -> None:
-    """An address that only the driver finds wrong is told without what stands in it."""
+async def test_error_of_the_driver_holds_no_password(address: str) -> None:
+    """An address that only the driver finds wrong is reported without its contents."""
     address = address.format(SECRET)
     with pytest.raises(AddressError) as of_database:
         await hosts.connect(f"postgresql://{address}", timeout_s=1)
@@ -248,8 +248,8 @@ async def test_a_driver_prints_a_password(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", [":{}@redis:x", ":{}/x@redis", ":{}@[redis", ":{}@redis?db=x"])
-def test_a_client_prints_a_password(address: str) -> None:
-    """So is an address that only the client of Redis finds wrong."""
+def test_error_of_the_redis_client_holds_no_password(address: str) -> None:
+    """An address that only the client of Redis finds wrong is reported without its password."""
     with pytest.raises(SettingsError, match=r"^REDIS_URL: ") as raised:
         RedisClaims(
             f"redis://{address.format(SECRET)}",
@@ -261,8 +261,8 @@ def test_a_client_prints_a_password(address: str) -> None:
     assert raised.value.__suppress_context__
 
 
-def test_the_environment_of_the_process_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default, the settings are those of the process, as it is now."""
+def test_environment_of_the_process_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default, the settings are read from the environment of the process, as it is now."""
     for name, value in ENVIRON.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PORT", "8001")

@@ -1,4 +1,4 @@
-"""The workspaces file: what it may say, and how a running gateway follows its changes."""
+"""The workspaces file: its valid contents, and how a running gateway follows its changes."""
 
 import asyncio
 import logging
@@ -54,7 +54,7 @@ def table(more: str = "", *, vendor: str = '"adjust"', name: str = '"abc"') -> s
     return f"[[workspaces.apps]]\nvendor = {vendor}\napp_token = {name}\n{more}\n"
 
 
-def test_a_good_file_is_read_wrongly() -> None:
+def test_valid_file_is_read() -> None:
     """Each pair of vendor and app token has its own workspace and mapping, with defaults."""
     assert decode(GOOD.encode(), VENDORS) == {
         ("adjust", "abc123token"): App(
@@ -150,7 +150,7 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize(("text", "place"), WRONG.values(), ids=WRONG)
-def test_a_wrong_file_is_used(text: str | bytes, place: str) -> None:
+def test_wrong_file_is_refused(text: str | bytes, place: str) -> None:
     """A wrong file is refused as a whole, in one line that names the place in it."""
     raw = text.encode() if isinstance(text, str) else text
     with pytest.raises(WorkspacesError) as raised:
@@ -164,8 +164,8 @@ def test_a_wrong_file_is_used(text: str | bytes, place: str) -> None:
     ("kind", "words"),
     [("missing", "No such file"), ("folder", "directory"), ("huge", "larger than")],
 )
-def test_an_unreadable_file_is_a_traceback(tmp_path: Path, kind: str, words: str) -> None:
-    """A file that is not there, is none or does not end is refused in the same way."""
+def test_unreadable_file_is_refused_in_one_line(tmp_path: Path, kind: str, words: str) -> None:
+    """A path that is missing, a folder or too large is refused in the same way."""
     path = tmp_path / "workspaces.toml"
     if kind == "folder":
         path.mkdir()
@@ -177,8 +177,8 @@ def test_an_unreadable_file_is_a_traceback(tmp_path: Path, kind: str, words: str
             attempt(path, VENDORS)
 
 
-def test_a_look_allocates_no_more_than_the_file(tmp_path: Path) -> None:
-    """Each second's look takes the size of the file and a small buffer, also of an empty one."""
+def test_poll_allocates_no_more_than_the_file(tmp_path: Path) -> None:
+    """Each second's poll takes the size of the file and a small buffer, also of an empty one."""
     for text in ("", app()):
         path = written(tmp_path / "workspaces.toml", text)
         tracemalloc.start()
@@ -190,8 +190,8 @@ def test_a_look_allocates_no_more_than_the_file(tmp_path: Path) -> None:
             tracemalloc.stop()
 
 
-def test_an_app_is_found_by_another_name(tmp_path: Path) -> None:
-    """Vendor and token both count, exactly; no token belongs to nobody."""
+def test_app_is_found_by_its_exact_name_only(tmp_path: Path) -> None:
+    """Vendor and token both count, exactly; an empty token is no app's."""
     found = Workspaces(written(tmp_path / "workspaces.toml", GOOD), VENDORS)
     assert found.find("adjust", "abc123token") is not None
     for vendor, token in (("adjust", "ABC123DEMO"), ("third", "abc123token"), ("other", "")):
@@ -234,16 +234,16 @@ async def within_promise(happened: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks at the file ten times as often."""
+    """Polls the file ten times as often."""
     monkeypatch.setattr(workspaces, "POLL_S", 0.1)
 
 
 def is_refused() -> bool:
-    """Whether the metric says that the file on disk is refused."""
+    """Whether the metric reports the file on disk as refused."""
     return bool(WORKSPACES_REFUSED._value.get())
 
 
-async def test_a_change_is_not_used(path: Path) -> None:
+async def test_change_is_used_within_five_seconds(path: Path) -> None:
     """A changed file is used within five seconds, at the product's own pace."""
     async with watched(path) as found:
         loaded = WORKSPACES_LOADED._value.get()
@@ -258,10 +258,10 @@ async def test_a_change_is_not_used(path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["not TOML", "not UTF-8", "an app twice", "deep nesting", "nothing"]
 )
-async def test_a_broken_change_is_used(
+async def test_broken_change_is_not_used(
     path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file that does not decode is refused and said so once; the next good one is used."""
+    """A file that does not decode is refused and logged once; the next valid one is used."""
     async with watched(path) as found:
         written(path, WRONG[name][0])
         await within_promise(is_refused)
@@ -274,8 +274,8 @@ async def test_a_broken_change_is_used(
 
 
 @pytest.mark.usefixtures("quick")
-async def test_the_file_vanishes_and_comes_back(path: Path) -> None:
-    """Without a file the last good one stays in use, and its return ends the alarm."""
+async def test_missing_file_changes_nothing(path: Path) -> None:
+    """Without a file the last valid one stays in use, and its return ends the alarm."""
     async with watched(path) as found:
         await asyncio.to_thread(path.rename, path.with_suffix(".bak"))
         await within_promise(is_refused)
@@ -286,8 +286,8 @@ async def test_the_file_vanishes_and_comes_back(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_half_written_file_is_used(path: Path) -> None:
-    """A file that grows while it is looked at is not used before it is whole, though it decodes."""
+async def test_half_written_file_is_not_used(path: Path) -> None:
+    """A file that grows meanwhile is not used before it is whole, though it decodes."""
     async with watched(path) as found:
         text = app(name='"half"')
         for number in range(100):
@@ -313,8 +313,8 @@ def mounted(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_symbolic_link_is_swapped(mounted: Path) -> None:
-    """Kubernetes swaps the folder behind the file, whose own name stays the same link."""
+async def test_swapped_symbolic_link_is_a_change(mounted: Path) -> None:
+    """Kubernetes swaps the folder behind the file, and the file's own link stays the same."""
     async with watched(mounted) as found:
         assert found.find("adjust", "old") is not None
         new, data = (mounted.with_name(name) for name in ("..data_tmp", "..data"))
@@ -331,8 +331,8 @@ def written_unnoticed(path: Path, text: str) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_change_keeps_time_and_size(path: Path) -> None:
-    """A change is seen in what the file holds, not in what the file system says about it."""
+async def test_change_of_the_same_time_and_size_is_found(path: Path) -> None:
+    """A change is found in the contents of the file, not in its size or time."""
     async with watched(path) as found:
         written_unnoticed(path, app(name='"new"'))
         await within_promise(lambda: found.find("adjust", "new") is not None)
