@@ -2,99 +2,110 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
-from app.claims.redis import Claims
+from app.claims import Claims
 from app.event import Claim, Event, Outcome
-from app.telemetry import metrics
-from app.telemetry.observer import UNOBSERVED, Observer, Stage
+from app.telemetry.metrics import (
+    BATCH_EVENTS,
+    CLAIM_SECONDS,
+    COMMIT_SECONDS,
+    SETTLE_SECONDS,
+    WRITE_SECONDS,
+)
+from app.telemetry.outcomes import count_events
 from sinks import Sink
 
-_COMMITTED = (Outcome.WRITTEN, Outcome.DUPLICATE)
+_EVENT_ID = attrgetter("event_id")
 
 log = logging.getLogger(__name__)
 
 
 async def commit(
-    events: Sequence[Event], claims: Claims, sink: Sink, observer: Observer = UNOBSERVED
+    events: Sequence[Event], claims: Claims, sink: Sink
 ) -> Sequence[Outcome]:
-    """Commit one batch and return the outcome of each event, in order.
+    """Commit one batch, count it, and return the outcome of each event, in order.
 
-    Repeats of one event are folded into one. A CONTESTED event goes on to `commit_contested`; a
-    FAILED one may be retried.
+    Repeats of one event are folded into the first. A CONTESTED event goes on to
+    `commit_contested`; a FAILED one may be retried.
     """
-    metrics.BATCH_EVENTS.observe(len(events))
-    with metrics.COMMIT_SECONDS.time(), observer.batch(events):
-        unique = {event.event_id: event for event in reversed(events)}
-        outcomes = await _claim(list(unique), claims, observer)
-        held = [event for event_id, event in unique.items() if event_id not in outcomes]
+    BATCH_EVENTS.observe(len(events))
+    with COMMIT_SECONDS.time():
+        unique = dict(zip(map(_EVENT_ID, reversed(events)), reversed(events), strict=True))
+        with CLAIM_SECONDS.time():
+            answers = await claims.claim(list(unique))
+        outcomes: dict[bytes, Outcome] = {}
+        if answers.count(Claim.HELD) < len(unique):
+            outcomes = _unclaimed(unique, answers)
+        held = list(unique.values())
+        if outcomes:
+            held = [event for id_, event in unique.items() if id_ not in outcomes]
         if held:
-            outcomes |= await _write(held, claims, sink, observer)
-    return _unfold(events, outcomes)
+            outcomes |= await _write(held, claims, sink)
+    unfolded = list(map(outcomes.__getitem__, map(_EVENT_ID, events)))
+    if len(unique) < len(events):
+        unfolded = _unfold(events, outcomes)
+    count_events(events, unfolded)
+    return unfolded
 
 
 async def commit_contested(
-    event: Event, claims: Claims, sink: Sink, observer: Observer = UNOBSERVED
+    event: Event, claims: Claims, sink: Sink
 ) -> Outcome:
-    """Commit one contested event and return its outcome: the database decides, without a claim."""
-    with observer.batch([event]):
-        try:
-            with metrics.WRITE_SECONDS.time(), observer.stage(Stage.WRITE, 1):
-                outcome = await sink.write_contested(event)
-        except Exception as error:  # noqa: BLE001 - whatever the error, a retry is safe and wanted
-            _log_failure(1, error)
-            outcome = Outcome.FAILED
-        finally:
-            # Released even when it is written: the connection for contested events may lead to
-            # other data than the claims are about. The next delivery finds the row, and settles.
-            with metrics.SETTLE_SECONDS.time():
-                await _release([event.event_id], claims, observer)
+    """Commit one contested event, count it, and return its outcome, without a claim."""
+    try:
+        with WRITE_SECONDS.time():
+            outcome = await sink.write_contested(event)
+    except Exception as error:  # noqa: BLE001 - whatever the error, a retry is safe and wanted
+        _log_failure(1, error)
+        outcome = Outcome.FAILED
+    finally:
+        # Released even when it is written: the connection for contested events may lead to other
+        # data than the claims are about. The next delivery finds the row, and settles.
+        with SETTLE_SECONDS.time():
+            await claims.release([event.event_id])
+    count_events([event], [outcome])
     return outcome
 
 
-async def _claim(
-    event_ids: Sequence[bytes], claims: Claims, observer: Observer
-) -> dict[bytes, Outcome]:
-    """Claim the events, and return the outcome of those that are not ours to write."""
-    with metrics.CLAIM_SECONDS.time(), observer.stage(Stage.CLAIM, len(event_ids)):
-        answers = await claims.claim(event_ids)
+def _unclaimed(unique: Mapping[bytes, Event], answers: Sequence[Claim]) -> dict[bytes, Outcome]:
+    """Return the outcomes of events that are not ours to write."""
     return {
-        event_id: Outcome.DUPLICATE if answer is Claim.SEEN else Outcome.CONTESTED
-        for event_id, answer in zip(event_ids, answers, strict=True)
+        id_: Outcome.DUPLICATE if answer is Claim.SEEN else Outcome.CONTESTED
+        for id_, answer in zip(unique, answers, strict=True)
         if answer is not Claim.HELD
     }
 
 
 async def _write(
-    events: Sequence[Event], claims: Claims, sink: Sink, observer: Observer
-) -> dict[bytes, Outcome]:
+    events: Sequence[Event], claims: Claims, sink: Sink
+) -> Mapping[bytes, Outcome]:
     """Write claimed events; settle the committed ones and release the refused ones."""
-    ids = [event.event_id for event in events]
+    ids = list(map(_EVENT_ID, events))
     try:
-        with metrics.WRITE_SECONDS.time(), observer.stage(Stage.WRITE, len(ids)):
-            outcomes = dict(zip(ids, await sink.write(events), strict=True))
+        with WRITE_SECONDS.time():
+            outcomes = await sink.write(events)
     except asyncio.CancelledError:
-        await _release(ids, claims, observer)
+        await claims.release(ids)
         raise
     except Exception as error:  # noqa: BLE001 - whatever the error, a retry is safe and wanted
-        await _release(ids, claims, observer)
+        await claims.release(ids)
         _log_failure(len(ids), error)
         return dict.fromkeys(ids, Outcome.FAILED)
-    with metrics.SETTLE_SECONDS.time():
-        committed = [id_ for id_ in ids if outcomes[id_] in _COMMITTED]
-        with observer.stage(Stage.SETTLE, len(committed)):
-            await claims.settle(committed)
-        await _release([id_ for id_ in ids if outcomes[id_] is Outcome.REFUSED], claims, observer)
-    return outcomes
+    by_id = dict(zip(ids, outcomes, strict=True))
+    with SETTLE_SECONDS.time():
+        committed, refused = ids, []
+        if outcomes.count(Outcome.WRITTEN) < len(ids):
+            refused = [id_ for id_ in ids if by_id[id_] is Outcome.REFUSED]
+            committed = [id_ for id_ in ids if by_id[id_] in (Outcome.WRITTEN, Outcome.DUPLICATE)]
+        await claims.settle(committed)
+        if refused:
+            await claims.release(refused)
+    return by_id
 
 
-async def _release(event_ids: Sequence[bytes], claims: Claims, observer: Observer) -> None:
-    if event_ids:  # rarely
-        with observer.stage(Stage.RELEASE, len(event_ids)):
-            await claims.release(event_ids)
-
-
-def _unfold(events: Sequence[Event], outcomes: dict[bytes, Outcome]) -> list[Outcome]:
+def _unfold(events: Sequence[Event], outcomes: dict[bytes, Outcome]) -> Sequence[Outcome]:
     """Return the outcome of each event: of repeats, only the first one was written."""
     unfolded = []
     for event in events:

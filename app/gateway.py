@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from math import nan
 from pathlib import Path
 
@@ -14,22 +15,19 @@ from app.access import Access
 from app.buffer import WriteBuffer
 from app.claims.redis import Claims, RedisClaims
 from app.commit import commit, commit_contested
-from app.errors import Unavailable, Unverified
+from app.errors import Unavailable
 from app.event import Event, Outcome
-from app.ingest import Ingest, Request, utc_now
+from app.ingest import Ingest, utc_now
 from app.readiness import BufferState, Readiness, clock_state, is_clock_right
 from app.settings import Settings
 from app.telemetry import metrics
 from app.telemetry.observer import UNOBSERVED, Observer
-from app.telemetry.outcomes import count_events
 from app.workspaces import Workspaces
 from sinks import Sink
 from sinks.timescale.sink import TimescaleSink
 
 LIMITS = {"batch_max_bytes": 64 * 1024, "buffer_max_bytes": 64 * 1024 * 1024}
 CLOSE_PER_COMMIT = 2
-# Before an unverified callback is answered: a caller that guesses gets less of the loop than others.
-UNVERIFIED_PAUSE_S = 0.1
 PROBE_S = 1.0
 
 log = logging.getLogger(__name__)
@@ -52,45 +50,36 @@ class Gateway:
         self.settings = settings
         self.vendors = vendors
         self.workspaces = workspaces
-        self.claims = claims
-        self.sink = sink
         self.observer = observer
+        self.claims = observer.claims(claims)
+        self.sink = observer.sink(sink)
         buffer_max = settings.buffer_max_events
         self.buffer: WriteBuffer[Event, Outcome] = WriteBuffer(
-            self._commit, batch_max=settings.batch_max_events, buffer_max=buffer_max, **LIMITS
+            observer.commit(partial(commit, claims=self.claims, sink=self.sink)),
+            batch_max=settings.batch_max_events,
+            buffer_max=buffer_max,
+            **LIMITS,
         )
         # Contested events are committed one by one, apart from those that nobody contests.
         self.contested: WriteBuffer[Event, Outcome] = WriteBuffer(
-            self._commit_contested, batch_max=1, buffer_max=buffer_max, **LIMITS
+            observer.commit(self._commit_contested), batch_max=1, buffer_max=buffer_max, **LIMITS
         )
         self.access = Access(settings.vendors)
         self.ingest = Ingest(
-            adapters=vendors,
+            adapters={name: observer.adapter(adapter) for name, adapter in vendors.items()},
             access=self.access,
             workspaces=workspaces,
-            write=self._write,
+            submit=observer.submit(self.buffer.submit),
+            submit_contested=observer.submit(self._submit_contested),
             is_clock_right=self.is_clock_right,
             retention_d=settings.retention_d,
             now=now,
         )
-        self.in_flight = 0
+        # Returns the receipt of a callback once it is committed or dropped; raises GatewayError.
+        self.handle = observer.handle(self.ingest.handle)
         self.is_draining = False
         self.sink_answered = False
         self._tasks: list[asyncio.Task[None]] = []
-
-    async def handle(self, request: Request) -> bytes:
-        """Return the receipt of a callback once it is committed or dropped; raises GatewayError."""
-        observed = self.observer.callback()
-        self.in_flight += 1
-        try:
-            return await self.ingest.handle(request, observed)
-        except BaseException as error:
-            observed.failed(request.vendor, error)
-            if isinstance(error, Unverified):
-                await _pause(error)
-            raise
-        finally:
-            self.in_flight -= 1
 
     @property
     def is_ready(self) -> bool:
@@ -149,27 +138,16 @@ class Gateway:
                 async with asyncio.timeout(timeout_s):
                     await part.close()
 
-    async def _write(self, event: Event, size_bytes: int) -> Outcome:
-        """Return the outcome of an event: of its batch, or alone where that leaves it contested."""
-        outcome = await self.buffer.submit(event, event.workspace_id, size_bytes)
-        if outcome is Outcome.CONTESTED:
-            try:
-                outcome = await self.contested.submit(event, event.workspace_id, size_bytes)
-            except Unavailable:
-                await self.claims.release([event.event_id])
-                raise
-        return outcome
-
-    async def _commit(self, events: Sequence[Event]) -> Sequence[Outcome]:
-        outcomes = await commit(events, self.claims, self.sink, self.observer)
-        count_events(events, outcomes)
-        return outcomes
+    async def _submit_contested(self, event: Event, owner: str, size_bytes: int) -> Outcome:
+        try:
+            return await self.contested.submit(event, owner, size_bytes)
+        except Unavailable:
+            await self.claims.release([event.event_id])
+            raise
 
     async def _commit_contested(self, events: Sequence[Event]) -> Sequence[Outcome]:
-        [event] = events
-        outcomes = [await commit_contested(event, self.claims, self.sink, self.observer)]
-        count_events(events, outcomes)
-        return outcomes
+        [event] = events  # batches of one
+        return [await commit_contested(event, self.claims, self.sink)]
 
     async def _ping_sink(self) -> None:
         """Ping the sink until it has answered once: from then on the gateway is ready."""
@@ -198,7 +176,7 @@ class Gateway:
 
         A secret appears by its position in the list of its vendor only.
         """
-        metrics.IN_FLIGHT.set(self.in_flight)
+        metrics.IN_FLIGHT.set(self.ingest.in_flight)
         metrics.BUFFER_EVENTS.set(self.buffered)
         metrics.BUFFER_LIMIT.set(self.settings.buffer_max_events)
         ahead_s = self.sink.clock_ahead_s
@@ -242,14 +220,6 @@ def create_gateway(
         sink=sink,
         observer=observer,
     )
-
-
-async def _pause(error: Unverified) -> None:
-    try:
-        await asyncio.sleep(UNVERIFIED_PAUSE_S)
-    except asyncio.CancelledError:
-        metrics.REJECTED.labels(error.reason).inc()  # a caller that hangs up meanwhile counts too
-        raise
 
 
 def _log_clock(is_right: bool, ahead_s: float | None) -> None:

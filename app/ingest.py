@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from functools import partial
 
 import msgspec
 from msgspec.structs import replace
@@ -16,19 +16,23 @@ from app.errors import (
     TooManyParameters,
     Unavailable,
     UnknownVendor,
+    Unverified,
     WriteFailed,
 )
 from app.event import OLDEST_OCCURRED_AT, App, Callback, Drop, DropReason, Event, Outcome
 from app.parameters import PARAMETERS_MAX, parse_body, parse_form
 from app.settings import ROW_LIFE_MIN_D
-from app.telemetry import metrics, outcomes
-from app.telemetry.observer import CallbackObserver
+from app.telemetry.metrics import IDENTIFIERS_IGNORED, REJECTED
+from app.telemetry.observer import Submit
+from app.telemetry.outcomes import count_drop, count_failure
 from app.workspaces import Workspaces
 
 # A larger body is parsed in a thread: its parameters would hold the loop too long.
 BODY_AT_ONCE_BYTES = 16 * 1024
 # Of larger bodies so much may wait for the thread; they have left the budget of the connections.
 WAITING_MAX_BYTES = 64 * 1024 * 1024
+# Before an unverified callback is answered.
+UNVERIFIED_PAUSE_S = 0.1
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -58,23 +62,11 @@ class Request(msgspec.Struct, frozen=True):
     query: bytes
     address: str
     headers: Mapping[str, str]
-    read_body: Callable[[], Awaitable[bytes]] | None
+    read_body: Callable[[], Awaitable[bytes]] | None = None
 
 
-class Write(Protocol):
-    """Commits an event and returns its outcome, WRITTEN, DUPLICATE, REFUSED or FAILED.
-
-    `size_bytes` is the memory that the event takes meanwhile. Raises Unavailable.
-    """
-
-    async def __call__(self, event: Event, size_bytes: int) -> Outcome:
-        """Commit the event."""
-        ...
-
-
-def utc_now() -> datetime:
-    """Return the time of the wall clock."""
-    return datetime.now(UTC)
+# The time of the wall clock.
+utc_now = partial(datetime.now, UTC)
 
 
 class Ingest:
@@ -86,7 +78,8 @@ class Ingest:
         adapters: Mapping[str, Adapter],
         access: Access,
         workspaces: Workspaces,
-        write: Write,
+        submit: Submit,
+        submit_contested: Submit,
         is_clock_right: Callable[[], bool],
         retention_d: int = 0,
         now: Callable[[], datetime] = utc_now,
@@ -94,41 +87,48 @@ class Ingest:
         self._adapters = adapters
         self._access = access
         self._workspaces = workspaces
-        self._write = write
+        self._submit = submit
+        self._submit_contested = submit_contested
         self._is_clock_right = is_clock_right
         self._retention_d = retention_d
         self._now = now
+        self.in_flight = 0
         # One thread: several would take turns of 5 ms with each other before the loop has its own.
         self._large_bodies = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._waiting_bytes = 0
 
-    async def handle(self, request: Request, observed: CallbackObserver) -> bytes:
+    async def handle(self, request: Request) -> bytes:
         """Return the receipt of a callback once it is committed or dropped; raises GatewayError."""
-        adapter = self._adapters.get(request.vendor)
-        if adapter is None:
-            raise UnknownVendor(request.vendor)
-        app = self._verified_app(request)
-        workspace = app.workspace_id if app else ""
-        observed.verified(request.vendor, workspace)
-        body = await request.read_body() if request.read_body else b""
+        workspace = ""
+        self.in_flight += 1
         try:
-            callback = await self.callback(request, body)
-            event = self._event(adapter, callback, app)
+            adapter = self._adapters.get(request.vendor)
+            if adapter is None:
+                raise UnknownVendor(request.vendor)
+            app = self._verified_app(request)
+            workspace = app.workspace_id if app else ""
+            body = await request.read_body() if request.read_body else b""
+            in_body = await self._parse_body(request, body) if body else {}
+            event = self._event(adapter, self.callback(request, in_body, body), app)
             if isinstance(event, Drop):
-                outcomes.count_drop(request.vendor, workspace, event)
-                observed.ended("dropped")
+                count_drop(request.vendor, workspace, event)
                 return DROPPED
             size_bytes = len(request.query) + len(body)
-            del body, callback  # up to megabytes, unused while the event waits
-            observed.submitted(event)
-            outcome = await self._write(event, size_bytes)
+            del body, in_body  # up to megabytes, unused while the event waits
+            outcome = await self._submit(event, workspace, size_bytes)
+            if outcome is Outcome.CONTESTED:
+                outcome = await self._submit_contested(event, workspace, size_bytes)
+            if outcome is Outcome.FAILED:
+                raise WriteFailed("write_failed")
+            return RECEIPTS[outcome]
         except Unavailable as error:  # not even tried
-            outcomes.count_failure(request.vendor, workspace, error.reason)
+            count_failure(request.vendor, workspace, error.reason)
             raise
-        if outcome is Outcome.FAILED:
-            raise WriteFailed("write_failed")
-        observed.ended("dropped" if outcome is Outcome.REFUSED else outcome.value)
-        return RECEIPTS[outcome]
+        except Unverified as error:
+            await _pause(error)
+            raise
+        finally:
+            self.in_flight -= 1
 
     def _verified_app(self, request: Request) -> App | None:
         """Return the app of a request, None where it is unknown; raises GatewayError.
@@ -141,36 +141,37 @@ class Ingest:
         self._access.verify(request.vendor, owner, secrets, request.address)
         return app
 
-    async def callback(self, request: Request, body: bytes) -> Callback:
-        """Return the decoded callback; raises MalformedBody, TooManyParameters or Unavailable."""
+    def callback(self, request: Request, in_body: dict[str, str], body: bytes) -> Callback:
+        """Return the decoded callback; the parameters of its URL win. Raises TooManyParameters."""
         query = parse_form(request.query)
         query.pop("secret", None)
-        headers = PublicHeaders(request.headers)
+        in_body.pop("secret", None)
+        parameters = in_body | query if in_body else query
+        if len(parameters) > PARAMETERS_MAX:
+            raise TooManyParameters("too_many_parameters")
         received_at = self._now()
+        occurred_from = OLDEST_OCCURRED_AT
+        if self._retention_d:
+            kept_d = self._retention_d - ROW_LIFE_MIN_D
+            occurred_from = max(OLDEST_OCCURRED_AT, received_at - timedelta(days=kept_d))
         return Callback(
             query=query,
-            parameters=await self._with_body(query, headers, body) if body else query,
+            parameters=parameters,
             received_at=received_at,
-            occurred_from=self._occurred_from(received_at),
-            headers=headers,
+            occurred_from=occurred_from,
+            headers=PublicHeaders(request.headers),
             body=body,
         )
 
-    async def _with_body(
-        self, query: dict[str, str], headers: Mapping[str, str], body: bytes
-    ) -> dict[str, str]:
-        """Return the parameters of URL and body; those of the URL win."""
-        content_type = headers.get("content-type", "")
+    async def _parse_body(self, request: Request, body: bytes) -> dict[str, str]:
+        """Return the parameters of a body; raises MalformedBody, TooManyParameters, Unavailable."""
+        content_type = request.headers.get("content-type", "")
         if len(body) <= BODY_AT_ONCE_BYTES:
-            in_body = parse_body(content_type, body)
+            parameters = parse_body(content_type, body)
         else:
-            in_body = await self._parse_large(content_type, body)
-        if in_body is None:
+            parameters = await self._parse_large(content_type, body)
+        if parameters is None:
             raise MalformedBody("malformed_body")
-        in_body.pop("secret", None)
-        parameters = in_body | query
-        if len(parameters) > PARAMETERS_MAX:
-            raise TooManyParameters("too_many_parameters")
         return parameters
 
     async def _parse_large(self, content_type: str, body: bytes) -> dict[str, str] | None:
@@ -188,35 +189,34 @@ class Ingest:
         # Shielded: the thread keeps the body until its turn, even when the caller hangs up.
         return await asyncio.shield(parsed)
 
-    def _occurred_from(self, received_at: datetime) -> datetime:
-        if not self._retention_d:
-            return OLDEST_OCCURRED_AT
-        retained_from = received_at - timedelta(days=self._retention_d)
-        return max(OLDEST_OCCURRED_AT, retained_from + timedelta(days=ROW_LIFE_MIN_D))
-
     def _event(self, adapter: Adapter, callback: Callback, app: App | None) -> Event | Drop:
         """Return the event of a callback, or the reason to drop it; raises Unavailable."""
         if app is None:
             return Drop(DropReason.UNKNOWN_APP)
         try:
             event = adapter.parse(callback, app)
-            is_only_late = self._may_be_our_clock(event) and isinstance(
-                adapter.parse(replace(callback, any_time=True), app), Event
+            if isinstance(event, Event):
+                for name in event.ignored:
+                    IDENTIFIERS_IGNORED.labels(app.vendor, name).inc()
+                return event
+            # A drop for its time alone, while our own clock may be wrong, is refused for now.
+            is_for_our_clock = (
+                event.reason is DropReason.INVALID_TIMESTAMP
+                and not self._is_clock_right()
+                and isinstance(adapter.parse(replace(callback, any_time=True), app), Event)
             )
         except Exception:
-            outcomes.count_failure(app.vendor, app.workspace_id, "adapter_error")
+            count_failure(app.vendor, app.workspace_id, "adapter_error")
             raise
-        if is_only_late:
+        if is_for_our_clock:
             raise Unavailable("clock_differs")
-        if isinstance(event, Event) and event.ignored:
-            for name in event.ignored:
-                metrics.IDENTIFIERS_IGNORED.labels(app.vendor, name).inc()
         return event
 
-    def _may_be_our_clock(self, event: Event | Drop) -> bool:
-        """Return whether a drop may be the fault of a wrong clock of the gateway."""
-        return (
-            isinstance(event, Drop)
-            and event.reason is DropReason.INVALID_TIMESTAMP
-            and not self._is_clock_right()
-        )
+
+async def _pause(error: Unverified) -> None:
+    """Sleep before the answer: a caller that guesses gets less of the loop than others."""
+    try:
+        await asyncio.sleep(UNVERIFIED_PAUSE_S)
+    except asyncio.CancelledError:
+        REJECTED.labels(error.reason).inc()  # a caller that hangs up meanwhile counts too
+        raise

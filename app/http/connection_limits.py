@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from operator import attrgetter
 from sys import getsizeof
 from time import monotonic
+from types import SimpleNamespace
 
+from sanic import Sanic
+from sanic.config import Config
 from sanic.exceptions import RequestCancelled
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
@@ -54,10 +57,18 @@ class ReceiveBudget:
 class Connection(HttpProtocol):
     """Sanic's own class, within limits."""
 
-    __slots__ = ("_budget", "_buffer_max", "_more", "_unread")
+    __slots__ = ("_budget", "_buffer_max", "_more", "_unread", "address")
 
-    def __init__(self, *, budget: ReceiveBudget, **sanic: object) -> None:
-        super().__init__(**sanic)  # type: ignore[no-untyped-call]
+    def __init__(
+        self,
+        *,
+        budget: ReceiveBudget,
+        loop: asyncio.AbstractEventLoop,
+        app: Sanic[Config, SimpleNamespace],
+        connections: "set[Connection]",
+        **_: object,
+    ) -> None:
+        super().__init__(loop=loop, app=app, connections=connections)  # type: ignore[no-untyped-call]
         self._budget = budget
         self._buffer_max: int = self.app.config.REQUEST_BUFFER_SIZE
         self._unread: asyncio.TimerHandle | None = None
@@ -66,6 +77,7 @@ class Connection(HttpProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept a connection; close old ones where there are too many."""
         super().connection_made(transport)  # type: ignore[no-untyped-call]
+        self.address = str(self.conn_info.client_ip) if self.conn_info else ""
         if len(self.connections) > _connections_max():
             self._make_room()
 
@@ -86,11 +98,6 @@ class Connection(HttpProtocol):
         for connection in silent[: len(silent) // 50 + 1] or [self]:
             UNANSWERED.labels("no_room").inc()
             connection.close()
-
-    @property
-    def address(self) -> str:
-        """The address of the peer."""
-        return str(self.conn_info.client_ip) if self.conn_info else ""
 
     @property
     def last_active_at(self) -> float:

@@ -8,18 +8,20 @@ is safe, and else its connection is closed: the vendor tries again.
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
-from sanic import Request
+from sanic import Request, Sanic
+from sanic.config import Config
 from sanic.exceptions import BadRequest
 from sanic.http import Http, Stage
 
 from app.access import counted_address
-from app.errors import MalformedBody, Unreadable
+from app.errors import Answer, MalformedBody, Unreadable
 from app.gateway import Gateway
-from app.http.connection_limits import Connection
+from app.http.connection_limits import Connection, ReceiveBudget
 from app.http.fast_path import CALLBACK, HEADER, LazyHeaders
 from app.http.head import HEAD_MAX_BYTES, find_end, has_break, mend, skip_empty_lines
-from app.http.responses import GatewayErrors, Unanswered, answer_bytes, receipt_bytes
+from app.http.responses import GatewayErrors, Unanswered, response_bytes
 from app.ingest import Request as Callback
 
 BODY_MAX_BYTES = 2 * 1024 * 1024
@@ -47,15 +49,14 @@ class GatewayHttp(Http):
     async def http1_request_header(self) -> None:
         """Receive the head of the next request for Sanic, and answer plain callbacks until then.
 
-        Raises Unreadable where there is no head to be had.
+        Raises Unreadable where there is no head to be had, and LastAnswer.
         """
         try:
-            end = await self._answer_callbacks()
+            query = mend(self.recv_buffer, await self._answer_callbacks())
         except asyncio.CancelledError:
             # Sanic looks at the request then, and logs that there is none.
             self.create_empty_request()
             raise
-        query = mend(self.recv_buffer, end)
         await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
         self.request.raw_url += query
         self._check_head()
@@ -64,37 +65,36 @@ class GatewayHttp(Http):
 
     async def _answer_callbacks(self) -> int:
         """Answer plain callbacks, and return the end of the head of another request."""
+        buffer, protocol = self.recv_buffer, self.protocol
+        gateway, proxies = protocol.gateway, protocol.gateway.settings.proxies_count
         while True:
             # The pattern is applied once, to a head that has come completely.
-            end = 0 if self.recv_buffer.endswith(b"\r\n\r\n") else await self._receive_head()
-            found = CALLBACK.match(self.recv_buffer)
+            end = 0 if buffer.endswith(b"\r\n\r\n") else await self._receive_head()
+            found = CALLBACK.match(buffer)
             if found is None or found.end() > HEAD_MAX_BYTES:
                 return end or await self._receive_head()
-            vendor, query, headers = found.groups()
-            del self.recv_buffer[: found.end()]
+            vendor, query, lines = found.groups()
+            del buffer[: found.end()]
+            headers = LazyHeaders(lines)
+            address = protocol.address
+            if proxies:
+                address = counted_address(headers.get_all("x-forwarded-for"), proxies)
             self.stage = Stage.HANDLER
-            await self._answer(self.protocol.callback(vendor.decode(), query, LazyHeaders(headers)))
+            answer: bytes | Answer | None
+            try:
+                answer = await gateway.handle(Callback(vendor.decode(), query, address, headers))
+            except Exception as error:  # noqa: BLE001 - turned into an answer, like any other
+                answer = protocol.errors.answer(error)
+            if answer is None:
+                raise LastAnswer
+            self.keep_alive = not gateway.is_draining
+            await self._send(response_bytes(answer, self.keep_alive))
             self.stage = Stage.IDLE
             if not self.keep_alive:
                 raise LastAnswer
             # More requests that came along wait for the turn of other connections.
-            await (asyncio.sleep(0) if self.recv_buffer else self._receive_more())
+            await (asyncio.sleep(0) if buffer else self._receive_more())
             self.stage = Stage.REQUEST
-
-    async def _answer(self, callback: Callback) -> None:
-        gateway = self.protocol.gateway
-        try:
-            receipt = await gateway.handle(callback)
-        except Exception as error:  # noqa: BLE001 - turned into an answer, like every other
-            answer = self.protocol.errors.answer(error)
-        else:
-            answer = None
-        if gateway.is_draining:
-            self.keep_alive = False
-        if answer is None:
-            await self._send(receipt_bytes(receipt, self.keep_alive))
-        else:
-            await self._send(answer_bytes(answer, self.keep_alive))
 
     async def _receive_head(self) -> int:
         """Return where the head ends, once all of it has come."""
@@ -188,22 +188,23 @@ class GatewayHttp(Http):
 class GatewayProtocol(Connection):
     """A connection to the gateway."""
 
-    __slots__ = ("_proxies", "errors", "gateway")
+    __slots__ = ("errors", "gateway")
     HTTP_CLASS = GatewayHttp
 
-    def __init__(self, *, gateway: Gateway, errors: GatewayErrors, **sanic: object) -> None:
-        super().__init__(**sanic)  # type: ignore[no-untyped-call]
+    def __init__(
+        self,
+        *,
+        gateway: Gateway,
+        errors: GatewayErrors,
+        budget: ReceiveBudget,
+        loop: asyncio.AbstractEventLoop,
+        app: Sanic[Config, SimpleNamespace],
+        connections: set[Connection],
+        **_: object,
+    ) -> None:
+        super().__init__(budget=budget, loop=loop, app=app, connections=connections)
         self.gateway = gateway
         self.errors = errors
-        self._proxies = gateway.settings.proxies_count
-
-    def callback(self, vendor: str, query: bytes, headers: LazyHeaders) -> Callback:
-        """Return a plain GET as the gateway takes it."""
-        if self._proxies:
-            address = counted_address(headers.get_all("x-forwarded-for"), self._proxies)
-        else:
-            address = self.address
-        return Callback(vendor, query, address, headers, None)
 
 
 async def read_body(request: Request) -> bytes:

@@ -11,28 +11,36 @@ from sanic.exceptions import SanicException
 from sanic.handlers import ErrorHandler
 from sanic.response import HTTPResponse
 
-from app.errors import Answer, GatewayError, Rejected, Unreadable, render
+from app.errors import Answer, GatewayError, Rejected, Unreadable, error_answer
 from app.telemetry.metrics import REJECTED, UNANSWERED, UNEXPECTED
 
 JSON = "application/json"
 # A defect that hits every request must not fill the disk with its log lines.
 UNEXPECTED_LOG_S = 1.0
 
-_SERVER_REASONS = {404: "unknown_path", 405: "method_not_allowed", 503: "response_timeout"}
-_UNREADABLE_REASONS = {408: "head_too_slow", 413: "too_large", 414: "too_large"}
+# Refusals of Sanic's own that are answered, and those that close the connection.
+_REFUSALS = {
+    HTTPStatus.NOT_FOUND: "unknown_path",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.SERVICE_UNAVAILABLE: "response_timeout",
+}
+_UNANSWERED = {
+    HTTPStatus.REQUEST_TIMEOUT: "head_too_slow",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
+    HTTPStatus.REQUEST_URI_TOO_LONG: "too_large",
+}
 
 log = logging.getLogger(__name__)
 
 
-@lru_cache(maxsize=16)
-def receipt_bytes(receipt: bytes, keep_alive: bool) -> bytes:
-    """Return the whole response of a receipt."""
-    return answer_bytes(Answer(200, receipt), keep_alive)
+@lru_cache(maxsize=32)
+def response_bytes(answer: bytes | Answer, keep_alive: bool) -> bytes:
+    """Return the response to a receipt or another answer.
 
-
-@lru_cache(maxsize=16)
-def answer_bytes(answer: Answer, keep_alive: bool) -> bytes:
-    """Return the bytes that Sanic would send, except for its empty `alt-svc`."""
+    These are the bytes that Sanic would send, except for its empty `alt-svc`.
+    """
+    if isinstance(answer, bytes):
+        answer = Answer(200, answer)
     lines = [
         f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}",
         *(f"{name}: {value}" for name, value in answer.headers),
@@ -65,28 +73,26 @@ class GatewayErrors(ErrorHandler):
 
     def answer(self, exception: BaseException) -> Answer | None:
         """Return the answer, and count it; None closes the connection without one."""
-        answer = render(exception)
-        if answer is None:
-            UNANSWERED.labels(_reason(exception)).inc()
-        elif isinstance(exception, Rejected):
-            REJECTED.labels(exception.reason).inc()
-        elif not isinstance(exception, GatewayError):
-            self._note(exception, answer.status)
-        return answer
+        if isinstance(exception, Unreadable):
+            UNANSWERED.labels(exception.reason).inc()
+            return None
+        if isinstance(exception, GatewayError):
+            if isinstance(exception, Rejected):
+                REJECTED.labels(exception.reason).inc()
+            return error_answer(exception.status, exception.message)
+        if isinstance(exception, SanicException):
+            status = HTTPStatus(exception.status_code)
+            if status in _REFUSALS:
+                REJECTED.labels(_REFUSALS[status]).inc()
+                return error_answer(status, status.phrase, tuple(exception.headers.items()))
+            if 400 <= status < 500:
+                UNANSWERED.labels(_UNANSWERED.get(status, "not_http")).inc()
+                return None
+        return self._unexpected(exception)
 
-    def _note(self, exception: BaseException, status: int) -> None:
-        """Count a refusal of the HTTP server itself, and log an unexpected error."""
-        if status in _SERVER_REASONS:
-            REJECTED.labels(_SERVER_REASONS[status]).inc()
-            return
+    def _unexpected(self, exception: BaseException) -> Answer:
         UNEXPECTED.inc()
         if time.monotonic() >= self._next_log:
             self._next_log = time.monotonic() + UNEXPECTED_LOG_S
             log.error("unexpected error", exc_info=exception)
-
-
-def _reason(exception: BaseException) -> str:
-    if isinstance(exception, Unreadable):
-        return exception.reason
-    status = exception.status_code if isinstance(exception, SanicException) else 400
-    return _UNREADABLE_REASONS.get(status, "not_http")
+        return error_answer(GatewayError.status, GatewayError.message)

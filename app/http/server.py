@@ -77,9 +77,9 @@ class Server:
         assert server is not None  # noqa: S101 - declared for a deprecated way to call it
         self._server = server
         self._connections: Collection[GatewayProtocol] = server.connections
-        await server.startup()
+        await server.startup()  # type: ignore[no-untyped-call]
         self.gateway.start()
-        await self._server.start_serving()
+        await self._server.start_serving()  # type: ignore[no-untyped-call]
         log.info("serving", extra={"pid": os.getpid(), "version": VERSION})
 
     async def stop(self, patience_s: float | None = None) -> None:
@@ -98,7 +98,7 @@ class Server:
             await asyncio.sleep(0)
             if not queue.poll(0):  # a connection still in the queue would be reset by the close
                 break
-        self._server.close()
+        self._server.close()  # type: ignore[no-untyped-call]
         for _ in range(READ_TURNS):
             await asyncio.sleep(0)
         for connection in self._connections:
@@ -108,4 +108,4 @@ class Server:
                 while self._connections:  # noqa: ASYNC110 - Sanic has no event for it
                     await asyncio.sleep(FINISH_POLL_S)
         for connection in self._connections:
-            connection.abort()
+            connection.abort()  # type: ignore[no-untyped-call]

@@ -1,72 +1,74 @@
-"""An observer is called at each stage of a callback and of a batch. By default it does nothing."""
+"""The observer of a gateway: by default none, or spans of OpenTelemetry."""
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from enum import Enum
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
+from typing import Protocol, TypeVar
 
-from app.event import Event
+from adapters import Adapter
+from app.claims import Claims
+from app.event import Event, Outcome
 from app.settings import SettingsError
+from sinks import Sink
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _PROTOCOL = "http/protobuf"
 
 
-class Stage(Enum):
-    """A stage of a batch; the values are the names of its spans."""
-
-    CLAIM = "claim"
-    WRITE = "write"
-    SETTLE = "settle"
-    RELEASE = "release"
+Commit = Callable[[Sequence[Event]], Awaitable[Sequence[Outcome]]]
+Submit = Callable[[Event, str, int], Awaitable[Outcome]]
 
 
-class CallbackObserver:
-    """Follows one callback. This one does nothing."""
+class HasVendor(Protocol):
+    """A request, as far as an observer knows it."""
 
-    __slots__ = ()
+    @property
+    def vendor(self) -> str:
+        """The vendor in the path."""
+        ...
 
-    def verified(self, vendor: str, workspace_id: str) -> None:
-        """Note a verified callback; the workspace is empty where the app token has none."""
 
-    def submitted(self, event: Event) -> None:
-        """Note an event that waits for a batch from now on."""
-
-    def ended(self, outcome: str) -> None:
-        """Note the outcome in the receipt: written, duplicate or dropped."""
-
-    def failed(self, vendor: str, error: BaseException) -> None:
-        """Note the error in place of a receipt; a CancelledError is a caller that hung up."""
+R = TypeVar("R", bound=HasVendor)
 
 
 class Observer:
-    """Follows callbacks and batches. This one does nothing, and costs next to nothing."""
+    """Gets each stage of the path when a gateway is put together, and returns an observed one.
+
+    This one returns every stage as it is: without an observer nothing is paid for one.
+    """
 
     def start(self) -> None:
         """Begin to observe, in the process and the loop of the server."""
 
-    def callback(self) -> CallbackObserver:
-        """Return the observer of a callback that has just arrived."""
-        return _UNOBSERVED
-
-    def batch(self, events: Sequence[Event]) -> AbstractContextManager[None]:
-        """Return the context in which these events are committed."""
-        del events
-        return _NO_CONTEXT
-
-    def stage(self, stage: Stage, size: int) -> AbstractContextManager[None]:
-        """Return the context of a stage of the current batch, with its number of events."""
-        del stage, size
-        return _NO_CONTEXT
-
     async def close(self) -> None:
         """Hand over everything observed."""
 
+    def handle(self, handle: Callable[[R], Awaitable[bytes]]) -> Callable[[R], Awaitable[bytes]]:
+        """Return the handler of requests."""
+        return handle
 
-_UNOBSERVED = CallbackObserver()
-_NO_CONTEXT = nullcontext()
+    def adapter(self, adapter: Adapter) -> Adapter:
+        """Return the adapter of a vendor."""
+        return adapter
+
+    def submit(self, submit: Submit) -> Submit:
+        """Return the way into a write buffer, with owner and size in bytes."""
+        return submit
+
+    def commit(self, commit: Commit) -> Commit:
+        """Return the commit of a batch."""
+        return commit
+
+    def claims(self, claims: Claims) -> Claims:
+        """Return the claim store."""
+        return claims
+
+    def sink(self, sink: Sink) -> Sink:
+        """Return the sink."""
+        return sink
+
+
 UNOBSERVED = Observer()
 
 

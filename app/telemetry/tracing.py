@@ -6,25 +6,32 @@ numbers of events: nothing that a caller has sent.
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
+import msgspec
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, Tracer
 
+from adapters import Adapter
+from app.claims import Claims
 from app.errors import GatewayError, UnknownVendor
-from app.event import Event
-from app.telemetry.observer import CallbackObserver, Observer, Stage
+from app.event import App, Callback, Claim, Drop, Event, Outcome
+from app.telemetry.observer import Commit, Observer, R, Submit
+from sinks import Sink
 
 NAME = "flokit-gateway"
 # A collector that is away must not hold up the end of the process.
 CLOSE_S = 3.0
 
 _SERVER_ERROR = 500
+# The span of the callback that is being handled.
+_CALLBACK: ContextVar[Span] = ContextVar("callback", default=INVALID_SPAN)
 
 
 class TracingObserver(Observer):
@@ -42,94 +49,189 @@ class TracingObserver(Observer):
         """See `Observer`. Starts a thread, which the parent of the workers has no use for."""
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
 
-    def callback(self) -> CallbackObserver:
-        """See `Observer`."""
-        return _CallbackSpan(self._tracer, self._waiting)
-
-    def batch(self, events: Sequence[Event]) -> AbstractContextManager[None]:
-        """See `Observer`. A batch without a sampled callback has no span."""
-        waiting = [self._waiting[id(event)] for event in events if id(event) in self._waiting]
-        return self._batch(waiting, len(events)) if waiting else nullcontext()
-
-    @contextmanager
-    def _batch(self, waiting: Sequence[Span], size: int) -> Iterator[None]:
-        """The span of a batch: a child of its first callback's, with a link in the other ones."""
-        with self._tracer.start_as_current_span(
-            "batch", trace.set_span_in_context(waiting[0]), attributes={"flokit.events": size}
-        ) as span:
-            for callback in waiting[1:]:
-                callback.add_link(span.get_span_context())
-            yield
-
-    def stage(self, stage: Stage, size: int) -> AbstractContextManager[None]:
-        """See `Observer`."""
-        is_traced = size > 0 and trace.get_current_span().is_recording()
-        return self._stage(stage, size) if is_traced else nullcontext()
-
-    @contextmanager
-    def _stage(self, stage: Stage, size: int) -> Iterator[None]:
-        with self._tracer.start_as_current_span(
-            stage.value,
-            kind=SpanKind.CLIENT,
-            attributes={"flokit.events": size},
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                yield
-            except BaseException as error:
-                span.set_status(Status(StatusCode.ERROR, type(error).__name__))
-                raise
-
     async def close(self) -> None:
         """See `Observer`."""
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         await asyncio.to_thread(closing.join, CLOSE_S)
 
+    def handle(self, handle: Callable[[R], Awaitable[bytes]]) -> Callable[[R], Awaitable[bytes]]:
+        """See `Observer`: a span for each callback, with its outcome or the reason of its error."""
 
-class _CallbackSpan(CallbackObserver):
-    """The span of one callback."""
+        async def traced(request: R) -> bytes:
+            span = self._tracer.start_span("callback", kind=SpanKind.SERVER)
+            token = _CALLBACK.set(span)
+            try:
+                receipt = await handle(request)
+                span.set_attribute("flokit.vendor", request.vendor)
+                span.set_attribute("flokit.outcome", _outcome_of(receipt))
+                return receipt
+            except BaseException as error:
+                _set_error(span, request.vendor, error)
+                raise
+            finally:
+                _CALLBACK.reset(token)
+                span.end()
 
-    __slots__ = ("_event", "_span", "_waiting")
+        return traced
 
-    def __init__(self, tracer: Tracer, waiting: dict[int, Span]) -> None:
-        self._span = tracer.start_span("callback", kind=SpanKind.SERVER)
-        self._waiting = waiting
-        self._event: Event | None = None
+    def adapter(self, adapter: Adapter) -> Adapter:
+        """See `Observer`: names the workspace in the span of the callback."""
+        return _TracedAdapter(adapter)
 
-    def verified(self, vendor: str, workspace_id: str) -> None:
-        self._span.set_attribute("flokit.vendor", vendor)
-        if workspace_id:
-            self._span.set_attribute("flokit.workspace", workspace_id)
+    def submit(self, submit: Submit) -> Submit:
+        """See `Observer`: keeps the span of the callback at hand until its event has an outcome."""
 
-    def submitted(self, event: Event) -> None:
-        if self._span.is_recording():
-            self._event = event  # kept, so that no other event has its identity
-            self._waiting[id(event)] = self._span
+        async def traced(event: Event, owner: str, size_bytes: int) -> Outcome:
+            span = _CALLBACK.get()
+            if span.is_recording():
+                self._waiting[id(event)] = span
+            try:
+                return await submit(event, owner, size_bytes)
+            finally:
+                self._waiting.pop(id(event), None)
 
-    def ended(self, outcome: str) -> None:
-        self._span.set_attribute("flokit.outcome", outcome)
-        self._end()
+        return traced
 
-    def failed(self, vendor: str, error: BaseException) -> None:
-        if not isinstance(error, UnknownVendor):  # the text of a stranger
-            self._span.set_attribute("flokit.vendor", vendor)
-        if isinstance(error, asyncio.CancelledError):
-            self._span.set_attribute("flokit.outcome", "hung_up")
-        else:
-            self._set_error(error)
-        self._end()
+    def commit(self, commit: Commit) -> Commit:
+        """See `Observer`: a span for each batch with a sampled callback.
 
-    def _set_error(self, error: BaseException) -> None:
-        is_ours = not isinstance(error, GatewayError) or error.status >= _SERVER_ERROR
-        reason = error.reason if isinstance(error, GatewayError) else type(error).__name__
-        self._span.set_attribute("flokit.outcome", "failed" if is_ours else "rejected")
-        self._span.set_attribute("flokit.reason", reason)
-        if is_ours:
-            self._span.set_status(Status(StatusCode.ERROR))
+        It is a child of the first of them, and has a link from each of the other ones.
+        """
 
-    def _end(self) -> None:
-        if self._event is not None:
-            del self._waiting[id(self._event)]
-        self._span.end()
+        async def traced(events: Sequence[Event]) -> Sequence[Outcome]:
+            waiting = [self._waiting[id(event)] for event in events if id(event) in self._waiting]
+            if not waiting:
+                return await commit(events)
+            with self._tracer.start_as_current_span(
+                "batch",
+                trace.set_span_in_context(waiting[0]),
+                attributes={"flokit.events": len(events)},
+            ) as span:
+                for callback in waiting[1:]:
+                    callback.add_link(span.get_span_context())
+                return await commit(events)
+
+        return traced
+
+    def claims(self, claims: Claims) -> Claims:
+        """See `Observer`: a span for each claim, settle and release of a batch."""
+        return _TracedClaims(claims, self._tracer)
+
+    def sink(self, sink: Sink) -> Sink:
+        """See `Observer`: a span for each write of a batch."""
+        return _TracedSink(sink, self._tracer)
+
+
+class _TracedAdapter:
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+
+    def parse(self, callback: Callback, app: App) -> Event | Drop:
+        """See `Adapter`."""
+        _CALLBACK.get().set_attribute("flokit.workspace", app.workspace_id)
+        return self._adapter.parse(callback, app)
+
+
+class _TracedClaims:
+    def __init__(self, claims: Claims, tracer: Tracer) -> None:
+        self._claims = claims
+        self._tracer = tracer
+
+    @property
+    def is_bypassed(self) -> bool:
+        """See `Claims`."""
+        return self._claims.is_bypassed
+
+    async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
+        """See `Claims`."""
+        with _stage(self._tracer, "claim", len(event_ids)):
+            return await self._claims.claim(event_ids)
+
+    async def settle(self, event_ids: Sequence[bytes]) -> None:
+        """See `Claims`."""
+        with _stage(self._tracer, "settle", len(event_ids)):
+            await self._claims.settle(event_ids)
+
+    async def release(self, event_ids: Sequence[bytes]) -> None:
+        """See `Claims`."""
+        with _stage(self._tracer, "release", len(event_ids)):
+            await self._claims.release(event_ids)
+
+    async def close(self) -> None:
+        """See `Claims`."""
+        await self._claims.close()
+
+
+class _TracedSink:
+    def __init__(self, sink: Sink, tracer: Tracer) -> None:
+        self._sink = sink
+        self._tracer = tracer
+
+    @property
+    def generation(self) -> str | None:
+        """See `Sink`."""
+        return self._sink.generation
+
+    @property
+    def clock_ahead_s(self) -> float | None:
+        """See `Sink`."""
+        return self._sink.clock_ahead_s
+
+    async def write(self, events: Sequence[Event]) -> Sequence[Outcome]:
+        """See `Sink`."""
+        with _stage(self._tracer, "write", len(events)):
+            return await self._sink.write(events)
+
+    async def write_contested(self, event: Event) -> Outcome:
+        """See `Sink`."""
+        with _stage(self._tracer, "write", 1):
+            return await self._sink.write_contested(event)
+
+    async def ping(self) -> None:
+        """See `Sink`."""
+        await self._sink.ping()
+
+    async def close(self) -> None:
+        """See `Sink`."""
+        await self._sink.close()
+
+
+@contextmanager
+def _stage(tracer: Tracer, name: str, events: int) -> Iterator[None]:
+    """Make a span for a stage of the current batch, unless that is not sampled."""
+    if not events or not trace.get_current_span().is_recording():
+        yield
+        return
+    with tracer.start_as_current_span(
+        name,
+        kind=SpanKind.CLIENT,
+        attributes={"flokit.events": events},
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield
+        except BaseException as error:
+            span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+            raise
+
+
+def _outcome_of(receipt: bytes) -> str:
+    """Return the outcome that a receipt counts."""
+    counts = msgspec.json.decode(receipt, type=dict[str, int])
+    return next(name for name in ("written", "duplicate", "dropped") if counts[name])
+
+
+def _set_error(span: Span, vendor: str, error: BaseException) -> None:
+    if not isinstance(error, UnknownVendor):  # the text of a stranger
+        span.set_attribute("flokit.vendor", vendor)
+    if isinstance(error, asyncio.CancelledError):
+        span.set_attribute("flokit.outcome", "hung_up")
+        return
+    is_ours = not isinstance(error, GatewayError) or error.status >= _SERVER_ERROR
+    reason = error.reason if isinstance(error, GatewayError) else type(error).__name__
+    span.set_attribute("flokit.outcome", "failed" if is_ours else "rejected")
+    span.set_attribute("flokit.reason", reason)
+    if is_ours:
+        span.set_status(Status(StatusCode.ERROR))
