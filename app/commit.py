@@ -5,8 +5,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
-from app.claims import Claims
-from app.event import Claim, Event, Outcome
+from app.claims import Claim, Claims
+from app.event import Event, Outcome
 from app.telemetry.metrics import (
     BATCH_EVENTS,
     CLAIM_SECONDS,

@@ -106,14 +106,6 @@ class Drop(msgspec.Struct, frozen=True):
     subject: str = ""
 
 
-class Claim(Enum):
-    """What the claim store says of an event before it is written."""
-
-    HELD = "held"  # ours to write
-    SEEN = "seen"  # committed before: a duplicate
-    BUSY = "busy"  # someone else is writing it now
-
-
 class Outcome(Enum):
     """The result of writing one event."""
 

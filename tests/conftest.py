@@ -220,7 +220,7 @@ async def claims(
     services: Services, sink: TimescaleSink, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RedisClaims]:
     """Claims of one process, which do not lose their patience on a busy machine."""
-    monkeypatch.setattr("app.claims.servers.CLAIM_TIMEOUT_S", 5.0)
+    monkeypatch.setattr("app.claims.time_limit.CLAIM_TIMEOUT_S", 5.0)
     claims = make_claims(services, sink)
     yield claims
     await claims.close()

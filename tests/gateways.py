@@ -21,7 +21,8 @@ from urllib.request import urlopen
 import asyncpg
 import msgspec
 
-from app.claims.redis import Claims, RedisClaims
+from app.claims import Claims
+from app.claims.redis import RedisClaims
 from app.dev.processes import free_port
 from app.gateway import create_gateway
 from app.http.server import Server

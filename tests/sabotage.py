@@ -7,8 +7,9 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
+from app.claims import Claim
 from app.claims.redis import RedisClaims
-from app.event import Claim, Event, Outcome
+from app.event import Event, Outcome
 from app.http.app import create_app
 from app.http.server import listen, serve_app
 from app.settings import Settings, read_settings
@@ -38,7 +39,7 @@ class BusyIsDuplicate(RedisClaims):
 
     async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
         claims = await super().claim(event_ids)
-        return [Claim.SEEN if claim is Claim.BUSY else claim for claim in claims]
+        return [Claim.SEEN if claim is Claim.CONTESTED else claim for claim in claims]
 
 
 class AnswersBeforeCommit(TimescaleSink):

@@ -4,13 +4,12 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
-
-from redis.exceptions import RedisError
 
 import adapters
 from app import workspaces_file
-from app.claims.addresses import Finder, Kind, Place, open_redis, read_address
+from app.claims.connection import RedisUnavailable
+from app.claims.discovery import Kind
+from app.claims.status import ServerStatus, read_status
 from app.commands.check_database import check_database
 from app.commands.report import Report
 from app.settings import (
@@ -127,45 +126,34 @@ async def _check_services(report: Report, settings: Settings) -> None:
 
 async def _check_redis(report: Report, settings: Settings) -> None:
     try:
-        address = read_address(settings.redis_url)
+        status = await read_status(settings.redis_url, TIMEOUT_S)
     except SettingsError as error:
         report.fail("redis", str(error), exit_code=2)
         return
-    try:
-        places: list[Place] = []
-        for place in (await Finder(address, TIMEOUT_S).find()).values():
-            if place not in places:
-                places.append(place)
-        servers = [await _ask_redis(place, "INFO") for place in places]
-        if address.kind is Kind.CLUSTER:
-            cluster = await _ask_redis(places[0], "CLUSTER INFO")
-            state, covered = cluster["cluster_state"], cluster["cluster_slots_ok"]
-            say = report.ok if state == "ok" else report.fail
-            say("redis cluster", f"state {state}, {len(places)} primaries, {covered} slots served")
-    except (RedisError, OSError, TimeoutError) as error:
+    except RedisUnavailable as error:
         report.fail("redis", f"does not answer: {error}")
         return
-    for place, server in zip(places, servers, strict=True):
-        _check_redis_server(report, address.kind, place, server)
+    if status.cluster is not None:
+        state, covered = status.cluster
+        say = report.ok if state == "ok" else report.fail
+        say(
+            "redis cluster",
+            f"state {state}, {len(status.servers)} primaries, {covered} slots served",
+        )
+    for server in status.servers:
+        _check_redis_server(report, status.kind, server)
 
 
-async def _ask_redis(place: Place, command: str) -> dict[str, Any]:
-    async with open_redis(place, TIMEOUT_S) as redis:
-        answer: dict[str, Any] = await redis.execute_command(command)  # type: ignore[no-untyped-call]
-        return answer
-
-
-def _check_redis_server(report: Report, kind: Kind, place: Place, server: dict[str, Any]) -> None:
-    name = "redis" if kind is Kind.SERVER else f"redis {place['host']}:{place['port']}"
-    mode = server["redis_mode"]
-    if mode != ("cluster" if kind is Kind.CLUSTER else "standalone"):
-        report.fail(name, f"runs in mode {mode}: see REDIS_URL in the README")
-    elif server["role"] != "master":
+def _check_redis_server(report: Report, kind: Kind, server: ServerStatus) -> None:
+    name = "redis" if kind is Kind.SERVER else f"redis {server.name}"
+    if server.mode != ("cluster" if kind is Kind.CLUSTER else "standalone"):
+        report.fail(name, f"runs in mode {server.mode}: see REDIS_URL in the README")
+    elif server.role != "master":
         report.fail(name, "is a replica, which takes no claims")
     else:
-        replicas = "" if kind is Kind.SERVER else f", {server['connected_slaves']} replicas"
-        report.ok(name, f"Redis {server['redis_version']}{replicas}")
-    policy = server.get("maxmemory_policy", "unknown")
+        replicas = "" if kind is Kind.SERVER else f", {server.replicas} replicas"
+        report.ok(name, f"Redis {server.version}{replicas}")
+    policy = server.maxmemory_policy
     if policy == "noeviction":
         report.ok(f"{name} maxmemory-policy", policy)
     else:

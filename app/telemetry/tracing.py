@@ -19,9 +19,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, Tracer
 
 from adapters import Adapter
-from app.claims import Claims
+from app.claims import Claim, Claims
 from app.errors import GatewayError, UnknownVendor
-from app.event import App, Callback, Claim, Drop, Event, Outcome
+from app.event import App, Callback, Drop, Event, Outcome
 from app.telemetry.observer import Commit, Observer, R, Submit
 from sinks import Sink
 

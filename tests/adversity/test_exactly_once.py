@@ -9,10 +9,11 @@ import asyncpg
 import pytest
 
 from app.buffer import WriteBuffer
-from app.claims.redis import Claims, RedisClaims
+from app.claims import Claim, Claims
+from app.claims.redis import RedisClaims
 from app.commit import commit, commit_contested
 from app.errors import WriteFailed
-from app.event import Claim, Outcome
+from app.event import Outcome
 from sinks.timescale.sink import TimescaleSink
 from tests.client import head
 from tests.events import event, events, stored
@@ -25,6 +26,8 @@ DUPLICATE = {"received": 1, "written": 0, "duplicate": 1, "dropped": 0}
 
 class AlwaysHeld:
     """No claim store at all: everything is ours to write."""
+
+    is_bypassed = False
 
     async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
         return [Claim.HELD] * len(event_ids)
@@ -43,7 +46,7 @@ class AlwaysBusy(AlwaysHeld):
     """Somebody else is always writing it."""
 
     async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
-        return [Claim.BUSY] * len(event_ids)
+        return [Claim.CONTESTED] * len(event_ids)
 
 
 any_store = pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.claims.redis import Claims
-from app.event import Claim, Event, Outcome
+from app.claims import Claim, Claims
+from app.event import Event, Outcome
 from bench.overload.command import print_verdict, run
 from bench.overload.verdict import Limits, judge
 from bench.testbed.report import Progress

@@ -11,9 +11,10 @@ import asyncpg
 import pytest
 from redis.crc import key_slot
 
-from app.claims.redis import CLUSTER_PARTS, RedisClaims, _hash_tags
+from app.claims import Claim
+from app.claims.cluster import CLUSTER_PARTS, hash_tags
+from app.claims.redis import RedisClaims
 from app.dev.processes import Server
-from app.event import Claim
 from app.telemetry.metrics import CLAIMS_BYPASSED
 from bench.faults.ledger import Told
 from bench.testbed.callbacks import SECRET, WORKSPACES
@@ -30,7 +31,7 @@ BATCHES = "flokit_batch_events_count"
 @pytest.fixture
 async def make(redis_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MAKE]:
     """Make the claims of a process on data of the test's own."""
-    monkeypatch.setattr("app.claims.servers.CLAIM_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("app.claims.time_limit.CLAIM_TIMEOUT_S", 0.5)
     stores = []
     name = secrets.token_hex(6)
 
@@ -57,7 +58,7 @@ def part_of(event_id: bytes) -> int:
 
 def slots() -> list[int]:
     """The slot of each part."""
-    return [key_slot(tag) for tag in _hash_tags(CLUSTER_PARTS)]
+    return [key_slot(tag) for tag in hash_tags()]
 
 
 async def until_all_answer(first: RedisClaims, second: RedisClaims) -> None:
@@ -66,7 +67,7 @@ async def until_all_answer(first: RedisClaims, second: RedisClaims) -> None:
         while True:
             events = ids()
             await first.claim(events)
-            if await second.claim(events) == [Claim.BUSY] * len(events):
+            if await second.claim(events) == [Claim.CONTESTED] * len(events):
                 return
             await asyncio.sleep(0.05)
 
@@ -85,7 +86,8 @@ async def test_batch_is_split_by_slot(make: MAKE, redis_cluster: Cluster) -> Non
     await first.settle(events[::6])
     assert await first.claim([]) == []
     expected = [
-        Claim.SEEN if n % 6 == 0 else Claim.BUSY if n % 3 == 0 else Claim.HELD for n in range(BATCH)
+        Claim.SEEN if n % 6 == 0 else Claim.CONTESTED if n % 3 == 0 else Claim.HELD
+        for n in range(BATCH)
     ]
     assert await second.claim(events) == expected
     await first.release(claimed)
@@ -103,7 +105,7 @@ async def test_braces_in_a_key(make: MAKE) -> None:
     first, second = make(generation="{a}{b}"), make(generation="{a}{b}")
     before = CLAIMS_BYPASSED._value.get()
     assert await first.claim(events) == [Claim.HELD] * len(events)
-    assert await second.claim(events) == [Claim.BUSY] * len(events)
+    assert await second.claim(events) == [Claim.CONTESTED] * len(events)
     assert CLAIMS_BYPASSED._value.get() == before
 
 
@@ -131,7 +133,7 @@ async def test_frozen_nodes_share_one_time_out(make: MAKE, redis_cluster: Cluste
     assert took_again < 0.4
     owners = [await redis_cluster.owner(slot) for slot in slots()]
     expected = [
-        Claim.BUSY if owners[part_of(event_id)] is well else Claim.HELD for event_id in events
+        Claim.CONTESTED if owners[part_of(event_id)] is well else Claim.HELD for event_id in events
     ]
     assert answers == again == expected
     assert second.is_bypassed
@@ -163,7 +165,7 @@ async def test_slot_moves(make: MAKE, redis_cluster: Cluster) -> None:
     before = CLAIMS_BYPASSED._value.get()
     events = ids()
     await first.claim(events)
-    expected = [Claim.BUSY if part_of(event_id) else Claim.HELD for event_id in events]
+    expected = [Claim.CONTESTED if part_of(event_id) else Claim.HELD for event_id in events]
     assert await second.claim(events) == expected
     assert CLAIMS_BYPASSED._value.get() == before + 2
     assert not second.is_bypassed

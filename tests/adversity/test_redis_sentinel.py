@@ -8,9 +8,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from app.claims import Claim
 from app.claims.redis import RedisClaims
 from app.dev.processes import free_port
-from app.event import Claim
 from bench.faults.ledger import Told
 from bench.testbed.callbacks import SECRET, WORKSPACES
 from tests.adversity.test_redis_cluster import (

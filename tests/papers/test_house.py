@@ -29,8 +29,13 @@ VOCABULARY = (
 )  # fmt: skip
 PARTS_OF_INGEST = (*VOCABULARY, "app.access", "app.workspaces", "app.buffer", "adapters")
 PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
+<<<<<<< HEAD
     (5, "app.__main__", ("app.*", "sinks.*"), ()),
     (5, "app.commands*", ("app.*", "adapters", "sinks.*"), ("redis",)),
+=======
+    (5, "app.__main__", ("app.*", "sinks.*"), ("asyncpg",)),
+    (5, "app.commands*", ("app.*", "adapters", "sinks.*"), ("asyncpg",)),
+>>>>>>> claims
     (5, "app.dev*", ("app.*", "sinks.*"), ()),
     (4, "app.telemetry.trac*", ("app.*",), ("opentelemetry",)),
     (4, "app.http*", ("app.*", "adapters", "sinks*"), ("*",)),
@@ -40,10 +45,10 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
         (*VOCABULARY, "app.access", "app.workspaces", "app.buffer", "adapters"),
         ("msgspec",),
     ),
-    (2, "app.commit", (*VOCABULARY, "app.buffer", "app.claims.*", "sinks"), ()),
+    (2, "app.commit", (*VOCABULARY, "app.buffer", "app.claims", "sinks"), ()),
     (1, "adapters*", ("app.event", "app.normalize"), ("msgspec",)),
     (1, "sinks*", ("app.event", "app.telemetry.metrics", "sinks.*"), ("asyncpg", "msgspec")),
-    (1, "app.claims*", (*VOCABULARY, "app.claims.*"), ("hiredis", "redis")),
+    (1, "app.claims*", (*VOCABULARY, "app.claims*"), ("hiredis", "redis")),
     (1, "app.access", VOCABULARY, ()),
     (1, "app.buffer", VOCABULARY, ()),
     (1, "app.workspaces", VOCABULARY, ("msgspec",)),
@@ -57,8 +62,9 @@ REQUEST_PATH = (
     "app/http/head.py", "app/http/fast_path.py", "app/http/protocol.py", "app/http/app.py",
     "app/ingest.py", "app/parameters.py", "app/access.py", "adapters/adjust.py",
     "app/normalize.py", "app/event.py", "app/errors.py", "app/buffer.py", "app/commit.py",
-    "app/claims/redis.py", "sinks/timescale/sink.py", "sinks/timescale/chunks.py",
-    "sinks/timescale/writes.py", "sinks/timescale/search.py", "sinks/timescale/encoding.py",
+    "app/claims/redis.py", "app/claims/scripts.py", "sinks/timescale/sink.py",
+    "sinks/timescale/chunks.py", "sinks/timescale/writes.py", "sinks/timescale/search.py",
+    "sinks/timescale/encoding.py",
 )  # fmt: skip
 
 

@@ -10,10 +10,11 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from app.claims import Claim
 from app.claims.redis import RedisClaims
 from app.commit import commit
 from app.errors import WriteFailed
-from app.event import Claim, Outcome
+from app.event import Outcome
 from sinks.timescale.sink import TimescaleSink
 from tests.events import event, events, stored, until_lost
 from tests.gateways import PATIENCE_S, Services, make_claims
@@ -24,7 +25,7 @@ def store(
     request: pytest.FixtureRequest, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> Services:
     """The servers, with each kind of Redis in turn, which may take its time on a busy machine."""
-    monkeypatch.setattr("app.claims.servers.CLAIM_TIMEOUT_S", 5.0)
+    monkeypatch.setattr("app.claims.time_limit.CLAIM_TIMEOUT_S", 5.0)
     if request.param == "redis_server":
         return services
     return replace(services, redis_url=request.getfixturevalue(request.param).url)
@@ -74,7 +75,7 @@ async def test_claim_is_released_though_the_database_is_gone(store: Services) ->
     id_ = event("a").event_id
     async with asyncio.timeout(PATIENCE_S):
         assert await ours.claim([id_]) == [Claim.HELD]
-        assert await others.claim([id_]) == [Claim.BUSY]
+        assert await others.claim([id_]) == [Claim.CONTESTED]
         known.append(None)
         await ours.release([id_])
         known.pop()
@@ -102,7 +103,7 @@ async def test_seen_is_settled_when_idle(
     other = another()
     async with asyncio.timeout(PATIENCE_S):
         while (claim := await other.claim([event("a").event_id])) != [Claim.SEEN]:
-            assert claim == [Claim.BUSY]
+            assert claim == [Claim.CONTESTED]
             await asyncio.sleep(0.02)
 
 
@@ -119,7 +120,7 @@ async def test_claim_of_a_dead_process_ends(another: Another) -> None:
     # A process that comes back to life cannot release the claim of another.
     await dead.release([event("a").event_id])
     third = another()
-    assert await third.claim([event("a").event_id]) == [Claim.BUSY]
+    assert await third.claim([event("a").event_id]) == [Claim.CONTESTED]
 
 
 async def test_other_database_inherits_nothing(
@@ -171,7 +172,7 @@ async def test_late_answer_is_not_taken_for_another(
     services: Services, sink: TimescaleSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim that was given up must not have its answer read by the next one."""
-    monkeypatch.setattr("app.claims.servers.LEFT_ALONE_S", 0.0)
+    monkeypatch.setattr("app.claims.primaries.BACKOFF_S", 0.0)
     claims = make_claims(services, sink)
     await commit(events("seen"), claims, sink)
     async with Redis.from_url(services.redis_url) as redis, asyncio.timeout(10):
@@ -190,7 +191,7 @@ async def impatient(
     services: Services, sink: TimescaleSink, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RedisClaims]:
     """Claims of one process, with the limit that the loop is held for three times."""
-    monkeypatch.setattr("app.claims.servers.CLAIM_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("app.claims.time_limit.CLAIM_TIMEOUT_S", 0.2)
     claims = make_claims(services, sink)
     yield claims
     await claims.close()

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from app.claims.redis import Claims
+from app.claims import Claims
 from app.dev.embedded import EmbeddedError
 from app.event import Outcome
 from sinks.timescale.schema import _MIGRATION_LOCK

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio.connection import SSLConnection
 
-from app.claims.addresses import Kind, read_address
+from app.claims.discovery import Kind, read_address
 from app.settings import SettingsError
 from tests.gateways import ROOT, Process, environment, inherited
 from tests.redis_topologies import PASSWORD, SERVICE, Cluster, Watched, asking, url_of
@@ -18,22 +18,22 @@ def test_address_of_a_cluster_names_every_node() -> None:
     """Every node is named, and each connection has the same user."""
     address = read_address("rediss+cluster://me:pa%40ss,word@one:7000,[::1]:7001,three")
     assert address.kind is Kind.CLUSTER
-    assert [(place["host"], place["port"]) for place in address.places] == [
+    assert [(endpoint["host"], endpoint["port"]) for endpoint in address.endpoints] == [
         ("one", 7000), ("::1", 7001), ("three", 6379),
     ]  # fmt: skip
-    for place in address.places:
-        assert (place["username"], place["password"]) == ("me", "pa@ss,word")
-        assert place["connection_class"] is SSLConnection
+    for endpoint in address.endpoints:
+        assert (endpoint["username"], endpoint["password"]) == ("me", "pa@ss,word")
+        assert endpoint["connection_class"] is SSLConnection
 
 
 def test_address_of_sentinels_ends_with_the_service() -> None:
     """The last word is the service; options are those of the client."""
     address = read_address("redis+sentinel://:word@one:26380,two/my%20claims?db=3")
     assert (address.kind, address.service) == (Kind.SENTINEL, "my claims")
-    assert [(place["host"], place["port"], place["db"]) for place in address.places] == [
+    assert [(one["host"], one["port"], one["db"]) for one in address.endpoints] == [
         ("one", 26380, 3), ("two", 26379, 3),
     ]  # fmt: skip
-    assert [place["password"] for place in address.places] == ["word", "word"]
+    assert [endpoint["password"] for endpoint in address.endpoints] == ["word", "word"]
 
 
 @pytest.mark.parametrize(
