@@ -1,10 +1,10 @@
-# The gateway: one process, no root, nothing written to its root file system.
+# The gateway: one process, not root, with a read-only root file system.
 FROM python:3.13-slim-trixie AS build
 WORKDIR /gateway
-# requirements-traces.lock where traces are wanted.
+# requirements-traces.lock for an image with traces.
 ARG LOCK=requirements.lock
 COPY ${LOCK} requirements.lock
-# Wheels only, each with its hash: nothing is compiled, and no installer stays in the image.
+# Wheels only, each with its hash. The image has no compiler and no installer.
 RUN python -m venv --without-pip venv \
     && pip --python venv/bin/python install --no-cache-dir --disable-pip-version-check \
         --require-hashes --only-binary :all: --requirement requirements.lock
@@ -24,7 +24,7 @@ LABEL org.opencontainers.image.title="flokit-gateway" \
     org.opencontainers.image.source="${SOURCE}"
 ENV PATH=/gateway/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
-# Root's files: the gateway can read them, and change none.
+# Owned by root: the gateway can read the files, but not change them.
 COPY --from=build /gateway /gateway
 WORKDIR /gateway
 USER 10001:10001

@@ -1,4 +1,4 @@
-"""`check`: is everything well? One line for each thing, and an exit code."""
+"""`check`: check settings, workspaces, adapters, database and Redis, a line each."""
 
 import asyncio
 from collections import defaultdict
@@ -25,12 +25,12 @@ from app.settings import (
 from app.version import PYTHON_VERSION, VERSION
 
 TIMEOUT_S = 3.0
-# So many workspaces are named in a line.
+# Workspaces named in one line.
 LISTED_MAX = 10
 
 
 def run() -> int:
-    """Check everything; returns 0 where all is well, 1 where not, 2 for a wrong configuration."""
+    """Run all checks; returns 0 if they pass, 1 after a failure, 2 for a wrong setting."""
     report = Report()
     report.ok("version", f"{VERSION}, on Python {PYTHON_VERSION}")
     settings = read_settings()
@@ -63,7 +63,7 @@ def _check_workspaces(
 def _check_owners(
     report: Report, vendor: str, access: VendorAccess, workspace_ids: Collection[str]
 ) -> None:
-    """Report the workspaces that share a secret, and secrets of workspaces that are not there."""
+    """Report workspaces that share a secret, and secrets of unknown workspaces."""
     name = f"secrets of vendor {vendor}"
     shared = sorted(id_ for id_ in workspace_ids if secret_owner(id_) not in access.workspaces)
     if shared and not access.secrets and access.workspaces:
@@ -75,15 +75,15 @@ def _check_owners(
             f"into the tables of the others; see {vendor.upper()}{SECRET_SUFFIX}{OWNER_SEPARATOR}…",
         )
     for owners in _sharing(access):
-        # The secret itself is never told.
-        report.warn(name, f"{_listed(owners)} have one in common: it opens the apps of each")
+        # Without the secret itself.
+        report.warn(name, f"{_listed(owners)} have one in common: it is valid for the apps of each")
     known = {secret_owner(id_) for id_ in workspace_ids}
     if unknown := sorted(access.workspaces.keys() - known):
-        report.warn(name, f"no workspace in the file is meant by {_listed(unknown)}")
+        report.warn(name, f"{_listed(unknown)}: no such workspace in the file")
 
 
 def _sharing(access: VendorAccess) -> Sequence[Sequence[str]]:
-    """Return the owners of each secret that stands in several settings."""
+    """Return the owners of each secret that occurs in several settings."""
     owners: defaultdict[str, set[str]] = defaultdict(set)
     for owner, secrets in {"the vendor": access.secrets, **access.workspaces}.items():
         for secret in secrets:
@@ -106,10 +106,10 @@ def _check_vendor(
     access = settings.vendors.get(vendor, VendorAccess())
     variable = vendor.upper() + SECRET_SUFFIX
     if vendor not in vendors:
-        report.warn(f"vendor {vendor}", f"settings for it, but no adapter; see {variable}")
+        report.warn(f"vendor {vendor}", f"has settings, but no adapter; see {variable}")
     elif not access.has_secret:
-        say = report.fail if vendor in used else report.warn
-        say(f"vendor {vendor}", f"no secret in {variable}: every callback is answered 503")
+        finding = report.fail if vendor in used else report.warn
+        finding(f"vendor {vendor}", f"no secret in {variable}: every callback is answered 503")
     else:
         addresses = f"{len(access.allowlist)} networks" if access.allowlist else "any address"
         report.ok(
@@ -135,8 +135,8 @@ async def _check_redis(report: Report, settings: Settings) -> None:
         return
     if status.cluster is not None:
         state, covered = status.cluster
-        say = report.ok if state == "ok" else report.fail
-        say(
+        finding = report.ok if state == "ok" else report.fail
+        finding(
             "redis cluster",
             f"state {state}, {len(status.servers)} primaries, {covered} slots served",
         )
@@ -147,7 +147,7 @@ async def _check_redis(report: Report, settings: Settings) -> None:
 def _check_redis_server(report: Report, kind: Kind, server: ServerStatus) -> None:
     name = "redis" if kind is Kind.SERVER else f"redis {server.name}"
     if server.mode != ("cluster" if kind is Kind.CLUSTER else "standalone"):
-        report.fail(name, f"runs in mode {server.mode}: see REDIS_URL in the README")
+        report.fail(name, f"runs in mode {server.mode}: see REDIS_URL in docs/configuration.md")
     elif server.role != "master":
         report.fail(name, "is a replica, which takes no claims")
     else:

@@ -178,12 +178,12 @@ def _mirror(apt_get: str) -> str:
     # Without release information it lists sources that were never updated too.
     listing = [apt_get, "-qq", f"-oDir::Etc={APT_SETTINGS}", "indextargets", "--no-release-info"]
     listing += ["--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
-    sources = run(listing, timeout_s=RUN_TIMEOUT_S)
-    for url, suite in re.findall(r"(?m)^(\S+) (\S+) main$", sources):
+    for line in run(listing, timeout_s=RUN_TIMEOUT_S).splitlines():
+        url, _, suite = line.removesuffix(" main").partition(" ")
         # Other repositories have suites of the same names (Docker's, Chrome's), or a `main`
         # (Ubuntu's).
-        if suite in DEBIAN_SUITES and "debian" in url:
-            return str(url).rstrip("/")
+        if line.endswith(" main") and suite in DEBIAN_SUITES and "debian" in url:
+            return url.rstrip("/")
     raise EmbeddedError("the host has no mirror of Debian among its package sources")
 
 

@@ -1,5 +1,6 @@
 """The image: everything of it that can be tested without a Docker engine."""
 
+import asyncio
 import json
 import os
 import re
@@ -11,8 +12,8 @@ import sysconfig
 import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
-from fnmatch import fnmatch
-from pathlib import Path
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
@@ -21,16 +22,18 @@ import yaml
 
 import adapters
 from app import workspaces_file
+from app.__main__ import COMMANDS
 from app.dev.embedded import EmbeddedError, unpack
 from app.dev.processes import free_port
 from app.settings import Settings, read_settings
 from bench.testbed.gateway import bound
-from tests.gateways import ROOT, Process, Services, inherited
+from tests.gateways import ROOT, Process, Services, environment, inherited
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 # Folders that every user may write to: the container has no such place.
 FOR_ALL = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+IGNORED = [line for line in (ROOT / ".dockerignore").read_text().split("\n") if line[:1].strip("#")]
 BASE = re.compile(r"python:(\d+\.\d+)-slim-trixie( AS build)?")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -93,15 +96,29 @@ def copied() -> list[str]:
 def test_image_has_the_whole_product() -> None:
     """Each part of the product is copied, and is let through by .dockerignore."""
     assert set(copied()) == {"requirements.lock", "LICENSE", "app", "adapters", "sinks"}
-    first, *rules = [
-        line for line in (ROOT / ".dockerignore").read_text().split("\n") if line[:1].strip("#")
-    ]
+    first, *rules = IGNORED
     assert first == "*"
     let_through = {rule[1:] for rule in rules if rule.startswith("!")}
     assert let_through == {*copied(), "requirements-traces.lock"}
-    hidden = [rule.removeprefix("**/") for rule in rules if not rule.startswith("!")]
-    for path in (ROOT / "sinks/timescale/migrations").iterdir():
-        assert not [rule for rule in hidden if fnmatch(path.name, rule)]
+    for part in ("app", "adapters", "sinks"):
+        files = [path for path in (ROOT / part).rglob("*") if path.suffix in (".py", ".sql")]
+        assert files
+        for path in files:
+            name = path.relative_to(ROOT)
+            assert is_let_through(name) != name.is_relative_to("app/dev"), name
+
+
+def is_let_through(name: PurePath) -> bool:
+    """Whether a file is in the build's context: the last rule for it or a folder of it decides."""
+    verdict = True
+    for rule in IGNORED:
+        pattern = rule.removeprefix("!")
+        places = [part.name for part in (name, *name.parents)]
+        if not pattern.startswith("**/"):
+            places = [str(part) for part in (name, *name.parents)]
+        if any(fnmatchcase(place, pattern.removeprefix("**/")) for place in places):
+            verdict = rule.startswith("!")
+    return verdict
 
 
 def interpreter() -> Path:
@@ -128,13 +145,12 @@ def image() -> Iterator[Path]:
         root = Path(name)
         root.chmod(0o755)
         folder, programs = root / "gateway", root / "bin"
-        for path in copied():
-            source, there = ROOT / path, folder / path
-            if source.is_dir():
-                shutil.copytree(source, there, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                there.parent.mkdir(exist_ok=True)
-                shutil.copy(source, there)
+        for part in map(ROOT.joinpath, copied()):
+            for source in part.rglob("*") if part.is_dir() else (part,):
+                copy = folder / source.relative_to(ROOT)
+                if source.is_file() and is_let_through(source.relative_to(ROOT)):
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(source, copy)
         programs.mkdir()
         (programs / "python").symlink_to(interpreter())
         path = f"{programs}:{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
@@ -147,11 +163,33 @@ def image() -> Iterator[Path]:
 
 def test_locked_dependencies_are_enough(image: Path) -> None:
     """With the lock file's wheels alone every command finds its libraries; pip is not there."""
-    code = "import app.__main__, adapters; adapters.load()"
-    command = [str(image / "venv/bin/python"), "-c", code]
-    ended = subprocess.run(command, cwd=image, capture_output=True, text=True, check=False)
+    commands = [f"app.commands.{name}" for name in COMMANDS if name != "dev"]
+    ended = run(image, "-c", f"import {', '.join(commands)}, adapters; adapters.load()")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert not list((image / "venv/bin").glob("pip*"))
+
+
+def run(image: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the Python of the image to its end."""
+    command = [str(image / "venv/bin/python"), *arguments]
+    return subprocess.run(
+        command, cwd=image, env=inherited() | environ, capture_output=True, text=True, check=False
+    )
+
+
+async def test_image_has_every_command_but_dev(
+    image: Path, services: Services, database_url: str, tmp_path: Path
+) -> None:
+    """Commands work without the development servers; `dev` is one line, and has its help."""
+    assert not (image / "app/dev").exists()
+    environ = environment(database_url, services.redis_url, tmp_path)
+    for arguments in (["--version"], ["--help"], ["dev", "--help"], ["migrate"], ["check"]):
+        ended = await asyncio.to_thread(run, image, "-m", "app", *arguments, **environ)
+        assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+    ended = run(image, "-m", "app", "dev", **environ)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("dev is not in this image: ")
+    assert ended.stderr.count("\n") == 1
 
 
 def uids_in(folder: Path) -> set[int]:

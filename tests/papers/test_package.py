@@ -12,8 +12,10 @@ from zipfile import ZipFile
 
 import pytest
 
+from app.dev.processes import free_port
 from app.version import VERSION
 from tests.gateways import ROOT, inherited
+from tests.services.test_dev import WRITTEN, paste, running
 
 PACKAGES = ("app", "adapters", "sinks")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
@@ -64,15 +66,22 @@ def test_wheel_has_every_file_of_the_product(wheel: Path) -> None:
     assert {f"{name}/py.typed" for name in PACKAGES} <= wanted
 
 
-def test_console_script_is_the_gateway(wheel: Path, tmp_path: Path) -> None:
-    """`flokit-gateway` runs the installed code, under its own name."""
-    install = [*PIP, "install", "--no-deps", "--no-index", "--target", str(tmp_path), str(wheel)]
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an installation, without its dependencies."""
+    folder = tmp_path_factory.mktemp("installed")
+    install = [*PIP, "install", "--no-deps", "--no-index", "--target", str(folder), str(wheel)]
     subprocess.run(install, env=inherited(), check=True)
+    return folder
+
+
+def test_console_script_is_the_gateway(installed: Path, tmp_path: Path) -> None:
+    """`flokit-gateway` runs the installed code, under its own name."""
     for argument, said in (("--version", f"flokit-gateway {VERSION}\n"), ("--help", "usage: ")):
         ended = subprocess.run(
-            [str(tmp_path / "bin/flokit-gateway"), argument],
+            [str(installed / "bin/flokit-gateway"), argument],
             cwd=tmp_path,
-            env=inherited() | {"PYTHONPATH": str(tmp_path)},
+            env=inherited() | {"PYTHONPATH": str(installed)},
             capture_output=True,
             text=True,
             check=False,
@@ -80,6 +89,14 @@ def test_console_script_is_the_gateway(wheel: Path, tmp_path: Path) -> None:
         assert (ended.returncode, ended.stderr) == (0, "")
         assert ended.stdout.startswith(said)
         assert "flokit-gateway" in ended.stdout.splitlines()[0]
+
+
+def test_console_script_runs_dev(installed: Path, tmp_path: Path) -> None:
+    """With the extra `embedded`, an installation runs `dev` without the repository."""
+    program = [str(installed / "bin/flokit-gateway")]
+    settings = {"PYTHONPATH": str(installed)}
+    with running(tmp_path, free_port(), settings, program) as lines:
+        assert paste(lines["curl"]) == WRITTEN
 
 
 def test_license_is_apache_2() -> None:

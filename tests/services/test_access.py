@@ -150,7 +150,7 @@ WORKSPACES = "".join(
             "warning  secrets of vendor adjust: ours, theirs, third share ADJUST_CALLBACK_SECRET:",
         ),
         ({"OURS": "a", "THEIRS": "b"}, ""),
-        ({"OURS": "a", "GONE": "b"}, "no workspace in the file is meant by GONE"),
+        ({"OURS": "a", "GONE": "b"}, "GONE: no such workspace in the file"),
         ({"OURS": "a,hush", "THEIRS": "hush,b"}, "OURS, THEIRS have one in common"),
         ({"OURS": "hush", "THEIRS": "hush", "THIRD": "hush"}, "OURS, THEIRS, THIRD have one"),
         ({"OURS": f"a,{SECRET}", "THEIRS": "b"}, "OURS, the vendor have one in common"),

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -32,10 +32,15 @@ def port() -> int:
     return free_port()
 
 
-def start(folder: Path, port: int, settings: Mapping[str, str] = MappingProxyType({})) -> Popen:
+def start(
+    folder: Path,
+    port: int,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    program: Sequence[str] = (sys.executable, "-m", "app"),
+) -> Popen:
     """Run `dev` in a folder, as `make run` does in the project's."""
     return subprocess.Popen(
-        [sys.executable, "-m", "app", "dev"],
+        [*program, "dev"],
         cwd=folder,
         env={"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "PYTHONPATH": str(ROOT)}
         | {"PORT": str(port), "ADJUST_CALLBACK_SECRET": "", **settings},
@@ -48,10 +53,13 @@ def start(folder: Path, port: int, settings: Mapping[str, str] = MappingProxyTyp
 
 @contextmanager
 def running(
-    folder: Path, port: int, settings: Mapping[str, str] = MappingProxyType({})
+    folder: Path,
+    port: int,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    program: Sequence[str] = (sys.executable, "-m", "app"),
 ) -> Iterator[dict[str, str]]:
     """Run `dev` until Ctrl-C; yields the lines that it prints to be pasted, by program."""
-    with start(folder, port, settings) as process:
+    with start(folder, port, settings, program) as process:
         assert process.stdout is not None
         lines: dict[str, str] = {}
         for line in process.stdout:

@@ -65,6 +65,32 @@ async def test_signals_are_heard_from_the_first_moment(run: RUNS) -> None:
             await asyncio.sleep(0)
 
 
+@pytest.mark.parametrize(
+    ("command", "needed", "not_needed"),
+    [
+        (["-m", "app", "--version"], "app.version", {"asyncpg", "msgspec", "redis", "sanic"}),
+        (["-m", "app", "serve"], "app.commands.serve", {"app.commands.check"}),
+        (["-c", "import app.commands.migrate"], "asyncpg", {"redis", "sanic"}),
+        (["-c", "import app.commands.check"], "asyncpg", {"sanic"}),
+    ],
+)
+def test_command_imports_only_its_own_modules(
+    command: list[str], needed: str, not_needed: set[str]
+) -> None:
+    """A command starts without the imports of another, and without the development servers."""
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", *command],
+        cwd=ROOT,
+        env=inherited(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    assert needed in imported
+    assert not imported & {*not_needed, "app.dev"}
+
+
 @contextmanager
 def as_number_one(process: Process) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Start a gateway as number 1 of processes of its own; yields its parent process and its ID."""
