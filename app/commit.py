@@ -22,9 +22,7 @@ _EVENT_ID = attrgetter("event_id")
 log = logging.getLogger(__name__)
 
 
-async def commit(
-    events: Sequence[Event], claims: Claims, sink: Sink
-) -> Sequence[Outcome]:
+async def commit(events: Sequence[Event], claims: Claims, sink: Sink) -> Sequence[Outcome]:
     """Commit one batch, count it, and return the outcome of each event, in order.
 
     Repeats of one event are folded into the first. A CONTESTED event goes on to
@@ -50,9 +48,7 @@ async def commit(
     return unfolded
 
 
-async def commit_contested(
-    event: Event, claims: Claims, sink: Sink
-) -> Outcome:
+async def commit_contested(event: Event, claims: Claims, sink: Sink) -> Outcome:
     """Commit one contested event, count it, and return its outcome, without a claim."""
     try:
         with WRITE_SECONDS.time():
@@ -78,9 +74,7 @@ def _unclaimed(unique: Mapping[bytes, Event], answers: Sequence[Claim]) -> dict[
     }
 
 
-async def _write(
-    events: Sequence[Event], claims: Claims, sink: Sink
-) -> Mapping[bytes, Outcome]:
+async def _write(events: Sequence[Event], claims: Claims, sink: Sink) -> Mapping[bytes, Outcome]:
     """Write claimed events; settle the committed ones and release the refused ones."""
     ids = list(map(_EVENT_ID, events))
     try:

@@ -1,4 +1,4 @@
-"""Where events are kept. A sink is one module in this folder."""
+"""Sinks keep events. Each is a folder here; `Sink` is its interface to the gateway."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,23 +7,40 @@ from app.event import Event, Outcome
 
 
 class Sink(Protocol):
-    """What the path asks of a place that keeps events."""
+    """A durable store of events.
+
+    WRITTEN, DUPLICATE and REFUSED are final. After an exception the event may or may not be
+    stored, and a retry is safe.
+    """
 
     @property
-    def clock_ahead_s(self) -> float | None:
-        """The gateway's clock less the sink's, in seconds; None while that is not known."""
-        ...
+    def generation(self) -> str | None:
+        """The name of the data that `write` goes to; None while it is unknown.
 
-    async def write(self, events: Sequence[Event], *, contested: bool) -> Sequence[Outcome]:
-        """Commit events that all differ in `event_id`, and return what became of each, in order.
-
-        `contested` says that somebody else is writing these now. WRITTEN, DUPLICATE and REFUSED
-        are final; CONTESTED (only where `contested` is False) asks for the event again, alone
-        and contested. If it raises, any of them may or may not be stored, and every one may be
-        tried again. An empty sequence asks whether the sink answers at all.
+        A copy, a restored backup or another database has another name.
         """
         ...
 
+    @property
+    def clock_ahead_s(self) -> float | None:
+        """The gateway's clock minus the sink's, in seconds; None while it is unknown."""
+        ...
+
+    async def write(self, events: Sequence[Event]) -> Sequence[Outcome]:
+        """Commit events with distinct IDs, and return the outcome of each, in order.
+
+        A CONTESTED event is undecided: pass it to `write_contested`.
+        """
+        ...
+
+    async def write_contested(self, event: Event) -> Outcome:
+        """Commit one event that another writer may have under way; never returns CONTESTED."""
+        ...
+
+    async def ping(self) -> None:
+        """Return when the sink has answered; raises where it does not."""
+        ...
+
     async def close(self) -> None:
-        """Close the connections. Nothing is written any more."""
+        """Close the connections. No write may follow."""
         ...

@@ -210,7 +210,7 @@ async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 async def sink(database_url: str) -> AsyncIterator[TimescaleSink]:
     """The sink on the test's database, connected."""
     sink = TimescaleSink(database_url, commit_timeout_s=5)
-    await sink.write([], contested=False)
+    await sink.ping()
     yield sink
     await sink.close()
 

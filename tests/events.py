@@ -54,12 +54,19 @@ async def make_chunks(connection: asyncpg.Connection) -> None:
     await connection.execute("DELETE FROM events")
 
 
+async def write(sink: Sink, batch: Sequence[Event], *, contested: bool) -> list[Outcome]:
+    """Write events as a batch, or each as a contested one."""
+    if contested:
+        return [await sink.write_contested(event) for event in batch]
+    return list(await sink.write(batch))
+
+
 async def write_all(sink: Sink, batch: Sequence[Event]) -> list[Outcome]:
     """Write a batch as the gateway does: what is contested, as without a chunk, again and alone."""
     outcomes: list[Outcome] = []
-    for event, outcome in zip(batch, await sink.write(batch, contested=False), strict=True):
+    for event, outcome in zip(batch, await sink.write(batch), strict=True):
         is_contested = outcome is Outcome.CONTESTED
-        outcomes += await sink.write([event], contested=True) if is_contested else [outcome]
+        outcomes.append(await sink.write_contested(event) if is_contested else outcome)
     return outcomes
 
 

@@ -45,25 +45,23 @@ class BusyIsDuplicate(RedisClaims):
 class AnswersBeforeCommit(TimescaleSink):
     """Says that a batch is written, and writes it then."""
 
-    async def write(self, events: Sequence[Event], *, contested: bool) -> Sequence[Outcome]:
-        if contested or not events:
-            return await super().write(events, contested=contested)
+    async def write(self, events: Sequence[Event]) -> Sequence[Outcome]:
         self._later = asyncio.create_task(self._write_later(events))
         return [Outcome.WRITTEN] * len(events)
 
     async def _write_later(self, events: Sequence[Event]) -> None:
         await asyncio.sleep(WRITES_LATER_S)
-        await super().write(events, contested=False)
+        await super().write(events)
 
 
 class NeverRefuses(TimescaleSink):
     """Has no final answer for what the database refuses."""
 
-    async def write(self, events: Sequence[Event], *, contested: bool) -> Sequence[Outcome]:
-        outcomes = await super().write(events, contested=contested)
-        if Outcome.REFUSED in outcomes:
+    async def write_contested(self, event: Event) -> Outcome:
+        outcome = await super().write_contested(event)
+        if outcome is Outcome.REFUSED:
             raise LookupError("what now?")
-        return outcomes
+        return outcome
 
 
 CLAIMS = {"seen-when-claimed": SeenWhenClaimed, "busy-is-duplicate": BusyIsDuplicate}

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -107,7 +108,7 @@ class Bench:
         await asyncio.sleep(PAUSE_S)
         connection = await self.stage.connect()
         await connection.execute("TRUNCATE events, stable_events")
-        await schema.keep_chunk_ahead(connection)
+        await schema.keep_chunk_ahead(connection, datetime.now(UTC))
         await connection.execute("CHECKPOINT")
         await connection.close()
         async with Redis.from_url(self.stage.servers.redis_url) as redis:

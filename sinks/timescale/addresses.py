@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote_plus
 from sinks.timescale.errors import AddressError
 
 NOT_UNDERSTOOD = "not an address that the driver understands"
-# As asyncpg takes it apart: the first @ ends the credentials.
+# asyncpg's own rule: the first @ ends the credentials.
 _ADDRESS = re.compile(r"([^:]*://)([^/?#@]*@)?([^/?#]*)([^?#]*)(?:\?([^#]*))?(?:#.*)?", re.DOTALL)
 
 
@@ -56,7 +56,7 @@ def _taken_apart(database_url: str, timeout_s: float) -> tuple[list[Host], float
 
 
 def _split(netloc: str) -> list[tuple[str, str]]:
-    """Return each host of the usual place, with its port in it."""
+    """Return each host of the authority, with its port in it."""
     hosts = netloc.split(",")
     if len(hosts) > 1 and not all(hosts):
         raise ValueError

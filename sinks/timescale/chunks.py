@@ -1,10 +1,10 @@
-"""Which chunks are there: an event that needs another one is written apart from its batch.
+"""The chunks of the hypertable: an event that needs a new one is written apart from its batch.
 
-To make a chunk takes the server some 6 ms and a lock that writers share. In a batch, everybody
-else in it would wait for a clock that some device has set wrongly.
+The server makes a chunk under a lock that all writers share. In a batch, every event would wait for
+the one whose device has a wrong clock.
 """
 
-from bisect import bisect_right, insort
+from bisect import bisect_right
 from datetime import datetime
 
 from asyncpg.exceptions import PostgresError
@@ -24,53 +24,54 @@ _CHUNK_OF = f"{_CHUNKS} AND range_start <= $1 AND $1 < range_end"
 
 
 class Chunks:
-    """The spans of time that have a chunk, as they were when last looked up.
+    """The time ranges of the chunks, as of the last look-up.
 
-    On a plain table, and while nothing is known, every time has one. A chunk that `retain` drops
-    meanwhile is made anew by the first batch that needs it.
+    On a plain table, and while nothing is known, every time has a chunk. The first batch that
+    needs a chunk that `retain` has dropped since makes it again.
     """
 
     def __init__(self) -> None:
-        self._spans: list[tuple[datetime, datetime]] | None = None
-        self._last: tuple[datetime, datetime] | None = None
+        self._starts: list[datetime] | None = None
+        self._ends: list[datetime] = []
 
     def has(self, event: Event) -> bool:
         """Whether the event's time has a chunk."""
-        if self._spans is None or (
-            self._last and self._last[0] <= event.occurred_at < self._last[1]
-        ):
-            return True  # as a rule
-        place = bisect_right(self._spans, event.occurred_at, key=_start) - 1
-        if place < 0 or event.occurred_at >= self._spans[place][1]:
-            return False
-        self._last = self._spans[place]
-        return True
+        return self._starts is None or self._place_of(event.occurred_at) is not None
+
+    def split(self, ordered: list[Event]) -> tuple[list[Event], list[Event]]:
+        """Return the events whose times have a chunk, and the others; they come ordered by time."""
+        if self._starts is None or not ordered:
+            return ordered, []
+        place = self._place_of(ordered[0].occurred_at)
+        if place is not None and ordered[-1].occurred_at < self._ends[place]:
+            return ordered, []  # all in one chunk
+        lacking = [event for event in ordered if not self.has(event)]
+        return [event for event in ordered if self.has(event)] if lacking else ordered, lacking
 
     async def look_up(self, session: Session) -> None:
-        """Learn of every chunk; where the server refuses to tell, nothing is known."""
+        """Read the ranges of all chunks; they are unknown afterwards where that fails."""
         try:
             async with unit(session, is_whole=False):
                 records = await session.fetch(_CHUNKS) if await is_hypertable(session) else []
-        except PostgresError:  # what is known grows old: by tomorrow everybody would be alone
-            self._forget()
+        except PostgresError:  # an old list would set every event of a new day apart
+            self._set(None)
             raise
-        self._last = None
-        spans = sorted((record[0], record[1]) for record in records if record[0] is not None)
-        self._spans = spans if records else None
-        CHUNKS.set(len(spans))
-
-    def _forget(self) -> None:
-        self._spans = self._last = None
-        CHUNKS.set(0)
+        ranges = sorted((record[0], record[1]) for record in records if record[0] is not None)
+        self._set(ranges if records else None)
 
     async def add(self, session: Session, event: Event) -> None:
-        """Learn of the chunk that an event is in by now."""
+        """Read the range of the chunk that an event was written to."""
         async with unit(session, is_whole=False):
             record = await session.fetchrow(_CHUNK_OF, event.occurred_at)
-        if self._spans is not None and record is not None and not self.has(event):
-            insort(self._spans, (record[0], record[1]))
-            CHUNKS.set(len(self._spans))
+        if self._starts is not None and record is not None and not self.has(event):
+            ranges = [*zip(self._starts, self._ends, strict=True), (record[0], record[1])]
+            self._set(sorted(ranges))
 
+    def _set(self, ranges: list[tuple[datetime, datetime]] | None) -> None:
+        self._starts = None if ranges is None else [start for start, _ in ranges]
+        self._ends = [end for _, end in ranges or []]
+        CHUNKS.set(len(self._ends))
 
-def _start(span: tuple[datetime, datetime]) -> datetime:
-    return span[0]
+    def _place_of(self, moment: datetime) -> int | None:
+        place = bisect_right(self._starts or [], moment) - 1
+        return place if place >= 0 and moment < self._ends[place] else None

@@ -1,114 +1,143 @@
-"""One connection to PostgreSQL that is never trusted longer than it deserves."""
+"""A connection that is opened when needed, lent to one user at a time, replaced when in doubt."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from math import inf
+from types import TracebackType
 
 from asyncpg.exceptions import PostgresError
 
 from sinks.timescale import hosts
+from sinks.timescale.errors import NotReplicated
 from sinks.timescale.schema import read_identity
-from sinks.timescale.session import (
-    NotReplicated,
-    Session,
-    milliseconds,
-    open_session,
-    role_settings,
-)
+from sinks.timescale.session import Session, milliseconds, open_session, role_settings
 
 CONNECT_TIMEOUT_S = 3.0
-# The data may be replaced under an open connection: what is known of it is soon forgotten.
+# The data may be replaced under an open connection, so its name is soon unknown again.
 GENERATION_MAX_AGE_S = 3.0
-# A clock does not run away so soon: it is known for longer than a connection takes to replace.
+# A clock drifts slowly: the difference stays known while a connection is replaced.
 CLOCK_MAX_AGE_S = 10.0
 
+OpenSession = Callable[[str, Mapping[str, str], float], Awaitable[Session]]
 
-class Lane:
-    """One connection for one statement at a time; opened when needed, given up when in doubt."""
 
-    def __init__(self, database_url: str, commit_timeout_s: float, lock_timeout_s: float) -> None:
+class ReconnectingConnection:
+    """One connection to the primary: `async with` lends its session, and opens it where needed.
+
+    A simulation passes an `open_session` and a wall clock, `now`, of its own. Intervals are
+    measured on the clock of the running loop.
+    """
+
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        commit_timeout_s: float,
+        lock_timeout_s: float,
+        open_session: OpenSession = open_session,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._database_url = database_url
         self._settings = {
             "application_name": "flokit-gateway",
             "lock_timeout": milliseconds(lock_timeout_s),
-            # To weigh a plan for all times, the server would lock each chunk that there is.
+            # For a generic plan, the server would lock every chunk.
             "plan_cache_mode": "force_custom_plan",
             **role_settings(commit_timeout_s),
         }
+        self._open_session = open_session
+        self._now = now
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
-        self._connection: Session | None = None
+        self._session: Session | None = None
         self._generation = ""
-        self._looked_at = -inf
+        self._generation_at = -inf
         self._clock_ahead_s = 0.0
         self._clock_at = -inf
 
     @property
     def generation(self) -> str | None:
-        """Which data the connection leads to; None while that is not known."""
-        is_open = self._connection is not None and not self._connection.is_closed()
-        is_fresh = time.monotonic() - self._looked_at < GENERATION_MAX_AGE_S
-        return self._generation if is_open and is_fresh else None
+        """The name of the data behind the connection; None while it is unknown."""
+        is_open = self._session is not None and not self._session.is_closed()
+        is_known = is_open and self._age_s(self._generation_at) < GENERATION_MAX_AGE_S
+        return self._generation if is_known else None
 
     @property
     def clock_ahead_s(self) -> float | None:
-        """How far our clock is ahead of the server's; None while that is not known."""
-        is_fresh = time.monotonic() - self._clock_at < CLOCK_MAX_AGE_S
-        return self._clock_ahead_s if is_fresh else None
+        """Our clock minus the server's, in seconds; None while it is unknown."""
+        return self._clock_ahead_s if self._age_s(self._clock_at) < CLOCK_MAX_AGE_S else None
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Session]:
-        """Lend the connection, to one at a time; opens it where there is none."""
-        async with self._lock:
-            if self._connection is None or self._connection.is_closed():
-                # Nothing is known of the data behind another connection.
-                self._connection, self._looked_at = None, -inf
-                self._connection = await open_session(
-                    self._database_url, self._settings, CONNECT_TIMEOUT_S
-                )
-                await self.look()
-            session = self._connection
-            session.is_wait_cancelled = False
-            try:
-                yield session
-            except PostgresError:
-                raise  # the server has answered: the connection is as good as before
-            except BaseException:
-                # A time-out or a cancel leaves it open what the server has done and will still
-                # send. The unique index decides at the retry; this connection is not used again.
-                self._give_up()
-                raise
-            if session.is_wait_cancelled:
-                raise NotReplicated("the wait for a standby was cancelled")
-
-    async def look(self) -> None:
-        """Learn which data is behind the open connection; give the connection up if that fails.
-
-        While the answer is on its way the last one counts, so that no claim goes without Redis.
-        """
-        started = time.monotonic()
-        if self._connection is None:
-            return
+    async def __aenter__(self) -> Session:
+        await self._lock.acquire()
         try:
-            self._generation, self._clock_ahead_s = await read_identity(self._connection)
+            session = self._session
+            if session is None or session.is_closed():
+                session = await self._open()
         except BaseException:
-            self._looked_at = -inf
+            self._lock.release()
+            raise
+        session.is_wait_cancelled = False
+        return session
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                if self._session is not None and self._session.is_wait_cancelled:
+                    raise NotReplicated("the wait for a standby was cancelled")
+            elif not isinstance(error, PostgresError):
+                # After a PostgresError, the server's own answer, the connection is as good as
+                # before. After a time-out or a cancel it is open what the server has done and
+                # will still send: the unique index decides at the retry, on another connection.
+                self._give_up()
+        finally:
+            self._lock.release()
+
+    async def refresh(self) -> None:
+        """Read the identity of the data again, while the session is lent; gives it up on failure.
+
+        Until the answer the last one counts, so that no claim goes without Redis meanwhile.
+        """
+        if self._session is None or self._loop is None:
+            return
+        started = self._loop.time()
+        try:
+            identity = await read_identity(self._session, self._now)
+        except BaseException:
+            self._generation_at = -inf
             self._give_up()
             raise
-        self._looked_at = self._clock_at = started
-
-    def _give_up(self) -> None:
-        """Close the connection behind our back, so that asyncpg can still cancel its statement."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            closing = asyncio.create_task(hosts.close(connection))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+        self._generation, self._clock_ahead_s = identity
+        self._generation_at = self._clock_at = started
 
     async def close(self) -> None:
         """Close the connection when it is free."""
         async with self._lock:
             self._give_up()
         await asyncio.gather(*self._closing)
+
+    async def _open(self) -> Session:
+        self._loop = asyncio.get_running_loop()
+        # The data behind another connection is unknown.
+        self._session, self._generation_at = None, -inf
+        session = await self._open_session(self._database_url, self._settings, CONNECT_TIMEOUT_S)
+        self._session = session
+        await self.refresh()
+        return session
+
+    def _give_up(self) -> None:
+        """Close the connection in the background, where asyncpg can still cancel its statement."""
+        session, self._session = self._session, None
+        if session is not None:
+            closing = asyncio.create_task(hosts.close(session))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def _age_s(self, moment: float) -> float:
+        return inf if self._loop is None else self._loop.time() - moment

@@ -6,11 +6,13 @@ https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format".
 import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from uuid import UUID
 
 import msgspec
 
 from app.event import MICROSECOND, Event
+from sinks.timescale.errors import NotEncodable
 
 COLUMNS = (
     "event_id", "occurred_at", "received_at", "workspace_id", "vendor", "app_token", "event_type",
@@ -22,52 +24,71 @@ _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _TRAILER = struct.pack("!h", -1)
 # The number of fields, then the three of fixed length, each behind its length.
-_FIXED = struct.Struct("!hi16siqiq")
+_pack_fixed = struct.Struct("!hi16siqiq").pack
 _pack_length = struct.Struct("!i").pack
 _NULL = _pack_length(-1)
-_JSONB_VERSION = b"\x01"
+# The length of a jsonb, then the version of its format.
+_pack_jsonb_head = struct.Struct("!ib").pack
+_JSONB_VERSION = 1
+# Apps, event types, systems and countries: texts that come again and again.
+_REPEATED_MAX = 1024
 
 
 def encode_rows(events: Sequence[Event]) -> bytes:
     """Return the whole input of one COPY, so that nothing can fail half-way through it.
 
-    Raises ValueError for a text that has no encoding.
+    Raises NotEncodable.
     """
-    parts = [_HEADER]
+    rows = [_HEADER]
     for event in events:
-        occurred_at = (event.occurred_at - _POSTGRES_EPOCH) // MICROSECOND
-        received_at = (event.received_at - _POSTGRES_EPOCH) // MICROSECOND
-        parts.append(_FIXED.pack(len(COLUMNS), 16, event.event_id, 8, occurred_at, 8, received_at))
-        for text in _texts(event):
-            if text is None:
-                parts.append(_NULL)
-            else:
-                data = text.encode()
-                parts.append(_pack_length(len(data)))
-                parts.append(data)
-        data = msgspec.json.encode(event.properties)
-        parts += (_pack_length(len(data) + 1), _JSONB_VERSION, data)
-    parts.append(_TRAILER)
-    return b"".join(parts)
+        try:
+            rows.append(_encode_row(event))
+        except UnicodeEncodeError as error:
+            raise NotEncodable(error, len(rows) - 1) from None
+    rows.append(_TRAILER)
+    return b"".join(rows)
+
+
+def _encode_row(event: Event) -> bytes:
+    occurred_at = (event.occurred_at - _POSTGRES_EPOCH) // MICROSECOND
+    received_at = (event.received_at - _POSTGRES_EPOCH) // MICROSECOND
+    properties = msgspec.json.encode(event.properties)
+    return b"".join((
+        _pack_fixed(len(COLUMNS), 16, event.event_id, 8, occurred_at, 8, received_at),
+        _repeated(event.workspace_id, event.vendor, event.app_token, event.event_type),
+        _text(event.user_id),
+        _text(event.adid),
+        _text(event.idfa),
+        _text(event.gps_adid),
+        _repeated(event.os_name, event.country),
+        _pack_jsonb_head(len(properties) + 1, _JSONB_VERSION),
+        properties,
+    ))  # fmt: skip
+
+
+def _text(text: str | None) -> bytes:
+    if text is None:
+        return _NULL
+    data = text.encode()
+    return _pack_length(len(data)) + data
+
+
+@lru_cache(_REPEATED_MAX)
+def _repeated(*texts: str | None) -> bytes:
+    return b"".join(map(_text, texts))
 
 
 def as_arrays(events: Sequence[Event]) -> list[list[object]]:
-    """Return the same rows as one array for each column, for `unnest`."""
-    rows = [
-        (
-            UUID(bytes=event.event_id),
-            event.occurred_at,
-            event.received_at,
-            *_texts(event),
-            msgspec.json.encode(event.properties).decode(),
-        )
-        for event in events
-    ]
+    """Return the same rows as one array for each column, for `unnest`; raises NotEncodable."""
+    rows: list[tuple[object, ...]] = []
+    for event in events:
+        try:
+            properties = msgspec.json.encode(event.properties).decode()
+        except UnicodeEncodeError as error:
+            raise NotEncodable(error, len(rows)) from None
+        rows.append((
+            UUID(bytes=event.event_id), event.occurred_at, event.received_at, event.workspace_id,
+            event.vendor, event.app_token, event.event_type, event.user_id, event.adid, event.idfa,
+            event.gps_adid, event.os_name, event.country, properties,
+        ))  # fmt: skip
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-def _texts(event: Event) -> tuple[str | None, ...]:
-    return (
-        event.workspace_id, event.vendor, event.app_token, event.event_type, event.user_id,
-        event.adid, event.idfa, event.gps_adid, event.os_name, event.country,
-    )  # fmt: skip

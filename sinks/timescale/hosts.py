@@ -1,4 +1,4 @@
-"""The hosts that DATABASE_URL names: the first of them that is a primary will do."""
+"""The hosts of DATABASE_URL: a connection to the first of them that is a primary."""
 
 import asyncio
 import ssl
@@ -13,9 +13,9 @@ from asyncpg.connect_utils import SessionAttribute
 from sinks.timescale.addresses import NOT_UNDERSTOOD, Host, hosts_of
 from sinks.timescale.errors import AddressError, DatabaseError, translated
 
-# What the driver is to make of a `target_session_attrs`: it would ask host after host.
+# Overrides a `target_session_attrs` of the address: the driver would try host after host.
 ANY_ROLE = SessionAttribute.any
-# The next host is tried when the one before has failed, or has not answered for so long.
+# The next host is tried after a failure of the one before, or after so long without its answer.
 STAGGER_S = 0.25
 CLOSE_TIMEOUT_S = 2.0
 
@@ -25,7 +25,7 @@ Opened = TypeVar("Opened", bound=Connection)
 
 
 class NoAnswer(DatabaseError):
-    """No host is a primary that lets us in: one line for each in `hosts`, all in the message."""
+    """No host is a primary that accepts us: one line for each in `hosts`, all in the message."""
 
     def __init__(self, hosts: Sequence[str]) -> None:
         super().__init__("; ".join(hosts))
@@ -37,7 +37,7 @@ class _IsStandby(Exception):
 
 
 class Role(Enum):
-    """What a host turns out to be."""
+    """The role of a host."""
 
     PRIMARY = "primary"
     STANDBY = "standby"
@@ -74,7 +74,7 @@ async def connect(
 
 
 async def roles(database_url: str, *, timeout_s: float) -> list[tuple[Role, str]]:
-    """Return what each of several hosts is, and a line that says so; raises AddressError."""
+    """Return the role of each of several hosts, and a line for `check`; raises AddressError."""
     hosts, timeout_s = hosts_of(database_url, timeout_s)
     if len(hosts) == 1:
         return []
@@ -100,7 +100,7 @@ async def _open_for_operator(url: str, command_timeout_s: float | None = None) -
     return await asyncpg.connect(
         url,
         command_timeout=command_timeout_s,
-        statement_cache_size=0,  # a pooler may lose what was prepared under a name
+        statement_cache_size=0,  # a pooler may lose a prepared statement
         target_session_attrs=ANY_ROLE,
     )
 
@@ -108,10 +108,10 @@ async def _open_for_operator(url: str, command_timeout_s: float | None = None) -
 async def open_primary(
     database_url: str, open_at: Callable[[str], Awaitable[Opened]], timeout_s: float
 ) -> Opened:
-    """Return the connection to the first host that turns out to be a primary.
+    """Return a connection to the first host that proves to be a primary.
 
-    `open_at` opens one to the only host of an address; it must not leave the choice of a host by
-    its role to the driver. Raises AddressError, or NoAnswer where no host will do.
+    `open_at` opens a connection to the only host of an address, of any role: ANY_ROLE. Raises
+    AddressError or NoAnswer.
     """
     hosts, timeout_s = hosts_of(database_url, timeout_s)
     waiting = list(hosts)
@@ -144,7 +144,7 @@ async def _open_one(
     async with asyncio.timeout(timeout_s):
         connection = await open_at(url)
         try:
-            # Not as a prepared statement, which a pooler may lose. The status tells the rows.
+            # Not prepared, which a pooler may lose. The status has the number of rows.
             if await connection.execute("SELECT WHERE pg_is_in_recovery()") != "SELECT 0":
                 raise _IsStandby
         except _IsStandby:
@@ -157,7 +157,7 @@ async def _open_one(
 
 
 def _failure(attempt: asyncio.Task[Opened], host: Host, hosts: int) -> str:
-    """Return what is wrong with a host; raises what is wrong with the address, or with us."""
+    """Return a line about a failed attempt; raises AddressError, and a fault of our own."""
     named = f"{host.name} " if hosts > 1 else ""
     detail: Exception
     try:
@@ -166,14 +166,14 @@ def _failure(attempt: asyncio.Task[Opened], host: Host, hosts: int) -> str:
         return f"{host.name} is a standby"
     except ssl.SSLCertVerificationError as error:  # a ValueError too
         return f"{named}shows a certificate that is refused: {error.verify_message}"
-    except FileNotFoundError:  # which does not name it
-        return f"{named}is not asked: a file of its address is not there (certificate, key, socket)"
+    except FileNotFoundError:  # its message does not name the file
+        return f"{named}is not tried: a file of its address is not there (certificate, key, socket)"
     except (OSError, asyncpg.PostgresError) as error:
         detail = error
     except ValueError as error:  # also the driver's InterfaceErrors about the address
         if not str(error).startswith("root certificate file"):  # others may quote the address
             raise AddressError(NOT_UNDERSTOOD) from None
-        return f"{named}is not asked: without sslrootcert there must be ~/.postgresql/root.crt"
+        return f"{named}is not tried: without sslrootcert there must be ~/.postgresql/root.crt"
     except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         detail = error
     return f"{named}does not answer: {str(detail).partition(chr(10))[0] or type(detail).__name__}"
@@ -188,10 +188,10 @@ async def _give_up(attempts: Collection[asyncio.Task[Opened]]) -> None:
 
 
 async def close(connection: Connection) -> None:
-    """Close a connection that nobody uses any more, in good order if that goes quickly."""
+    """Close an unused connection: in good order where that is quick, else at once."""
     try:
         # Its own time-out does not cover the answer to a cancelled statement.
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await connection.close()
-    except Exception:  # noqa: BLE001 - whatever it was, nobody uses it any more
+    except Exception:  # noqa: BLE001 - whatever it was, the connection is unused
         connection.terminate()

@@ -1,4 +1,4 @@
-"""What an operator should know of a database: its versions, settings, and what is not ours."""
+"""The inspection of a database for `check`: versions, settings, foreign triggers and indexes."""
 
 import asyncio
 import ssl
@@ -40,7 +40,7 @@ class NotConfirmed(DatabaseError):
 
 
 class Server(NamedTuple):
-    """What `inspect` finds: versions, and the settings that matter, as they are in force."""
+    """Versions, and the values in force of the settings that matter."""
 
     version: str
     timescaledb: str | None
@@ -50,7 +50,7 @@ class Server(NamedTuple):
     is_pooled: bool
 
     def lacking(self, commit_timeout_s: float) -> Mapping[str, str]:
-        """Return the settings that the role needs behind a pooler, each with what gives it them."""
+        """Return the settings that the role lacks behind a pooler, each with SQL that sets it."""
         return {
             name: f"ALTER ROLE {self.role} SET {name} = '{wanted}';"
             for name, wanted in role_settings(commit_timeout_s).items()
@@ -59,17 +59,17 @@ class Server(NamedTuple):
 
 
 class Wire(NamedTuple):
-    """How a connection goes: to the server, or to the pooler in front of it."""
+    """The transport of a connection: to the server, or to the pooler in front of it."""
 
     is_local: bool  # it does not leave the machine
     tls: str = ""  # the version, where it is encrypted
     is_verified: bool = False  # the certificate is signed by a CA that we trust
-    is_host_verified: bool = False  # and made out to the host that we wanted
+    is_host_verified: bool = False  # and issued for the host of the address
 
 
 def wire_of(connection: asyncpg.Connection) -> Wire:
-    """Return how an open connection goes."""
-    # asyncpg does not show it, and what the server says is of its side of a pooler.
+    """Return the transport of an open connection."""
+    # asyncpg does not expose it, and the server reports its own side of a pooler.
     transport: asyncio.BaseTransport = connection._transport  # type: ignore[attr-defined]  # noqa: SLF001 - see above
     peer = transport.get_extra_info("peername")
     is_local = not isinstance(peer, tuple) or ip_address(peer[0]).is_loopback
@@ -84,12 +84,12 @@ def wire_of(connection: asyncpg.Connection) -> Wire:
 def _is_enough(name: str, value: str, wanted: str) -> bool:
     if not wanted.isdigit():
         return value == wanted
-    # A Unix socket has no keepalives, and says so; without TCP none are needed.
+    # On a Unix socket the value is 0, and none is needed.
     return 0 < int(value) <= int(wanted) or (value == "0" and name.startswith("tcp_"))
 
 
 async def inspect(connection: asyncpg.Connection) -> Server:
-    """Return what an operator should know of a server."""
+    """Return the versions and settings of a server."""
     settings = await connection.fetch(
         "SELECT name, setting FROM pg_settings WHERE name = ANY($1)", _SETTINGS
     )
@@ -105,10 +105,10 @@ async def inspect(connection: asyncpg.Connection) -> Server:
 
 
 async def strangers(connection: asyncpg.Connection) -> Mapping[str, str]:
-    """Return what somebody else has put on our tables, and what it does to events."""
+    """Return the foreign triggers and indexes on our tables, each with its effect on events."""
     found: dict[str, str] = {}
     for (trigger,) in await connection.fetch(_TRIGGERS):
-        found[trigger] = "an event that it leaves out, or fails for, is answered 500"
+        found[trigger] = "an event that it leaves out or fails for is answered 500"
     for index, is_unique, is_computed in await connection.fetch(_INDEXES):
         if is_unique:
             found[index] = "it is unique: an event that it refuses is answered 500"
@@ -118,7 +118,7 @@ async def strangers(connection: asyncpg.Connection) -> Mapping[str, str]:
 
 
 async def chunks_and_locks(connection: asyncpg.Connection) -> tuple[int, int]:
-    """Return the number of chunks of `events`, and how many locks the server has room for."""
+    """Return the number of chunks of `events`, and the number of locks the server has room for."""
     chunks = 0
     if await is_hypertable(connection):
         chunks = await connection.fetchval("SELECT count(*) FROM show_chunks('events')")

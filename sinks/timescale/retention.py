@@ -1,4 +1,4 @@
-"""The retention: what is older goes, in portions that the server can take."""
+"""The retention: older rows are deleted, in portions that the server can take."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -8,17 +8,17 @@ import asyncpg
 from sinks.timescale.schema import CHUNK_INTERVAL, at_leisure, is_hypertable
 
 DELETE_ROWS = 50_000
-# Each is locked with its indexes until the end of the transaction, and the server has room for
-# some 6,400 locks: about 1,500 chunks.
+# Each is locked with its indexes until the end of the transaction. With PostgreSQL's defaults the
+# server has room for 64 locks of each of 100 connections.
 DROP_CHUNKS = 100
 
 
 async def retain(connection: asyncpg.Connection, retention_d: int) -> AsyncIterator[str]:
-    """Delete what occurred more than `retention_d` days ago; yields lines of progress.
+    """Delete events that occurred more than `retention_d` days ago; yields lines of progress.
 
-    A hypertable loses whole chunks; an ordinary table loses rows, some at a time.
+    A hypertable loses whole chunks; an ordinary table loses rows.
     """
-    # The earlier of two clocks: one that runs ahead must not cost rows.
+    # The earlier of two clocks: a clock that runs ahead must not cost rows.
     now = min(datetime.now(UTC), await connection.fetchval("SELECT clock_timestamp()"))
     cutoff = now - timedelta(days=retention_d)
     if await is_hypertable(connection):

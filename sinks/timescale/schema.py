@@ -1,8 +1,8 @@
-"""The schema of the database: bring it up to date, tell whose data is in it, make chunks."""
+"""The schema of the database: its migrations, the identity of its data, its chunks."""
 
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -18,9 +18,9 @@ from sinks.timescale.session import milliseconds
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 CHUNK_INTERVAL = timedelta(days=1)
-# Of the hash: as many characters of every key in Redis are a third more.
+# In base64 they are 12 characters of every key in Redis.
 GENERATION_BYTES = 9
-# Any number that no other program locks in the same database.
+# A number that no other program locks in the same database.
 _MIGRATION_LOCK = 7_205_759_403
 # Times as numbers: their text follows the settings of the session.
 _IDENTITY = """
@@ -35,7 +35,7 @@ FROM generation
 
 
 class SchemaError(DatabaseError):
-    """The schema is not the one that this version needs; the message says what to do."""
+    """The schema is not that of this version. The message has the remedy."""
 
 
 @cache
@@ -47,8 +47,7 @@ def migrations() -> Mapping[str, str]:
 async def migrate(connection: asyncpg.Connection) -> Sequence[str]:
     """Apply the missing migrations in one transaction, and return their names.
 
-    Safe to run from several places at once: the first one works, the others wait and find
-    nothing left to do.
+    Safe to run from several places at once: one migrates, the others wait and find nothing to do.
     """
     async with at_leisure(connection):
         await connection.execute(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
@@ -61,7 +60,7 @@ async def migrate(connection: asyncpg.Connection) -> Sequence[str]:
             await connection.execute(migrations()[name])
             await connection.execute("INSERT INTO schema_migrations (name) VALUES ($1)", name)
     async with at_leisure(connection):
-        await keep_chunk_ahead(connection)
+        await keep_chunk_ahead(connection, datetime.now(UTC))
     return missing
 
 
@@ -76,7 +75,7 @@ async def at_leisure(connection: asyncpg.Connection) -> AsyncIterator[None]:
         yield
 
 
-# PostgreSQL leaves a schema without USAGE out of the search, as if its tables were not there.
+# PostgreSQL skips a schema without USAGE in the search, as if it had no tables.
 _HIDDEN = """
 SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
 WHERE relname = 'schema_migrations' AND NOT has_schema_privilege(relnamespace, 'USAGE')
@@ -88,9 +87,9 @@ AND nspname IN (
 
 
 async def missing_migrations(connection: asyncpg.Connection) -> Sequence[str]:
-    """Return the names of the migrations that the database has not seen, in order.
+    """Return the names of the migrations that the database lacks, in order.
 
-    Raises SchemaError where the role may not look.
+    Raises SchemaError where the role may not read them.
     """
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
         if hidden := await connection.fetchval(_HIDDEN):
@@ -101,27 +100,29 @@ async def missing_migrations(connection: asyncpg.Connection) -> Sequence[str]:
 
 
 class Identity(NamedTuple):
-    """Whose data is behind a connection, and how far our clock is ahead of its server's."""
+    """The name of the data behind a connection, and our clock minus its server's in seconds."""
 
     generation: str
     clock_ahead_s: float
 
 
-async def read_identity(connection: asyncpg.Connection) -> Identity:
-    """Return a short name for the data behind a connection, other for any other data; the clock.
+async def read_identity(
+    connection: asyncpg.Connection, now: Callable[[], float] = time.time
+) -> Identity:
+    """Return the identity of the data behind a connection; `now` is our wall clock.
 
-    The name is a hash of the random value that the migration stored, and of what changes when
-    that value was copied with the data: the cluster, its timeline (a restored backup starts a new
-    one, and so does a fail-over), the start of the server (a snapshot of its disk that was put
-    back stays on the timeline), the database and the table.
+    The generation is a hash of the random value that the migration stored, and of values that
+    change when that one was copied with the data: the cluster, its timeline (a restored backup
+    starts a new one, and so does a fail-over), the start of the server (a restored snapshot of the
+    disk stays on its timeline), the database and the table.
 
     Raises SchemaError where migrations are missing.
     """
     if missing := await missing_migrations(connection):
         raise SchemaError(f"migration {missing[0]} is missing: run `python -m app migrate`")
-    before = time.time()
+    before = now()
     record = await connection.fetchrow(_IDENTITY)
-    after = time.time()
+    after = now()
     if record is None:
         raise SchemaError("the table `generation` is empty: it was filled by the migration")
     server_clock, *identity = record
@@ -130,7 +131,7 @@ async def read_identity(connection: asyncpg.Connection) -> Identity:
 
 
 async def timescaledb_version(connection: asyncpg.Connection) -> str | None:
-    """Return TimescaleDB's version in this database; None where there is none."""
+    """Return the version of TimescaleDB in this database; None without it."""
     version: str | None = await connection.fetchval(
         "SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'"
     )
@@ -138,7 +139,7 @@ async def timescaledb_version(connection: asyncpg.Connection) -> str | None:
 
 
 async def is_hypertable(connection: asyncpg.Connection) -> bool:
-    """Whether `events` is a hypertable here, or an ordinary table."""
+    """Whether `events` is a hypertable, and not an ordinary table."""
     if await timescaledb_version(connection) is None:
         return False
     return bool(
@@ -149,15 +150,17 @@ async def is_hypertable(connection: asyncpg.Connection) -> bool:
     )
 
 
-async def keep_chunk_ahead(connection: asyncpg.Connection, lock_timeout_s: float = 0) -> None:
-    """Make the chunks of now and of the coming interval, so that no batch has to wait for them.
+async def keep_chunk_ahead(
+    connection: asyncpg.Connection, now: datetime, lock_timeout_s: float = 0
+) -> None:
+    """Make the chunks of `now` and of the coming interval, so that no batch waits for them.
 
-    Waits so long for each lock; 0 is for ever.
+    `lock_timeout_s` is for each lock; 0 is for ever.
     """
     if not await is_hypertable(connection):
         return
     for ahead in (timedelta(0), CHUNK_INTERVAL):
-        moment = datetime.now(UTC) + ahead
+        moment = now + ahead
         exists = await connection.fetchval(
             "SELECT true FROM timescaledb_information.chunks "
             "WHERE hypertable_name = 'events' AND hypertable_schema = current_schema() "
@@ -166,8 +169,8 @@ async def keep_chunk_ahead(connection: asyncpg.Connection, lock_timeout_s: float
         )
         if not exists:
             event_id = uuid4()
-            # TimescaleDB has no public way to make a chunk but to write a row into it. What comes
-            # as one message is one transaction.
+            # TimescaleDB has no public way to make a chunk but to write a row into it. The
+            # statements of one message are one transaction.
             await connection.execute(
                 f"SET LOCAL lock_timeout = {milliseconds(lock_timeout_s)}; "  # noqa: S608 - our own
                 "INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, "

@@ -1,4 +1,4 @@
-"""A session with PostgreSQL, direct or through a pooler, and what is in force in it."""
+"""A session with PostgreSQL, direct or through a pooler, with its settings and transactions."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -9,9 +9,9 @@ from asyncpg.pool import PoolConnectionProxy
 
 from sinks.timescale import hosts
 
-# A commit that was answered must survive a crash, and be where the standbys are asked to have it,
-# whatever the role or the database says; and the server must be let to say where it is not. Set
-# also where it is so already: what is set here does not follow a change of the server's files.
+# A commit that was answered must survive a crash and be on the synchronous standbys, whatever the
+# settings of the role or the database; and the server must report a cancelled wait. Set also where
+# the value is right already: a value set here does not follow a change of the server's files.
 DURABLE = """
 SELECT set_config(name, CASE WHEN current_setting(name) = ANY (weaker) THEN needed
     ELSE current_setting(name) END, {is_local})
@@ -20,38 +20,34 @@ FROM (VALUES
     ('client_min_messages', 'warning', ARRAY['error'])
 ) AS wanted (name, needed, weaker)
 """
-# Where the server tells that the wait for a standby was cancelled. The text is in its language.
+# The server's function that reports a cancelled wait. The text of the report is translated.
 _CANCELLED_WAIT = "SyncRepWaitForLSN"
 
 
-class NotReplicated(Exception):
-    """A commit ended before the standbys had it: whether they ever will is not known."""
-
-
 class Session(asyncpg.Connection):
-    """A connection that knows whether there is a pooler on its way.
+    """A connection of asyncpg, direct or through a pooler.
 
-    Behind one in transaction mode (PgBouncer's) each transaction may have another connection to
+    Behind a pooler in transaction mode (PgBouncer) each transaction may have another connection to
     the server, which other clients use in turn. So nothing is set there for longer than a
-    transaction, and none of its statements is prepared under a name. What a write cannot do
-    without, or what differs between writes, comes with its transaction; what is the same for all
-    of them the role must have, see `role_settings`.
+    transaction, and no statement is prepared under a name. A setting that a write needs, or that
+    differs between writes, comes with its transaction; the others the role must have, see
+    `role_settings`.
     """
 
     is_pooled = False
     lock_timeout_ms = "0"
-    # Whether a commit's wait for the standbys was cancelled; to be forgotten by who asks.
+    # Whether the wait of a commit for the standbys was cancelled. Its reader resets it.
     is_wait_cancelled = False
 
     async def wait_for_locks(self, timeout_s: float) -> None:
-        """From now on, give up on a lock after so long."""
+        """Set the time-out of a wait for a lock from now on."""
         self.lock_timeout_ms = milliseconds(timeout_s)
         if not (self.is_pooled or self.is_closed()):
             await self.execute(f"SET lock_timeout = {self.lock_timeout_ms}")
 
     @property
     def begin(self) -> str:
-        """What begins a transaction, in one message."""
+        """The statements that begin a transaction, for one message."""
         if not self.is_pooled:
             return "BEGIN"
         durable = DURABLE.format(is_local="true")
@@ -60,11 +56,11 @@ class Session(asyncpg.Connection):
 
 def role_settings(commit_timeout_s: float) -> dict[str, str]:
     """Return the settings that are the same for every connection, in the units of `pg_settings`."""
-    # A little earlier than we ourselves: then it is known that nothing was committed.
+    # Shorter than our own: after the server's time-out it is known that nothing was committed.
     timeout_ms = milliseconds(0.9 * commit_timeout_s)
     return {
         "statement_timeout": timeout_ms,
-        # The server must notice a gateway that is frozen or gone: its locks hold others up.
+        # A gateway that is frozen or gone must lose its locks: other writers wait for them.
         "idle_in_transaction_session_timeout": timeout_ms,
         "tcp_keepalives_idle": "5",
         "tcp_keepalives_interval": "5",
@@ -74,10 +70,10 @@ def role_settings(commit_timeout_s: float) -> dict[str, str]:
 
 
 async def open_session(database_url: str, settings: Mapping[str, str], timeout_s: float) -> Session:
-    """Return a session with the primary in which `settings` are in force, as far as we can.
+    """Return a session with the primary; behind a pooler only some of the settings are in force.
 
-    They must name `application_name` and `lock_timeout`, in milliseconds. Each host may take
-    `timeout_s`. Raises `AddressError` or `hosts.NoAnswer`.
+    They must have `application_name`, and `lock_timeout` in milliseconds. `timeout_s` is for each
+    host. Raises AddressError or NoAnswer.
     """
 
     async def open_at(url: str) -> Session:
@@ -85,14 +81,14 @@ async def open_session(database_url: str, settings: Mapping[str, str], timeout_s
 
     session = await hosts.open_primary(database_url, open_at, timeout_s)
     session.lock_timeout_ms = settings["lock_timeout"]
-    session.add_log_listener(_hear)
+    session.add_log_listener(_note_cancelled_wait)
     return session
 
 
-def _hear(
+def _note_cancelled_wait(
     session: asyncpg.Connection | PoolConnectionProxy, message: asyncpg.PostgresLogMessage
 ) -> None:
-    """Note a cancelled wait: asyncpg calls this before the one who has committed goes on."""
+    """Set the flag of a cancelled wait: asyncpg calls this before the commit's awaiter resumes."""
     is_cancelled = message.server_source_function == _CANCELLED_WAIT
     if is_cancelled and isinstance(session, Session):
         session.is_wait_cancelled = True
@@ -120,7 +116,7 @@ async def _open_direct(url: str, settings: Mapping[str, str]) -> Session | None:
             target_session_attrs=hosts.ANY_ROLE,
         )
     except ProtocolViolationError:
-        return None  # so PgBouncer refuses settings; if it is anything else, it will come again
+        return None  # PgBouncer refuses settings so; any other cause fails the next attempt too
     try:
         if await leads_through_a_pooler(session):  # which has ignored the settings
             await session.close()
@@ -133,27 +129,26 @@ async def _open_direct(url: str, settings: Mapping[str, str]) -> Session | None:
 
 
 async def leads_through_a_pooler(connection: asyncpg.Connection) -> bool:
-    """Whether the process that works for the connection is another than was told at the log-in.
+    """Whether pg_backend_pid() differs from the process ID in BackendKeyData.
 
-    A pooler tells a number of its own, so that a request to cancel a statement finds its client.
+    A pooler sends an ID of its own at the log-in, by which it finds the client of a cancel request.
     """
-    # Not as a prepared statement, which a pooler may lose. The status tells the number of rows.
-    told = connection.get_server_pid()
-    return await connection.execute(f"SELECT WHERE pg_backend_pid() = {told}") == "SELECT 0"
+    # Not prepared, which a pooler may lose. The status has the number of rows.
+    pid = connection.get_server_pid()
+    return await connection.execute(f"SELECT WHERE pg_backend_pid() = {pid}") == "SELECT 0"
 
 
 @asynccontextmanager
 async def transaction(session: Session, end: str = "COMMIT") -> AsyncIterator[None]:
-    """Run statements as one transaction, which a refusal takes back: the server's, or an encoder's.
+    """Run statements as one transaction, which a PostgresError rolls back.
 
-    Unlike asyncpg's own, it sends nothing more after a time-out or a cancel, when it might wait
-    for ever for a server that is out of reach: the connection is given up, and the server rolls
-    back.
+    After a time-out or a cancel it sends nothing more, unlike asyncpg's own, which could wait for
+    ever for a server out of reach: the connection is given up, and the server rolls back.
     """
     try:
         await session.execute(session.begin)
         yield
-    except (PostgresError, UnicodeEncodeError):
+    except PostgresError:
         if not session.is_closed():
             await session.execute("ROLLBACK")
         raise
@@ -161,9 +156,10 @@ async def transaction(session: Session, end: str = "COMMIT") -> AsyncIterator[No
 
 
 def unit(session: Session, *, is_whole: bool) -> AbstractAsyncContextManager[None]:
-    """Run statements one by one; as one transaction where they are to be `is_whole`.
+    """Run statements one by one, or as one transaction where `is_whole`.
 
-    Behind a pooler too, where the settings come with it. Inside of one they are a part of it.
+    Behind a pooler always as one, since the settings come with a transaction. Within a transaction
+    they are a part of it.
     """
     if (is_whole or session.is_pooled) and not session.is_in_transaction():
         return transaction(session)
@@ -171,9 +167,9 @@ def unit(session: Session, *, is_whole: bool) -> AbstractAsyncContextManager[Non
 
 
 @asynccontextmanager
-async def patience(session: Session, lock_timeout_s: float, then_s: float) -> AsyncIterator[None]:
-    """Wait so long for each lock meanwhile, and `then_s` afterwards."""
-    await session.wait_for_locks(lock_timeout_s)
+async def lock_timeout(session: Session, timeout_s: float, then_s: float) -> AsyncIterator[None]:
+    """Set the time-out of a wait for a lock, and `then_s` afterwards."""
+    await session.wait_for_locks(timeout_s)
     try:
         yield
     except PostgresError:

@@ -3,120 +3,153 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 
-from asyncpg.exceptions import LockNotAvailableError, PostgresError
+from asyncpg.exceptions import PostgresError
 
 from app.event import Event, Outcome
 from sinks.timescale.chunks import Chunks
-from sinks.timescale.connection import Lane
+from sinks.timescale.connection import OpenSession, ReconnectingConnection
+from sinks.timescale.errors import Cause, classify
 from sinks.timescale.schema import keep_chunk_ahead
-from sinks.timescale.session import Session
+from sinks.timescale.session import Session, open_session
 from sinks.timescale.writes import (
     BATCH_LOCK_TIMEOUT_S,
-    SEARCH_LOCK_TIMEOUT_S,
-    write_alone,
+    HALVES_LOCK_TIMEOUT_S,
     write_batch,
+    write_one,
 )
 
-# How long a twin waits for who else is writing its event.
-TWIN_LOCK_TIMEOUT_S = 0.5
-# Where one twin waited in vain, others will: for so long after the last of them, the next ones get
-# only the time of the search. Else hundreds of a frozen writer's twins would hold up all others.
-HASTE_S = 1.0
-# How often to look which data the connection leads to.
-GENERATION_S = 1.0
-# How often to look which chunks there are, and to make that of the coming interval.
+# The wait of a contested event for the writer that has locked its row.
+CONTESTED_LOCK_TIMEOUT_S = 0.5
+# After a contested event has waited in vain, the next ones wait only as long as a row of a halved
+# batch, until so much time has passed since the last of them. Otherwise hundreds of events of one
+# frozen writer would delay all other contested events.
+SHORT_WAITS_S = 1.0
+# The interval at which the generation and the clock are read.
+IDENTITY_S = 1.0
+# The interval at which the chunks are read, and that of the coming day is made.
 CHUNKS_S = 60.0
 
 log = logging.getLogger(__name__)
 
 
 class TimescaleSink:
-    """Writes events to the hypertable over two connections: one for batches, one for twins."""
+    """Writes events to the hypertable over two connections: for batches, and for contested events.
 
-    def __init__(self, database_url: str, *, commit_timeout_s: float) -> None:
+    `open_session` and `now`, the wall clock, are for a simulation.
+    """
+
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        commit_timeout_s: float,
+        open_session: OpenSession = open_session,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._commit_timeout_s = commit_timeout_s
-        self._batches = Lane(database_url, commit_timeout_s, BATCH_LOCK_TIMEOUT_S)
-        self._twins = Lane(database_url, commit_timeout_s, TWIN_LOCK_TIMEOUT_S)
+        self._now = now
+        self._batches, self._contested = (
+            ReconnectingConnection(
+                database_url,
+                commit_timeout_s=commit_timeout_s,
+                lock_timeout_s=lock_timeout_s,
+                open_session=open_session,
+                now=now,
+            )
+            for lock_timeout_s in (BATCH_LOCK_TIMEOUT_S, CONTESTED_LOCK_TIMEOUT_S)
+        )
         self._chunks = Chunks()
-        self._held_up_at: float | None = None
-        self._tending: list[asyncio.Task[None]] = []
+        self._last_locked_at: float | None = None
+        self._background: list[asyncio.Task[None]] = []
 
     @property
     def generation(self) -> str | None:
-        """Which data the batches go to; None while that is not known."""
+        """See `Sink`."""
         return self._batches.generation
 
     @property
     def clock_ahead_s(self) -> float | None:
-        """See `Sink`. Measured each second; known for ten."""
+        """See `Sink`."""
         return self._batches.clock_ahead_s
 
-    async def write(self, events: Sequence[Event], *, contested: bool) -> Sequence[Outcome]:
-        """See `Sink`. Takes no longer than the commit time-out."""
-        lane = self._twins if contested else self._batches
-        lacking = [event for event in events if not self._chunks.has(event)]
-        outcomes = {event.event_id: Outcome.CONTESTED for event in lacking}
-        async with asyncio.timeout(self._commit_timeout_s), lane.connection() as connection:
-            if not self._tending:
-                self._tending += map(asyncio.create_task, (self._keep_chunks(), self._look_again()))
-            if not events:
-                await connection.fetchval("SELECT 1")
-            elif contested:
-                outcomes |= await self._write_twins(connection, events)
-                for event in lacking:
-                    with suppress(PostgresError):  # it is written, whoever tells of its chunk
-                        await self._chunks.add(connection, event)
-            elif here := [event for event in events if event.event_id not in outcomes]:
-                outcomes |= await write_batch(connection, here)
+    async def write(self, events: Sequence[Event]) -> Sequence[Outcome]:
+        """See `Sink`. Raises TimeoutError after the commit time-out."""
+        async with asyncio.timeout(self._commit_timeout_s), self._batches as session:
+            self._start_background()
+            outcomes = await write_batch(session, events, self._chunks)
         return [outcomes[event.event_id] for event in events]
+
+    async def write_contested(self, event: Event) -> Outcome:
+        """See `Sink`. Raises TimeoutError after the commit time-out."""
+        async with asyncio.timeout(self._commit_timeout_s), self._contested as session:
+            self._start_background()
+            outcome = await self._write_one(session, event)
+            if not self._chunks.has(event):
+                with suppress(PostgresError):  # the event is written; `_keep_chunks` reads again
+                    await self._chunks.add(session, event)
+        return outcome
+
+    async def ping(self) -> None:
+        """See `Sink`. Raises TimeoutError after the commit time-out."""
+        async with asyncio.timeout(self._commit_timeout_s), self._batches as session:
+            self._start_background()
+            await session.fetchval("SELECT 1")
 
     async def close(self) -> None:
         """See `Sink`."""
-        for task in self._tending:
+        for task in self._background:
             task.cancel()
         await self._batches.close()
-        await self._twins.close()
+        await self._contested.close()
 
-    async def _write_twins(
-        self, connection: Session, events: Sequence[Event]
-    ) -> dict[bytes, Outcome]:
-        if self._held_up_at is not None and time.monotonic() - self._held_up_at > HASTE_S:
-            await connection.wait_for_locks(TWIN_LOCK_TIMEOUT_S)
-            self._held_up_at = None
+    async def _write_one(self, session: Session, event: Event) -> Outcome:
+        now = asyncio.get_running_loop().time()
+        if self._last_locked_at is not None and now - self._last_locked_at > SHORT_WAITS_S:
+            await session.wait_for_locks(CONTESTED_LOCK_TIMEOUT_S)
+            self._last_locked_at = None
         try:
-            return await write_alone(connection, events)
-        except LockNotAvailableError:
-            self._held_up_at = time.monotonic()
-            # Each time: it may be another connection by now.
-            await connection.wait_for_locks(SEARCH_LOCK_TIMEOUT_S)
+            return await write_one(session, event)
+        except PostgresError as error:
+            if classify(error).cause is Cause.LOCKED:
+                self._last_locked_at = asyncio.get_running_loop().time()
+                # Each time: the session may be another one by now.
+                await session.wait_for_locks(HALVES_LOCK_TIMEOUT_S)
             raise
 
-    async def _look_again(self) -> None:
+    def _start_background(self) -> None:
+        if not self._background:
+            self._background = [
+                asyncio.create_task(self._keep_chunks()),
+                asyncio.create_task(self._keep_identity()),
+            ]
+
+    async def _keep_identity(self) -> None:
         while True:
-            await asyncio.sleep(GENERATION_S)
-            # What fails here fails for the next batch too, and is told there; until the next
-            # success the generation is not known, and Redis is not believed.
+            await asyncio.sleep(IDENTITY_S)
+            # The next batch fails for the same reason, and is logged. Until a success the
+            # generation is unknown, and Redis is not used.
             with suppress(Exception):
-                async with asyncio.timeout(self._commit_timeout_s), self._batches.connection():
-                    await self._batches.look()
+                async with asyncio.timeout(self._commit_timeout_s), self._batches:
+                    await self._batches.refresh()
 
     async def _keep_chunks(self) -> None:
         while True:
             try:
-                timeout = asyncio.timeout(self._commit_timeout_s)
-                async with timeout, self._twins.connection() as connection:
+                async with asyncio.timeout(self._commit_timeout_s), self._contested as session:
                     try:
-                        await keep_chunk_ahead(connection, TWIN_LOCK_TIMEOUT_S)
+                        now = datetime.fromtimestamp(self._now(), UTC)
+                        await keep_chunk_ahead(session, now, CONTESTED_LOCK_TIMEOUT_S)
                     except PostgresError as error:  # the first event of a day makes it
                         _warn("chunk not made ahead of time", error)
-                    await self._chunks.look_up(connection)
-            except Exception as error:  # noqa: BLE001 - tried again, whatever it was
+                    await self._chunks.look_up(session)
+            except Exception as error:  # noqa: BLE001 - repeated after a while, whatever it was
                 _warn("chunks not looked up", error)
             await asyncio.sleep(CHUNKS_S)
 
 
-def _warn(what: str, error: Exception) -> None:
-    log.warning(what, extra={"error": type(error).__name__})
+def _warn(message: str, error: Exception) -> None:
+    log.warning(message, extra={"error": type(error).__name__})

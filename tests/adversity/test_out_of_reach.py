@@ -12,7 +12,7 @@ from bench.testbed.gateway import through
 from bench.testbed.proxy import Proxy
 from sinks.timescale.encoding import as_arrays
 from sinks.timescale.sink import TimescaleSink
-from tests.events import events, stored
+from tests.events import events, stored, write
 
 COMMIT_TIMEOUT_S = 0.5
 
@@ -39,15 +39,15 @@ async def test_cut_wire(
     """A write over a wire that was cut raises in time, and the next connection works."""
     sink = TimescaleSink(through(proxy, database_url), commit_timeout_s=COMMIT_TIMEOUT_S)
     first, second = events("a", "b", has_stable_id=has_stable_id)
-    assert await sink.write([first], contested=contested) == [Outcome.WRITTEN]
+    assert await write(sink, [first], contested=contested) == [Outcome.WRITTEN]
     proxy.blackhole()
     for _ in range(2):
         started = time.monotonic()
         with pytest.raises(TimeoutError):
-            await sink.write([second], contested=contested)
+            await write(sink, [second], contested=contested)
         assert time.monotonic() - started < 3 * COMMIT_TIMEOUT_S
     proxy.restore()
-    outcome = await sink.write([second], contested=contested)
+    outcome = await write(sink, [second], contested=contested)
     assert outcome in ([Outcome.WRITTEN], [Outcome.DUPLICATE])
     assert await stored(connection) == {"a", "b"}
     await sink.close()
@@ -61,19 +61,19 @@ async def test_wire_cut_during_the_search(
 ) -> None:
     """Nor does it wait when the cut comes while the batch is being tried row by row."""
     sink = TimescaleSink(through(proxy, database_url), commit_timeout_s=COMMIT_TIMEOUT_S)
-    await sink.write(events("a"), contested=False)
+    await sink.write(events("a"))
 
     def fall_silent_and_encode(batch: Sequence[Event]) -> list[list[object]]:
         proxy.blackhole()
         return as_arrays(batch)
 
-    monkeypatch.setattr("sinks.timescale.writes.as_arrays", fall_silent_and_encode)
+    monkeypatch.setattr("sinks.timescale.statements.as_arrays", fall_silent_and_encode)
     started = time.monotonic()
     with pytest.raises(TimeoutError):
-        await sink.write(events("a", "b"), contested=False)
+        await sink.write(events("a", "b"))
     assert time.monotonic() - started < 3 * COMMIT_TIMEOUT_S
     monkeypatch.undo()
     proxy.restore()
-    assert await sink.write(events("c"), contested=False) == [Outcome.WRITTEN]
+    assert await sink.write(events("c")) == [Outcome.WRITTEN]
     assert await stored(connection) >= {"a", "c"}
     await sink.close()

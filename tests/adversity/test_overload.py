@@ -51,18 +51,23 @@ async def test_overload(tmp_path: Path) -> None:
 class Slow:
     """A sink that writes nothing until it is let, and then everything."""
 
+    generation = None
     clock_ahead_s = 0.0
 
     def __init__(self) -> None:
         self.batches: list[Counter[str]] = []
         self.is_let = asyncio.Event()
 
-    async def write(self, events: Sequence[Event], *, contested: bool) -> Sequence[Outcome]:
-        del contested
-        if events:
-            self.batches.append(Counter(event.workspace_id for event in events))
-            await self.is_let.wait()
+    async def write(self, events: Sequence[Event]) -> Sequence[Outcome]:
+        self.batches.append(Counter(event.workspace_id for event in events))
+        await self.is_let.wait()
         return [Outcome.WRITTEN] * len(events)
+
+    async def write_contested(self, event: Event) -> Outcome:
+        return (await self.write([event]))[0]
+
+    async def ping(self) -> None:
+        pass
 
     async def close(self) -> None:
         pass

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from app.event import Event, Outcome
-from sinks.timescale import writes
+from sinks.timescale import statements, writes
 from sinks.timescale.session import Session
 from sinks.timescale.sink import TimescaleSink
 from tests.events import event, events, stored
@@ -34,9 +34,9 @@ async def test_poison_costs_no_neighbour(
     await connection.execute(NO_XX)
     batch = events(*"abcdefg")
     batch.insert(3, poison)
-    outcomes = await sink.write(batch, contested=False)
+    outcomes = await sink.write(batch)
     assert outcomes == [CONTESTED if e is poison else WRITTEN for e in batch]
-    assert await sink.write([poison], contested=True) == [REFUSED]
+    assert await sink.write_contested(poison) == REFUSED
     assert await stored(connection) == set("abcdefg")
     assert await connection.fetchval("SELECT count(*) FROM stable_events") == 0
 
@@ -46,7 +46,7 @@ async def test_no_encoding_beside_a_stable_id(
 ) -> None:
     """What cannot even be sent leaves no transaction open in which its neighbours are lost."""
     batch = [*events("a", "b", has_stable_id=True), POISON["no encoding"]]
-    assert await sink.write(batch, contested=False) == [WRITTEN, WRITTEN, CONTESTED]
+    assert await sink.write(batch) == [WRITTEN, WRITTEN, CONTESTED]
     assert await stored(connection) == {"a", "b"}
 
 
@@ -55,7 +55,7 @@ class Attempts:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sizes: list[tuple[str, int]] = []
-        for name in ("_copy", "_insert"):
+        for name in ("copy_events", "insert_events"):
             monkeypatch.setattr(writes, name, self._counting(name, getattr(writes, name)))
 
     def _counting(self, name: str, attempt: writes.Attempt) -> writes.Attempt:
@@ -80,11 +80,11 @@ async def test_poison_is_searched_for_at_length(
     attempts = Attempts(monkeypatch)
     good = events(*(f"good {number}" for number in range(200)), has_stable_id=has_stable_id)
     poison = events(*(f"bad {number}" for number in range(poisoned)), country="XX")
-    outcomes = await sink.write([*good, *poison], contested=False)
+    outcomes = await sink.write([*good, *poison])
     assert outcomes == [WRITTEN] * len(good) + [CONTESTED] * poisoned
-    assert attempts.sizes == [("_copy", len(good) + left) for left in range(poisoned, -1, -1)]
+    assert attempts.sizes == [("copy_events", len(good) + left) for left in range(poisoned, -1, -1)]
     attempts.sizes.clear()
-    assert await sink.write(poison[:1], contested=True) == [REFUSED]
+    assert await sink.write_contested(poison[0]) == REFUSED
     assert len(attempts.sizes) == 3
 
 
@@ -95,7 +95,7 @@ async def test_poison_beyond_a_few_is_found_by_halving(
     await connection.execute(NO_XX)
     batch = events(*(f"event {number}" for number in range(60)))
     batch[::4] = events(*(f"bad {number}" for number in range(15)), country="XX")
-    outcomes = await sink.write(batch, contested=False)
+    outcomes = await sink.write(batch)
     assert outcomes == [CONTESTED if e.country == "XX" else WRITTEN for e in batch]
     assert len(await stored(connection)) == 45
 
@@ -106,9 +106,9 @@ async def test_poison_beside_a_duplicate(
     """A batch that is refused for two reasons is told apart, row by row."""
     await connection.execute(NO_XX)
     known = events("a", "b", has_stable_id=True)
-    assert await sink.write(known, contested=False) == [WRITTEN, WRITTEN]
+    assert await sink.write(known) == [WRITTEN, WRITTEN]
     batch = [*known, event("poison", country="XX"), *events("c", "d")]
-    outcomes = await sink.write(batch, contested=False)
+    outcomes = await sink.write(batch)
     assert outcomes == [DUPLICATE, DUPLICATE, CONTESTED, WRITTEN, WRITTEN]
     assert await stored(connection) == set("abcd")
 
@@ -122,7 +122,7 @@ async def test_schema_is_mended_meanwhile(
 ) -> None:
     """An event that the schema's fault refused is not dropped because a later one is taken."""
     await connection.execute("ALTER TABLE events ADD CONSTRAINT c CHECK (false)")
-    insert = writes._insert
+    insert = statements.insert_events
 
     async def insert_and_mend(on: Session, batch: Sequence[Event]) -> Any:
         try:
@@ -131,7 +131,7 @@ async def test_schema_is_mended_meanwhile(
             await connection.execute("ALTER TABLE events DROP CONSTRAINT c")
             raise
 
-    monkeypatch.setattr(writes, "_insert", insert_and_mend)
+    monkeypatch.setattr(writes, "insert_events", insert_and_mend)
     refused = event("a", has_stable_id=has_stable_id)
-    assert await sink.write([refused], contested=True) == [WRITTEN]
+    assert await sink.write_contested(refused) == WRITTEN
     assert await stored(connection) == {"a"}

@@ -36,17 +36,19 @@ async def test_swallowed_row_is_no_duplicate(
 ) -> None:
     """A trigger leaves one row out: that one raises alone, its neighbours are written."""
     await swallow(connection, "events", "NEW.user_id = 'c'")
-    await sink.write(events("a"), contested=False)
+    await sink.write(events("a"))
     batch = events("b", "c", "d", has_stable_id=has_stable_id)
-    assert await sink.write(batch, contested=False) == [WRITTEN, CONTESTED, WRITTEN]
-    assert await sink.write(
-        [event("c", has_stable_id=has_stable_id), *events("a", "e")], contested=False
-    ) == [CONTESTED, DUPLICATE, WRITTEN]
+    assert await sink.write(batch) == [WRITTEN, CONTESTED, WRITTEN]
+    assert await sink.write([event("c", has_stable_id=has_stable_id), *events("a", "e")]) == [
+        CONTESTED,
+        DUPLICATE,
+        WRITTEN,
+    ]
     with pytest.raises(asyncpg.PostgresError):
-        await sink.write(batch[1:2], contested=True)
+        await sink.write_contested(batch[1])
     assert await stored(connection) == set("abde")
     await stop_swallowing(connection)
-    assert await sink.write(batch[1:2], contested=False) == [WRITTEN]
+    assert await sink.write(batch[1:2]) == [WRITTEN]
 
 
 async def test_swallowed_stable_id_is_no_duplicate(
@@ -56,10 +58,10 @@ async def test_swallowed_stable_id_is_no_duplicate(
     poison = event("c", has_stable_id=True)
     await swallow(connection, "stable_events", f"NEW.event_id = '{poison.event_id.hex()}'")
     batch = [*events("a", "b", has_stable_id=True), poison, event("d")]
-    outcomes = await sink.write(batch, contested=False)
+    outcomes = await sink.write(batch)
     assert outcomes == [WRITTEN, WRITTEN, CONTESTED, WRITTEN]
     with pytest.raises(asyncpg.PostgresError):
-        await sink.write([poison], contested=True)
+        await sink.write_contested(poison)
     assert await stored(connection) == set("abd")
 
 
@@ -70,15 +72,17 @@ async def test_foreign_index_refuses_only_its_own(
     """An event that somebody else's unique index refuses raises alone, and is no duplicate."""
     await connection.execute("CREATE UNIQUE INDEX foreign_index ON events (user_id, occurred_at)")
     known = event("a")
-    twin = event("another", user_id="a", occurred_at=known.occurred_at, has_stable_id=has_stable_id)
-    assert await sink.write([known], contested=False) == [WRITTEN]
-    batch = [event("b"), twin, known, event("c", has_stable_id=has_stable_id)]
-    outcomes = await sink.write(batch, contested=False)
+    other = event(
+        "another", user_id="a", occurred_at=known.occurred_at, has_stable_id=has_stable_id
+    )
+    assert await sink.write([known]) == [WRITTEN]
+    batch = [event("b"), other, known, event("c", has_stable_id=has_stable_id)]
+    outcomes = await sink.write(batch)
     assert outcomes == [WRITTEN, CONTESTED, DUPLICATE, WRITTEN]
     with pytest.raises(asyncpg.UniqueViolationError):
-        await sink.write([twin], contested=True)
+        await sink.write_contested(other)
     await connection.execute("DROP INDEX foreign_index")
-    assert await sink.write([twin], contested=True) == [WRITTEN]
+    assert await sink.write_contested(other) == WRITTEN
 
 
 async def test_duplicates_of_many_days_are_found(
@@ -89,7 +93,7 @@ async def test_duplicates_of_many_days_are_found(
         event(str(day), occurred_at=OCCURRED_AT - timedelta(days=day)) for day in (0, 1, 90, 5000)
     ]
     assert await write_all(sink, days) == [WRITTEN] * 4
-    outcomes = await sink.write([*days, event("new")], contested=False)
+    outcomes = await sink.write([*days, event("new")])
     assert outcomes == [DUPLICATE] * 4 + [WRITTEN]
     assert len(await stored(connection)) == 5
 
@@ -104,7 +108,7 @@ async def test_search_looks_into_one_chunk(
     await skip_without_timescaledb(services, connection)
     days = [event(str(day), occurred_at=OCCURRED_AT - timedelta(days=day)) for day in range(40)]
     await write_all(sink, days)
-    async with sink._batches.connection() as session:
+    async with sink._batches as session:
         for _ in range(12):  # from the sixth time on, the server weighs a plan for any time
             async with session.transaction():
                 assert await find_rows(session, days[7:8]) == {days[7].event_id}

@@ -13,9 +13,9 @@ from app.dev import embedded
 from app.dev.embedded import Embedded, EmbeddedError
 from app.event import Event, Outcome
 from sinks.timescale import schema
-from sinks.timescale.session import NotReplicated
+from sinks.timescale.errors import NotReplicated
 from sinks.timescale.sink import TimescaleSink
-from tests.events import event, events, make_chunks, stored
+from tests.events import event, events, make_chunks, stored, write
 from tests.gateways import PATIENCE_S, POLL_S, environment
 from tests.pgbouncer import find_pgbouncer, pgbouncer
 from tests.services.test_commands import run
@@ -126,16 +126,17 @@ async def sink(servers: Embedded, server: Server) -> AsyncIterator[TimescaleSink
     """A sink on it, connected."""
     del server
     async with opened(servers.database_url) as sink:
-        for contested in (False, True):
-            await sink.write([], contested=contested)
+        await sink.ping()
+        async with sink._contested:
+            pass
         yield sink
 
 
 async def until_waiting(
-    server: Server, sink: TimescaleSink, *batch: Event, contested: bool
+    server: Server, sink: TimescaleSink, *batch: Event, contested: bool = False
 ) -> None:
     """Fail unless a write of these waits for the standby; it is given up then."""
-    writing = asyncio.create_task(sink.write(batch, contested=contested))
+    writing = asyncio.create_task(write(sink, batch, contested=contested))
     await server.waiting()
     assert not writing.done()
     writing.cancel()
@@ -152,15 +153,15 @@ async def test_row_that_no_standby_has_is_not_told_duplicate(
 ) -> None:
     """A commit is given up and its row visible: the retry waits too, in whichever way it goes."""
     known = event("a", has_stable_id=has_stable_id)
-    await sink.write([event("z")], contested=False)  # the chunk is there
+    await sink.write([event("z")])  # the chunk is there
     await server.standbys("nobody")
     await until_waiting(server, sink, known, contested=contested)
     assert await stored(server.operator) == {"a", "z"}
     for again in (False, True):
         await until_waiting(server, sink, known, contested=again)
-    await until_waiting(server, sink, known, event("b"), contested=False)
+    await until_waiting(server, sink, known, event("b"))
     await server.standbys("")
-    assert await sink.write([known], contested=contested) == [DUPLICATE]
+    assert await write(sink, [known], contested=contested) == [DUPLICATE]
 
 
 @pytest.mark.parametrize("contested", [False, True])
@@ -173,13 +174,13 @@ async def test_cancelled_wait_is_an_unknown_outcome(
     known = event("a", has_stable_id=has_stable_id)
     await server.standbys("nobody")
     for _ in range(2):  # the row is written, and then it is searched for
-        writing = asyncio.create_task(sink.write([known], contested=contested))
+        writing = asyncio.create_task(write(sink, [known], contested=contested))
         await server.cut_short(writing, function)
         with pytest.raises((NotReplicated, asyncpg.PostgresConnectionError)):
             await writing
     assert await stored(server.operator) == {"a"}
     await server.standbys("")
-    assert await sink.write([known], contested=contested) == [DUPLICATE]
+    assert await write(sink, [known], contested=contested) == [DUPLICATE]
 
 
 @pytest.mark.parametrize("contested", [False, True])
@@ -197,15 +198,15 @@ async def test_pooler_hides_a_cancelled_wait(
     folder = tmp_path / "pgbouncer"
     with pgbouncer(program, folder, servers.database_url, own.username, own.password) as bouncer:
         async with opened(bouncer.url_of("flokit")) as sink:
-            await sink.write([], contested=contested)
+            await write(sink, events("z"), contested=contested)
             await server.standbys("nobody")
             for _ in range(2):  # the row is written, and then it is searched for
-                writing = asyncio.create_task(sink.write(events("a"), contested=contested))
+                writing = asyncio.create_task(write(sink, events("a"), contested=contested))
                 await server.cut_short(writing)
                 with pytest.raises(NotReplicated):
                     await writing
             await server.standbys("")
-            assert await sink.write(events("a"), contested=contested) == [DUPLICATE]
+            assert await write(sink, events("a"), contested=contested) == [DUPLICATE]
 
 
 async def test_cancelled_wait_of_one_statement_among_many(
@@ -213,10 +214,10 @@ async def test_cancelled_wait_of_one_statement_among_many(
 ) -> None:
     """A batch that is searched row by row is unknown as a whole when one wait was cancelled."""
     await server.operator.execute("ALTER TABLE events ADD CONSTRAINT c CHECK (country <> 'XX')")
-    await sink.write(events("a"), contested=False)
+    await sink.write(events("a"))
     await server.standbys("nobody")
     batch = [*events("a", "b"), event("poison", country="XX")]
-    writing = asyncio.create_task(sink.write(batch, contested=False))
+    writing = asyncio.create_task(sink.write(batch))
     await server.cut_short(writing)
     with pytest.raises(NotReplicated):
         await writing
@@ -228,7 +229,7 @@ async def test_crash_while_a_commit_waits(
 ) -> None:
     """The server crashes under a waiting commit: the row is there, and its retry waits again."""
     await server.standbys("nobody")
-    writing = asyncio.create_task(sink.write(events("a"), contested=False))
+    writing = asyncio.create_task(sink.write(events("a")))
     await server.waiting()
     await asyncio.to_thread(servers.postgres.kill)
     with pytest.raises((asyncpg.PostgresError, OSError)):
@@ -236,7 +237,7 @@ async def test_crash_while_a_commit_waits(
     await asyncio.to_thread(servers.postgres.start)
     await server.reconnect()
     assert await stored(server.operator) == {"a"}
-    await until_waiting(server, sink, event("a"), contested=False)
+    await until_waiting(server, sink, event("a"))
 
 
 async def test_warning_of_a_trigger_is_no_cancelled_wait(
@@ -250,8 +251,8 @@ async def test_warning_of_a_trigger_is_no_cancelled_wait(
     )
     for contested in (False, True):
         name = f"contested {contested}"
-        assert await sink.write(events(name), contested=contested) == [WRITTEN]
-        assert await sink.write(events(name), contested=contested) == [DUPLICATE]
+        assert await write(sink, events(name), contested=contested) == [WRITTEN]
+        assert await write(sink, events(name), contested=contested) == [DUPLICATE]
     await server.operator.execute("DROP FUNCTION warn CASCADE")
 
 
@@ -274,12 +275,12 @@ async def test_role_asks_for_less(
     async with opened(servers.database_url) as sink:
         if when == "before":
             await server.operator.execute(f"ALTER DATABASE flokit SET {setting}")
-            await sink.write([], contested=False)
+            await sink.ping()
         else:
-            await sink.write([], contested=False)
+            await sink.ping()
             await server.operator.execute(f"ALTER SYSTEM SET {setting}")
         await server.standbys("nobody")
-        writing = asyncio.create_task(sink.write(events("a"), contested=False))
+        writing = asyncio.create_task(sink.write(events("a")))
         await server.cut_short(writing)
         with pytest.raises(NotReplicated):
             await writing

@@ -12,7 +12,7 @@ import pytest
 from app.event import Event
 from sinks.timescale.sink import TimescaleSink
 from tests import deploying, pgbouncer
-from tests.events import event
+from tests.events import event, write
 from tests.gateways import ROOT
 
 # The runbook's blocks are run by test_runbook; test_deploying_database names the tests of its page.
@@ -158,7 +158,7 @@ async def test_query_returns_the_right_rows(
 ) -> None:
     """A documented query returns the right rows, without those of the sandbox."""
     answer = ANSWERS[heading]
-    await sink.write(answer.given, contested=True)  # their days may have no chunk yet
+    await write(sink, answer.given, contested=True)  # their days may have no chunk yet
     rows = await connection.fetch(dict(blocks())[f"docs/analysts.md: {heading}"])
     assert [tuple(row.values()) for row in rows] == answer.rows
 

@@ -8,6 +8,7 @@ import pytest
 
 from app.event import Outcome
 from app.telemetry.metrics import CHUNKS
+from sinks.timescale.chunks import Chunks
 from sinks.timescale.sink import TimescaleSink
 from sinks.timescale.writes import write_batch
 from tests.events import OCCURRED_AT, event, events, stored
@@ -22,8 +23,8 @@ async def sink(sink: TimescaleSink, connection: asyncpg.Connection) -> Timescale
     """The sink, once it knows the chunks."""
     if not await connection.fetchval("SELECT to_regclass('_timescaledb_catalog.chunk')"):
         pytest.skip("a plain table has no chunks")
-    await sink.write(events("first"), contested=True)  # its chunk is known from now on
-    async with sink._twins.connection() as session:
+    await sink.write_contested(event("first"))  # its chunk is known from now on
+    async with sink._contested as session:
         await sink._chunks.look_up(session)
     return sink
 
@@ -39,22 +40,22 @@ async def test_event_without_a_chunk_is_written_apart(
     """Its neighbours are written at once, and no chunk is made for it in their transaction."""
     before = await chunks(connection)
     batch = [*events("a", "b"), event("old", occurred_at=OLD)]
-    assert await sink.write(batch, contested=False) == [
+    assert await sink.write(batch) == [
         Outcome.WRITTEN, Outcome.WRITTEN, Outcome.CONTESTED,
     ]  # fmt: skip
     assert await chunks(connection) == before
-    assert await sink.write(batch[2:], contested=True) == [Outcome.WRITTEN]
+    assert await sink.write_contested(batch[2]) == Outcome.WRITTEN
     assert await chunks(connection) == before + 1
     assert await stored(connection) == {"first", "a", "b", "old"}
 
 
 async def test_new_chunk_is_known(sink: TimescaleSink, connection: asyncpg.Connection) -> None:
     """From the second event of an old day on, its events are written with all others."""
-    await sink.write([event("old", occurred_at=OLD)], contested=True)
+    await sink.write_contested(event("old", occurred_at=OLD))
     later = event("older", occurred_at=OLD + timedelta(hours=1))
-    assert await sink.write([later], contested=False) == [Outcome.WRITTEN]
+    assert await sink.write([later]) == [Outcome.WRITTEN]
     day_before = event("oldest", occurred_at=OLD - timedelta(days=1))
-    assert await sink.write([day_before], contested=False) == [Outcome.CONTESTED]
+    assert await sink.write([day_before]) == [Outcome.CONTESTED]
     assert CHUNKS._value.get() == await chunks(connection)
 
 
@@ -63,10 +64,10 @@ async def test_duplicate_of_an_old_day_is_a_duplicate(
 ) -> None:
     """An event that is stored is a duplicate, whether its chunk is known or not."""
     old = event("old", occurred_at=OLD, has_stable_id=True)
-    assert await sink.write([old], contested=True) == [Outcome.WRITTEN]
+    assert await sink.write_contested(old) == Outcome.WRITTEN
     again = event("old", occurred_at=OLD - timedelta(days=99), has_stable_id=True)
-    assert await sink.write([again], contested=False) == [Outcome.CONTESTED]
-    assert await sink.write([again], contested=True) == [Outcome.DUPLICATE]
+    assert await sink.write([again]) == [Outcome.CONTESTED]
+    assert await sink.write_contested(again) == Outcome.DUPLICATE
     assert await stored(connection) == {"first", "old"}
 
 
@@ -87,15 +88,15 @@ async def test_unreadable_chunks_fail_no_write(
 ) -> None:
     """Written events are reported so, and from the next look-up on every time counts as known."""
     await connection.execute("ALTER VIEW timescaledb_information.chunks RENAME TO away")
-    old = [event("old", occurred_at=OLD)]
-    assert await sink.write(old, contested=False) == [Outcome.CONTESTED]
-    assert await sink.write(old, contested=True) == [Outcome.WRITTEN]
-    async with sink._twins.connection() as session:
+    old = event("old", occurred_at=OLD)
+    assert await sink.write([old]) == [Outcome.CONTESTED]
+    assert await sink.write_contested(old) == Outcome.WRITTEN
+    async with sink._contested as session:
         with pytest.raises(asyncpg.PostgresError):
             await sink._chunks.look_up(session)
     assert CHUNKS._value.get() == 0
     older = [event("older", occurred_at=OLD - timedelta(days=1))]
-    assert await sink.write(older, contested=False) == [Outcome.WRITTEN]
+    assert await sink.write(older) == [Outcome.WRITTEN]
     assert await stored(connection) == {"first", "old", "older"}
 
 
@@ -109,7 +110,7 @@ async def test_table_that_goes_during_the_look_up_has_every_chunk(
         return True
 
     monkeypatch.setattr("sinks.timescale.chunks.is_hypertable", is_hypertable)
-    async with sink._twins.connection() as session:
+    async with sink._contested as session:
         await sink._chunks.look_up(session)
     assert sink._chunks.has(event("a"))
 
@@ -119,7 +120,7 @@ async def test_hypertable_without_chunks_has_none(
 ) -> None:
     """The first event of a new table is written apart, since its chunk is to be made."""
     await connection.execute("SELECT drop_chunks('events', newer_than => '-infinity'::timestamptz)")
-    async with sink._twins.connection() as session:
+    async with sink._contested as session:
         await sink._chunks.look_up(session)
     assert not sink._chunks.has(event("a"))
     assert CHUNKS._value.get() == 0
@@ -136,8 +137,8 @@ async def test_chunks_are_looked_up_where_none_can_be_made(
         "CREATE TRIGGER refuse BEFORE DELETE ON events FOR EACH ROW EXECUTE FUNCTION refuse()"
     )
     old = event("old", occurred_at=OLD)
-    async with sink._twins.connection() as session:
-        await write_batch(session, [old])
+    async with sink._contested as session:
+        await write_batch(session, [old], Chunks())
     assert not sink._chunks.has(old)
     tending = asyncio.create_task(sink._keep_chunks())
     async with asyncio.timeout(20):

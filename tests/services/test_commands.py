@@ -301,9 +301,9 @@ async def test_check_reports_a_role_without_the_function_for_duplicates(
     await services.execute(name, f"REVOKE EXECUTE ON {function} FROM PUBLIC")
     ended = await asyncio.to_thread(run, "check", **environ)
     sink = TimescaleSink(url, commit_timeout_s=5)
-    assert await sink.write(events("a"), contested=False) == [Outcome.WRITTEN]
+    assert await sink.write(events("a")) == [Outcome.WRITTEN]
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await sink.write(events("a"), contested=False)
+        await sink.write(events("a"))
     await sink.close()
     await services.execute(name, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
     assert (well.returncode, ended.returncode) == (0, 1), well.stdout

@@ -140,8 +140,8 @@ MODES = {
     "sslmode=require&sslrootcert={ca}": (CHAIN, NO_TLS),
     "sslmode=verify-ca&sslrootcert={ca}": (CHAIN, NO_TLS),
     "sslmode=verify-full&sslrootcert={ca}": (VERIFIED, NO_TLS),
-    "sslmode=verify-full": ("is not asked: without sslrootcert",) * 2,
-    "sslmode=verify-full&sslrootcert=system": ("is not asked: a file of its address is not",) * 2,
+    "sslmode=verify-full": ("is not tried: without sslrootcert",) * 2,
+    "sslmode=verify-full&sslrootcert=system": ("is not tried: a file of its address is not",) * 2,
 }
 
 

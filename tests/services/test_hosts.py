@@ -109,7 +109,7 @@ async def test_gateway_goes_on_to_the_primary(database_url: str, standby: str, f
         assert raised.value.hosts[1].startswith(f"{NOBODY} does not answer: ")
         return
     sink = TimescaleSink(at(database_url, other, place_of(database_url)), commit_timeout_s=10)
-    assert await sink.write(events("a"), contested=False) == [Outcome.WRITTEN]
+    assert await sink.write(events("a")) == [Outcome.WRITTEN]
     await sink.close()
 
 
@@ -147,7 +147,7 @@ def test_missing_certificate_is_reported_as_missing(
     query = f"sslmode=verify-full&sslrootcert={tmp_path}/none.pem"
     url = at(database_url, place_of(database_url), query=query)
     ended = run("migrate", **environment(url, services.redis_url, tmp_path))
-    assert_one_line(ended, 1, "database: is not asked: a file of its address is not there")
+    assert_one_line(ended, 1, "database: is not tried: a file of its address is not there")
 
 
 WRONG = [

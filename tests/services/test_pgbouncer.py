@@ -21,7 +21,7 @@ from sinks.timescale.sink import TimescaleSink
 from tests.adversity import test_exactly_once, test_out_of_reach, test_poison
 from tests.adversity.test_exactly_once import AlwaysHeld
 from tests.adversity.test_poison import NO_XX
-from tests.events import event, events, generation_of, stored
+from tests.events import event, events, generation_of, stored, write
 from tests.gateways import Gateways, Process, Services, environment
 from tests.pgbouncer import BARE, README, Arrangement, PgBouncer, find_pgbouncer, pgbouncer
 from tests.services import test_timescale
@@ -88,7 +88,7 @@ async def connection(services: Services, database_url: str) -> AsyncIterator[asy
 async def sink(database_url: str) -> AsyncIterator[TimescaleSink]:
     """The sink behind PgBouncer."""
     sink = TimescaleSink(database_url, commit_timeout_s=5)
-    await sink.write([], contested=False)
+    await sink.ping()
     yield sink
     await sink.close()
 
@@ -116,19 +116,19 @@ test_repeats_share_a_failure = test_exactly_once.test_repeats_share_a_failure
 async def write_in_every_way(sink: TimescaleSink, connection: asyncpg.Connection) -> None:
     """Copy, copy with stable IDs, search, insert, refuse, and give up on a lock."""
     await connection.execute(NO_XX)
-    assert await sink.write(events("a", "b"), contested=False) == [WRITTEN, WRITTEN]
+    assert await sink.write(events("a", "b")) == [WRITTEN, WRITTEN]
     stable = events("c", "d", has_stable_id=True)
-    assert await sink.write(stable, contested=False) == [WRITTEN, WRITTEN]
-    assert await sink.write(events("a", "e"), contested=False) == [DUPLICATE, WRITTEN]
+    assert await sink.write(stable) == [WRITTEN, WRITTEN]
+    assert await sink.write(events("a", "e")) == [DUPLICATE, WRITTEN]
     poison = event("poison", country="XX")
-    assert await sink.write([poison, event("f")], contested=False) == [CONTESTED, WRITTEN]
-    assert await sink.write([poison], contested=True) == [REFUSED]
+    assert await sink.write([poison, event("f")]) == [CONTESTED, WRITTEN]
+    assert await sink.write_contested(poison) == REFUSED
     async with connection.transaction():
         await connection.execute("DELETE FROM events WHERE user_id = 'a'")
-        assert await sink.write(events("a", "g"), contested=False) == [CONTESTED, WRITTEN]
+        assert await sink.write(events("a", "g")) == [CONTESTED, WRITTEN]
         with pytest.raises(asyncpg.LockNotAvailableError):
-            await sink.write(events("a"), contested=True)
-    assert await sink.write(events("a"), contested=True) == [WRITTEN]
+            await sink.write_contested(event("a"))
+    assert await sink.write_contested(event("a")) == WRITTEN
     assert await stored(connection) == set("abcdefg")
 
 
@@ -198,7 +198,7 @@ async def test_lost_pooler_costs_one_write(
         "$$ BEGIN IF NEW.user_id = 'slow' THEN PERFORM pg_sleep(60); END IF; RETURN NEW; END $$;"
         "CREATE TRIGGER slow BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION slow()"
     )
-    writing = asyncio.create_task(sink.write(events("slow"), contested=contested))
+    writing = asyncio.create_task(write(sink, events("slow"), contested=contested))
     async with asyncio.timeout(10):
         pid = await until_sleeping(connection)
     if lost == "pooler":
@@ -208,14 +208,14 @@ async def test_lost_pooler_costs_one_write(
         await writing
     if lost == "pooler":
         bouncer.start()
-    assert await sink.write(events("a"), contested=contested) == [WRITTEN]
+    assert await write(sink, events("a"), contested=contested) == [WRITTEN]
     assert await stored(connection) == {"a"}
 
 
 async def test_frozen_gateway_releases_its_locks(
     bouncer: PgBouncer, database_url: str, sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """The role's time-out ends the transaction of a frozen gateway, and frees a contested event."""
+    """The role's time-out ends the transaction of a frozen gateway, and frees its event."""
     await connection.execute(
         f"ALTER ROLE {bouncer.role} SET idle_in_transaction_session_timeout = '700ms'"
     )
@@ -224,11 +224,11 @@ async def test_frozen_gateway_releases_its_locks(
     await frozen.execute("BEGIN")
     await test_timescale.insert(frozen, event("a"))
     with pytest.raises(asyncpg.LockNotAvailableError):
-        await sink.write(events("a"), contested=True)
+        await sink.write_contested(event("a"))
     async with asyncio.timeout(10):
         while not frozen.is_closed():
             await asyncio.sleep(0.02)
-    assert await sink.write(events("a"), contested=True) == [WRITTEN]
+    assert await sink.write_contested(event("a")) == WRITTEN
     assert await stored(connection) == {"a"}
 
 
@@ -245,7 +245,7 @@ async def test_refused_batches_keep_a_connection(
     other = await asyncpg.connect(database_url, statement_cache_size=0)
     for number in range(100):
         batch = [event(f"bad {number}", country="XX"), event(f"{number}")]
-        assert await sink.write(batch, contested=False) == [CONTESTED, WRITTEN]
+        assert await sink.write(batch) == [CONTESTED, WRITTEN]
         async with asyncio.timeout(3):
             await other.execute("SELECT 1")
     assert len(await stored(connection)) == 100
@@ -264,14 +264,14 @@ async def test_other_data_behind_the_pooler_is_noticed(
     bouncer.configure(led=first)
     await bouncer.command("RELOAD")
     sink = TimescaleSink(bouncer.url_of("led"), commit_timeout_s=5)
-    assert await sink.write(events("a"), contested=False) == [WRITTEN]
+    assert await sink.write(events("a")) == [WRITTEN]
     assert sink.generation == await generation_of(connection)
     bouncer.configure(led=second)
     await bouncer.command("RELOAD")
     async with asyncio.timeout(10):
         while sink.generation != await generation_of(other):
             await asyncio.sleep(0.02)
-    assert await sink.write(events("a", "b"), contested=False) == [WRITTEN, WRITTEN]
+    assert await sink.write(events("a", "b")) == [WRITTEN, WRITTEN]
     assert (await stored(connection), await stored(other)) == ({"a"}, {"a", "b"})
     await sink.close()
     await other.close()

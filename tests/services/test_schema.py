@@ -12,7 +12,7 @@ from app.dev import embedded
 from app.event import Outcome
 from sinks.timescale import retention, schema
 from sinks.timescale.sink import TimescaleSink
-from tests.events import event
+from tests.events import event, write
 from tests.gateways import Gateways, Services
 from tests.services.test_timescale import skip_without_timescaledb
 
@@ -104,7 +104,7 @@ async def test_view_never_fails(connection: Connection, sink: TimescaleSink) -> 
         event(str(number), properties=sent | {"currency": "eur"})
         for number, (sent, _) in enumerate(AMOUNTS)
     ]
-    assert set(await sink.write(batch, contested=False)) == {Outcome.WRITTEN}
+    assert set(await sink.write(batch)) == {Outcome.WRITTEN}
     records = await connection.fetch("SELECT user_id, revenue_amount, currency FROM revenue_events")
     amounts = {int(record["user_id"]): record["revenue_amount"] for record in records}
     for number, (_, amount) in enumerate(AMOUNTS):
@@ -119,7 +119,7 @@ async def test_retention_keeps_young_events(connection: Connection, sink: Timesc
         occurred_at = now - timedelta(days=age_d)
         batch = [event(name, occurred_at=occurred_at, has_stable_id=True),
                  event(f"{name} too", occurred_at=occurred_at)]  # fmt: skip
-        await sink.write(batch, contested=True)  # their days may have no chunk yet
+        await write(sink, batch, contested=True)  # their days may have no chunk yet
     assert [line async for line in retention.retain(connection, 62)]
     users = await connection.fetch("SELECT user_id FROM events ORDER BY user_id")
     assert [user[0] for user in users] == ["new", "new too", "young", "young too"]

@@ -13,7 +13,7 @@ import pytest
 from app.event import Event, Outcome
 from sinks.timescale.schema import migrate, timescaledb_version
 from sinks.timescale.sink import TimescaleSink
-from tests.events import OCCURRED_AT, event, events, generation_of, stored, until_lost
+from tests.events import OCCURRED_AT, event, events, generation_of, stored, until_lost, write
 from tests.gateways import Services
 
 WRITTEN, DUPLICATE, REFUSED, CONTESTED = (
@@ -64,7 +64,7 @@ async def test_every_column_arrives(
         properties={"a": 'quote " backslash \\ tab \t 日本 😀', "b": ""},
     )  # fmt: skip
     for written in (full, event("sparse", user_id=None, properties={})):
-        assert await sink.write([written], contested=contested) == [WRITTEN]
+        assert await write(sink, [written], contested=contested) == [WRITTEN]
         record = await connection.fetchrow(
             "SELECT * FROM events WHERE event_id = $1", written.event_id.hex()
         )
@@ -78,9 +78,9 @@ async def test_every_column_arrives(
 async def test_duplicates_cost_new_events_nothing(
     sink: TimescaleSink, connection: Connection
 ) -> None:
-    """A row that is there already costs its neighbours nothing, and is a duplicate."""
-    assert await sink.write(events("a", "b"), contested=False) == [WRITTEN, WRITTEN]
-    outcomes = await sink.write(events("c", "a", "d", "b"), contested=False)
+    """One row that is there already costs its neighbours nothing, and is told apart."""
+    assert await sink.write(events("a", "b")) == [WRITTEN, WRITTEN]
+    outcomes = await sink.write(events("c", "a", "d", "b"))
     assert outcomes == [WRITTEN, DUPLICATE, WRITTEN, DUPLICATE]
     assert await stored(connection) == {"a", "b", "c", "d"}
 
@@ -92,12 +92,12 @@ async def test_stable_id_at_another_time_is_a_duplicate(
     later = OCCURRED_AT + timedelta(days=3)
     first = event("a", has_stable_id=True)
     again = event("a", has_stable_id=True, occurred_at=later)
-    assert await sink.write([first, event("b")], contested=False) == [WRITTEN, WRITTEN]
-    assert await sink.write([again, event("c")], contested=False) == [DUPLICATE, WRITTEN]
-    assert await sink.write([again, event("b"), event("d")], contested=False) == [
+    assert await sink.write([first, event("b")]) == [WRITTEN, WRITTEN]
+    assert await sink.write([again, event("c")]) == [DUPLICATE, WRITTEN]
+    assert await sink.write([again, event("b"), event("d")]) == [
         DUPLICATE, DUPLICATE, WRITTEN,
     ]  # fmt: skip
-    assert await sink.write([again], contested=True) == [DUPLICATE]
+    assert await sink.write_contested(again) == DUPLICATE
     assert await stored(connection) == {"a", "b", "c", "d"}
     assert await connection.fetchval("SELECT count(*) FROM stable_events") == 1
 
@@ -108,12 +108,12 @@ async def test_stable_id_is_not_entered_without_its_row(
     """A write that fails leaves no stable ID behind, which would make the retry a duplicate."""
     await connection.execute("ALTER TABLE events ADD CONSTRAINT c CHECK (country IS NOT NULL)")
     known = event("a", has_stable_id=True)
-    assert await sink.write([known], contested=False) == [CONTESTED]
+    assert await sink.write([known]) == [CONTESTED]
     with pytest.raises(asyncpg.CheckViolationError):
-        await sink.write([known], contested=True)
+        await sink.write_contested(known)
     assert await connection.fetchval("SELECT count(*) FROM stable_events") == 0
     await connection.execute("ALTER TABLE events DROP CONSTRAINT c")
-    assert await sink.write([event("a", has_stable_id=True)], contested=False) == [WRITTEN]
+    assert await sink.write([event("a", has_stable_id=True)]) == [WRITTEN]
 
 
 async def test_batch_is_one_copy(sink: TimescaleSink, connection: Connection) -> None:
@@ -128,8 +128,8 @@ async def test_batch_is_one_copy(sink: TimescaleSink, connection: Connection) ->
     await connection.execute(
         "CREATE TRIGGER note BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION note()"
     )
-    assert await sink.write(events(*"abc"), contested=False) == [WRITTEN] * 3
-    assert await sink.write(events(*"def", has_stable_id=True), contested=False) == [WRITTEN] * 3
+    assert await sink.write(events(*"abc")) == [WRITTEN] * 3
+    assert await sink.write(events(*"def", has_stable_id=True)) == [WRITTEN] * 3
     statements = [record[0] for record in await connection.fetch("SELECT * FROM statements")]
     assert len(statements) == 6
     assert {statement.split()[0] for statement in statements} == {"COPY"}
@@ -153,10 +153,10 @@ async def test_fault_of_the_schema_refuses_nothing(
     await connection.execute(fault)
     for known in (event("a", has_stable_id=True), event("b", has_stable_id=True)):
         with pytest.raises(asyncpg.PostgresError):
-            await sink.write([known], contested=True)
+            await sink.write_contested(known)
     # A neighbour that goes another way proves nothing.
     try:
-        outcomes = await sink.write([event("c"), event("d", has_stable_id=True)], contested=False)
+        outcomes = await sink.write([event("c"), event("d", has_stable_id=True)])
     except asyncpg.PostgresError:
         pass
     else:
@@ -172,11 +172,11 @@ async def test_contested_event_waits_for_the_other_commit(
         transaction = connection.transaction()
         await transaction.start()
         await insert(connection, event("a"))
-        twin = asyncio.create_task(sink.write([event("a")], contested=True))
+        contested = asyncio.create_task(sink.write_contested(event("a")))
         await until_waiting(connection)
-        assert not twin.done()
+        assert not contested.done()
         await transaction.commit()
-        assert await twin == [DUPLICATE]
+        assert await contested == DUPLICATE
     assert await stored(connection) == {"a"}
 
 
@@ -184,28 +184,28 @@ async def test_frozen_writer_delays_only_contested_events(
     sink: TimescaleSink, connection: Connection
 ) -> None:
     """Rows that are locked for ever fail alone, and their neighbours are written at once."""
-    await sink.write(events("z"), contested=False)  # the chunk is there
+    await sink.write(events("z"))  # the chunk is there
     frozen = [f"frozen-{number}" for number in range(20)]
     transaction = connection.transaction()
     await transaction.start()
     for known in events(*frozen):
         await insert(connection, known)
     started = time.monotonic()
-    outcomes = await sink.write(events(*"abc", *frozen, *"de"), contested=False)
+    outcomes = await sink.write(events(*"abc", *frozen, *"de"))
     assert time.monotonic() - started < 2
     assert outcomes == [WRITTEN] * 3 + [CONTESTED] * 20 + [WRITTEN] * 2
     with pytest.raises(asyncpg.LockNotAvailableError):
-        await sink.write(events("frozen-0"), contested=True)
+        await sink.write_contested(event("frozen-0"))
     await transaction.rollback()
-    assert await sink.write(events("frozen-0"), contested=True) == [WRITTEN]
+    assert await sink.write_contested(event("frozen-0")) == WRITTEN
     assert await stored(connection) == {*"abcdez", "frozen-0"}
 
 
 async def test_contested_events_do_not_wait_for_each_other(
     sink: TimescaleSink, connection: Connection
 ) -> None:
-    """A contested event does not wait for each of those that a frozen writer holds."""
-    await sink.write(events("z"), contested=True)  # the chunk is there
+    """Contested events that are free do not wait behind each event that a frozen writer holds."""
+    await sink.write_contested(event("z"))  # the chunk is there
     frozen = [f"frozen-{number}" for number in range(40)]
     transaction = connection.transaction()
     await transaction.start()
@@ -214,8 +214,8 @@ async def test_contested_events_do_not_wait_for_each_other(
     started = time.monotonic()
     for number, name in enumerate(frozen):
         with pytest.raises(asyncpg.LockNotAvailableError):
-            await sink.write(events(name), contested=True)
-        assert await sink.write(events(f"free-{number}"), contested=True) == [WRITTEN]
+            await sink.write_contested(event(name))
+        assert await sink.write_contested(event(f"free-{number}")) == WRITTEN
     assert time.monotonic() - started < 5  # not half a second for each of them
     await transaction.rollback()
 
@@ -223,16 +223,16 @@ async def test_contested_events_do_not_wait_for_each_other(
 async def test_contested_event_gets_its_full_time_again(
     sink: TimescaleSink, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Soon after the last event that was held up, a contested one has its full time again."""
-    monkeypatch.setattr("sinks.timescale.sink.HASTE_S", 0.05)
-    await sink.write(events("z"), contested=True)
+    """Soon after the last wait in vain, a contested event has its full time-out again."""
+    monkeypatch.setattr("sinks.timescale.sink.SHORT_WAITS_S", 0.05)
+    await sink.write_contested(event("z"))
     for _ in range(2):
         transaction = connection.transaction()
         await transaction.start()
         await insert(connection, event("a"))
         started = time.monotonic()
         with pytest.raises(asyncpg.LockNotAvailableError):
-            await sink.write(events("a"), contested=True)
+            await sink.write_contested(event("a"))
         assert time.monotonic() - started > 0.4
         await transaction.rollback()
         await asyncio.sleep(0.1)
@@ -240,7 +240,7 @@ async def test_contested_event_gets_its_full_time_again(
 
 async def test_rebuilt_database_is_noticed(sink: TimescaleSink, connection: Connection) -> None:
     """Data that is replaced under an open connection has another name within seconds."""
-    await sink.write(events("a"), contested=False)
+    await sink.write(events("a"))
     before = sink.generation
     for table in ("events", "stable_events", "generation", "schema_migrations"):
         await connection.execute(f"DROP TABLE {table} CASCADE")
@@ -249,7 +249,7 @@ async def test_rebuilt_database_is_noticed(sink: TimescaleSink, connection: Conn
     async with asyncio.timeout(5):
         while sink.generation == before or sink.generation is None:
             await asyncio.sleep(0.02)
-    assert await sink.write(events("a"), contested=False) == [WRITTEN]
+    assert await sink.write(events("a")) == [WRITTEN]
 
 
 async def test_commits_are_durable(services: Services, database_url: str) -> None:
@@ -257,22 +257,22 @@ async def test_commits_are_durable(services: Services, database_url: str) -> Non
     database = urlsplit(database_url).path.strip("/")
     await services.execute(None, f"ALTER DATABASE {database} SET synchronous_commit = off")
     sink = TimescaleSink(database_url, commit_timeout_s=5)
-    for lane in (sink._batches, sink._twins):
-        async with lane.connection() as lent:
-            assert await lent.fetchval("SHOW synchronous_commit") == "on"
+    for connection in (sink._batches, sink._contested):
+        async with connection as session:
+            assert await session.fetchval("SHOW synchronous_commit") == "on"
     await sink.close()
 
 
 async def test_lost_connection_is_replaced(sink: TimescaleSink, connection: Connection) -> None:
     """A backend that is terminated costs at most one batch, and the name of the data with it."""
-    assert await sink.write(events("a"), contested=False) == [WRITTEN]
+    assert await sink.write(events("a")) == [WRITTEN]
     assert sink.generation == await generation_of(connection)
     await connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE application_name = 'flokit-gateway' AND datname = current_database()"
     )
     await until_lost(sink)
-    assert await sink.write(events("b"), contested=False) == [WRITTEN]
+    assert await sink.write(events("b")) == [WRITTEN]
     assert await stored(connection) == {"a", "b"}
 
 
@@ -281,17 +281,17 @@ async def test_time_out_gives_the_connection_up(database_url: str, connection: C
     sink = TimescaleSink(database_url, commit_timeout_s=0.3)
     # The server does not give up by itself.
     sink._batches._settings |= {"statement_timeout": "0", "lock_timeout": "0"}
-    await sink.write([], contested=False)
+    await sink.ping()
     transaction = connection.transaction()
     await transaction.start()
     await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
     with pytest.raises(TimeoutError):
-        await sink.write(events("a"), contested=False)
+        await sink.write(events("a"))
     async with asyncio.timeout(10):
         while await connection.fetchval(IS_ANYBODY_WAITING):
             await asyncio.sleep(0.01)
     await transaction.rollback()
-    assert await sink.write(events("a"), contested=False) == [WRITTEN]
+    assert await sink.write(events("a")) == [WRITTEN]
     await sink.close()
 
 
@@ -305,10 +305,10 @@ async def test_overlapping_writers_do_not_deadlock(
     orders = [batch, batch[::-1], batch[30:] + batch[:30], batch[::2]]
 
     async def write(sink: TimescaleSink, order: Sequence[Event]) -> int:
-        outcomes = list(await sink.write(order, contested=False))
+        outcomes = list(await sink.write(order))
         for place, known in enumerate(order):
             if outcomes[place] is CONTESTED:
-                outcomes[place : place + 1] = await sink.write([known], contested=True)
+                outcomes[place] = await sink.write_contested(known)
         return outcomes.count(WRITTEN)
 
     written = await asyncio.gather(*map(write, sinks, orders))

@@ -1,0 +1,116 @@
+"""One attempt at a write: a COPY of all events, or an INSERT of those that are not there yet."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from asyncpg.exceptions import PostgresError
+
+from app.event import Event, Outcome
+from sinks.timescale.encoding import COLUMNS, TYPES, as_arrays, encode_rows
+from sinks.timescale.errors import RowRefused, RowSwallowed, classify
+from sinks.timescale.search import find_rows, find_stable
+from sinks.timescale.session import Session, transaction, unit
+
+_NAMES = ", ".join(COLUMNS)
+_ARRAYS = ", ".join(f"${place}::{type_}[]" for place, type_ in enumerate(TYPES, 1))
+# With a named target, a foreign unique index cannot make an event a duplicate.
+_INSERT = f"""
+INSERT INTO events ({_NAMES}) SELECT * FROM unnest({_ARRAYS})
+ON CONFLICT (occurred_at, event_id) DO NOTHING RETURNING event_id
+"""  # noqa: S608 - made of constants
+_ENTER_STABLE = """
+INSERT INTO stable_events (event_id, occurred_at)
+SELECT * FROM unnest($1::uuid[], $2::timestamptz[])
+ON CONFLICT (event_id) DO NOTHING RETURNING event_id
+"""
+
+
+async def copy_events(session: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
+    """Write all events with one COPY; one refused row fails it.
+
+    An event whose stable ID was entered before is a DUPLICATE. Raises RowRefused for a row that
+    the server names.
+    """
+    # PgBouncer 1.24 may lose the server connection of a COPY that failed (its pull request 1470).
+    if session.is_pooled:
+        return await insert_events(session, events)
+    if not any(event.has_stable_id for event in events):
+        if await _copy_rows(session, events):
+            return {event.event_id: Outcome.WRITTEN for event in events}
+        # The rows found are those of this COPY: the index would have refused it for older ones.
+        return await _search(session, events, Outcome.WRITTEN)
+    async with transaction(session):
+        known = await _enter_stable(session, events)
+        new = [event for event in events if event.event_id not in known]
+        if new and not await _copy_rows(session, new):
+            raise RowSwallowed("COPY has left rows out")
+    return {
+        event.event_id: Outcome.DUPLICATE if event.event_id in known else Outcome.WRITTEN
+        for event in events
+    }
+
+
+async def insert_events(session: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
+    """Insert the events that are not there, and search for the rest: only a row is a duplicate."""
+    # A stable ID and its row are there together or not at all.
+    is_whole = any(event.has_stable_id for event in events)
+    async with unit(session, is_whole=is_whole):
+        known = await _enter_stable(session, events)
+        new = [event for event in events if event.event_id not in known]
+        records = await session.fetch(_INSERT, *as_arrays(new)) if new else []
+        written = {record[0].bytes for record in records}
+        rest = [event for event in new if event.event_id not in written]
+        outcomes = dict.fromkeys(known, Outcome.DUPLICATE)
+        outcomes |= dict.fromkeys(written, Outcome.WRITTEN)
+        if rest:
+            outcomes |= await _search(session, rest, Outcome.DUPLICATE)
+            is_undecided = Outcome.CONTESTED in outcomes.values()
+            if is_undecided and (session.is_in_transaction() or len(events) == 1):
+                raise RowSwallowed("a row is neither written nor there")
+    return outcomes
+
+
+async def _copy_rows(session: Session, events: Sequence[Event]) -> bool:
+    """Return whether the server reports as many rows as it was sent."""
+    try:
+        status = await session.copy_to_table(
+            "events",
+            # asyncpg takes bytes for a file name, and its stubs do not know memoryview.
+            source=memoryview(encode_rows(events)),  # type: ignore[arg-type]
+            columns=COLUMNS,
+            format="binary",
+        )
+    except PostgresError as error:
+        row = classify(error).row
+        if row is None:
+            raise
+        raise RowRefused(error, events[row]) from None
+    return status == f"COPY {len(events)}"
+
+
+async def _enter_stable(session: Session, events: Sequence[Event]) -> set[bytes]:
+    """Enter the stable IDs, and return the IDs that were entered before."""
+    stable = [event for event in events if event.has_stable_id]
+    if not stable:
+        return set()
+    records = await session.fetch(
+        _ENTER_STABLE,
+        [UUID(bytes=event.event_id) for event in stable],
+        [event.occurred_at for event in stable],
+    )
+    entered = {record[0].bytes for record in records}
+    rest = [event for event in stable if event.event_id not in entered]
+    known = await find_stable(session, rest) if rest else set()
+    if len(known) < len(rest):
+        raise RowSwallowed("stable IDs are neither entered nor there")
+    return known
+
+
+async def _search(
+    session: Session, events: Sequence[Event], found: Outcome
+) -> dict[bytes, Outcome]:
+    """Return `found` for each event that has a row, and CONTESTED for the others."""
+    rows = await find_rows(session, events)
+    return {
+        event.event_id: found if event.event_id in rows else Outcome.CONTESTED for event in events
+    }
