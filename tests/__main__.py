@@ -1,6 +1,6 @@
 """All tests, in two runs side by side: those of the bench and its load, and all others.
 
-Both spend most of their time waiting. What is named on the command line goes to both runs.
+Both spend most of their time waiting. Arguments of the command line go to both runs.
 """
 
 import subprocess
@@ -30,7 +30,7 @@ def main(options: list[str]) -> int:
             sys.stdout.flush()
             exit_code = beside.wait() or exit_code
         except KeyboardInterrupt:
-            exit_code = 130  # the other run has heard of it too
+            exit_code = 130  # the other run has the signal too
             beside.wait()
         said.seek(0)
         sys.stdout.write(said.read().decode(errors="replace"))

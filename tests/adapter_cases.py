@@ -1,4 +1,4 @@
-"""What every adapter promises. A vendor's test inherits `AdapterCases` and fills in the blanks."""
+"""The promises of every adapter: a vendor's test inherits `AdapterCases` and fills it in."""
 
 import asyncio
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from sinks.timescale.encoding import encode_rows
 SECRETS = ("s3cr3t", "rotated")
 RECEIVED_AT = datetime(2025, 6, 21, 12, tzinfo=UTC)
 
-# What a client can put into a parameter: plain, awkward, forged, or nothing.
+# Values that a client can put into a parameter: plain, awkward, forged, or nothing.
 any_text = st.text(max_size=12) | st.sampled_from([
     "", "{x}", '{"a":1}', "0", "0000-00", "1750500000", "2025-06-21T10:00:00 0200", "%", "\xa0",
     "\x00", "9" * 5000, "9999-12-31T23:59:60-23:59", "0001-01-01T00:00:00+23:59", "ß" * 5000,
@@ -84,7 +84,7 @@ def assert_fits(event: Event, callback: Callback, app: App) -> None:
 class AdapterCases:
     """The tests of one vendor. `parameters` make a callback that becomes an event.
 
-    The others say what to change in it to make it another user's, or another second's.
+    `another_user` and `another_second` make it one of another user, or of another second.
     A vendor that does not send parameters in the URL overrides `callback`.
     """
 
@@ -111,12 +111,12 @@ class AdapterCases:
         assert_fits(event, callback, app or self.app)
         return event
 
-    def test_good_callback(self) -> None:
+    def test_good_callback_is_an_event(self) -> None:
         """The callback of a well-configured app becomes an event of that app."""
         assert self.event()
 
-    def test_redelivery(self) -> None:
-        """What is delivered again is the same event, whatever the time of its arrival."""
+    def test_redelivery_is_the_same_event(self) -> None:
+        """A redelivery is the same event, at any time of its arrival."""
         callback = self.callback(self.parameters)
         again = msgspec.structs.replace(callback, received_at=RECEIVED_AT + timedelta(days=1))
         event = self.adapter.parse(callback, self.app)
@@ -126,14 +126,14 @@ class AdapterCases:
             event, received_at=again.received_at
         )
 
-    def test_redelivery_in_another_form(self) -> None:
+    def test_redelivery_in_another_form_is_the_same_event(self) -> None:
         """Neither the order of the parameters nor one more of them makes another event."""
         names = reversed(list(self.parameters))
         assert self.event({name: self.parameters[name] for name in names}) == self.event()
         more = {"unheard-of": "1", **self.parameters, "Unheard_of": "2"}
         assert self.event(more).event_id == self.event().event_id
 
-    def test_two_events_share_an_id(self) -> None:
+    def test_other_events_have_other_ids(self) -> None:
         """Another user, another second and another app are other events."""
         token = self.app.app_token + "2"
         another_app = msgspec.structs.replace(self.app, app_token=token)
@@ -145,7 +145,7 @@ class AdapterCases:
         ]
         assert len({event.event_id for event in events}) == len(events)
 
-    def test_nothing_is_mapped(self) -> None:
+    def test_unmapped_app_drops_everything(self) -> None:
         """An app without a mapping drops everything, and breaks nothing."""
         unmapped = msgspec.structs.replace(self.app, events={}, activities={})
         callback = self.callback(self.parameters)
@@ -161,8 +161,8 @@ class AdapterCases:
 
     @inherited
     @given(st.binary(), any_content_type, st.binary())
-    def test_any_bytes(self, query: bytes, content_type: str, body: bytes) -> None:
-        """Whatever bytes arrive, they become a drop or an event that can be stored."""
+    def test_any_bytes_have_an_outcome(self, query: bytes, content_type: str, body: bytes) -> None:
+        """Any bytes become a drop or an event that can be stored."""
         query = b"secret=s3cr3t&" + query
         try:
             callback = callback_of(query, body, content_type, vendor=self.app.vendor)
@@ -172,8 +172,8 @@ class AdapterCases:
 
     @inherited
     @given(st.data())
-    def test_any_values(self, data: st.DataObject) -> None:
-        """Whatever values a client puts into the parameters, the outcome can be stored."""
+    def test_any_values_have_an_outcome(self, data: st.DataObject) -> None:
+        """For any values that a client puts into the parameters, the outcome can be stored."""
         names = st.sampled_from(sorted({*self.parameters, *(self.app.keep or ())}))
         values = data.draw(st.dictionaries(names, any_text))
         self.assert_total(self.callback({**self.parameters, **values}))

@@ -1,4 +1,4 @@
-"""The page on setting Adjust up: its callback URLs, and what Adjust fills into them."""
+"""The page on setting Adjust up: its callback URLs, and the values that Adjust fills in."""
 
 import re
 import tomllib
@@ -12,7 +12,7 @@ PAGE = (ROOT / "docs" / "adjust.md").read_text()
 SECTIONS: dict[str, str] = dict(
     re.findall(r"^## ([^\n]*)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
 )
-# What stands in a column of its own, and so not in `properties`.
+# Parameters with a column of their own, and so not in `properties`.
 COLUMNS = ("user_id", "adid", "idfa", "gps_adid", "os_name", "country")
 # A value for each placeholder of the page, most of them the examples of Adjust's own pages.
 VALUES = {
@@ -99,7 +99,7 @@ class Url(NamedTuple):
         return sent | {"secret": SECRET, "app_token": self.app_token}
 
     def target(self, values: Mapping[str, str] = {}, **parameters: str | None) -> str:
-        """Return what Adjust asks for; a parameter that is None is left out."""
+        """Return the request target of Adjust; a parameter that is None is left out."""
         sent = self.fill(values) | parameters
         query = "&".join(
             f"{name}={quote(text, safe='')}" for name, text in sent.items() if text is not None
@@ -107,7 +107,7 @@ class Url(NamedTuple):
         return f"/ingest/adjust?{query}"
 
     def properties(self, values: Mapping[str, str] = {}) -> dict[str, str]:
-        """Return what a row of this URL has in `properties`."""
+        """Return the `properties` of a row of this URL."""
         columns = {"secret", "app_token", "created_at", *COLUMNS}
         return {n: text for n, text in self.fill(values).items() if text and n not in columns}
 
@@ -146,7 +146,7 @@ def workspaces() -> str:
 
 
 def decoded(piece: str) -> dict[str, Any]:
-    """Return what a piece says of its app."""
+    """Return the app that a piece describes."""
     [workspace] = tomllib.loads('[[workspaces]]\nid = "ws_demo"\n' + app(piece, "a"))["workspaces"]
     [only] = workspace["apps"]
     return {name: said for name, said in only.items() if name not in ("vendor", "app_token")}

@@ -9,7 +9,7 @@ TIMEOUT_S = 20
 
 
 class Answer(NamedTuple):
-    """What came back: status 0 where the connection was closed, or refused, without an answer."""
+    """The answer: status 0 where the connection was closed, or refused, without one."""
 
     status: int
     headers: dict[str, str]
@@ -25,7 +25,7 @@ UNANSWERED = Answer(0, {}, b"")
 
 
 async def exchange(port: int, request: bytes) -> Answer:
-    """Send the bytes of one request, and return what comes back on its connection."""
+    """Send the bytes of one request, and return the answer on its connection."""
     async with asyncio.timeout(TIMEOUT_S):
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**22)

@@ -1,4 +1,4 @@
-"""Processes whose clock is wrong, by libfaketime: the time of day, and no other clock."""
+"""Processes with a wrong clock, by libfaketime: the time of day, and no other clock."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ class Clock:
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(file),
             "FAKETIME_NO_CACHE": "1",
-            # What waits and what measures goes by another clock, and a file has its true age.
+            # Waiting and measuring go by another clock, and a file has its true age.
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",
             "NO_FAKE_STAT": "1",

@@ -1,4 +1,4 @@
-"""What the tests stand on: a real database, a real Redis, and gateways on them."""
+"""The foundation of the tests: a real database, a real Redis, and gateways on them."""
 
 import asyncio
 import itertools
@@ -113,9 +113,9 @@ LEAKS = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the places where the secret stands, all through the run."""
+    """Keep the places that hold the secret, all through the run."""
     config.stash[LEAKS] = []
-    # In the background of a shell it is ignored, and would be in all that the tests start.
+    # A shell ignores it in the background, and processes of the tests would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -123,7 +123,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Search what each test has printed and logged for the secret."""
+    """Search the output and log of each test for the secret."""
     report = yield
     if report.when == "teardown":  # by now it holds that of the other phases too
         item.config.stash[LEAKS] += leaks.in_report(report, SECRET)
@@ -132,10 +132,10 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Search all that the run has written for the secret; a place where it stands fails the run.
+    """Search all output of the run for the secret; a place that holds it fails the run.
 
-    That is: the logs of gateways and servers, and the servers' own files, so also what has
-    been in a table that is dropped by now.
+    These are the logs of gateways and servers, and the servers' own files, so also rows of
+    tables that are dropped by now.
     """
     found = session.config.stash[LEAKS]
     found += leaks.in_files(session.config._tmp_path_factory.getbasetemp(), SECRET)  # type: ignore[attr-defined]
@@ -148,7 +148,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say in the last lines which servers the tests ran on, and what was leaked."""
+    """Report in the last lines the servers that the tests ran on, and the leaks."""
     for place in config.stash[LEAKS]:
         terminalreporter.write_line(f"LEAKED: the secret stands in {place}", red=True)
     terminalreporter.write_line(f"services: {config.stash.get(SERVICES, 'none were needed')}")
@@ -175,7 +175,7 @@ def template(services: Services) -> str:
         await migrate(connection)
         await make_chunks(connection)
         await connection.close()
-        # A database that somebody is connected to cannot be copied, and TimescaleDB's scheduler
+        # A database with connections cannot be copied, and TimescaleDB's scheduler
         # connects to every one that it can.
         await services.execute(
             None,
@@ -219,7 +219,7 @@ async def sink(database_url: str) -> AsyncIterator[TimescaleSink]:
 async def claims(
     services: Services, sink: TimescaleSink, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[RedisClaims]:
-    """Claims of one process, which do not lose their patience on a busy machine."""
+    """Claims of one process, with much patience for a busy machine."""
     monkeypatch.setattr("app.claims.time_limit.CLAIM_TIMEOUT_S", 5.0)
     claims = make_claims(services, sink)
     yield claims

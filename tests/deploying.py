@@ -1,4 +1,4 @@
-"""What `docs/deploying-database.md` has to be typed in, by its headings."""
+"""The commands and statements of `docs/deploying-database.md`, by its headings."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Events for tests of what comes behind the adapter, and a look at what became of them."""
+"""Events for tests of the parts behind the adapter, and the rows that they leave."""
 
 import asyncio
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ async def write(sink: Sink, batch: Sequence[Event], *, contested: bool) -> list[
 
 
 async def write_all(sink: Sink, batch: Sequence[Event]) -> list[Outcome]:
-    """Write a batch as the gateway does: what is contested, as without a chunk, again and alone."""
+    """Write a batch as the gateway does: contested events are written again, alone."""
     outcomes: list[Outcome] = []
     for event, outcome in zip(batch, await sink.write(batch), strict=True):
         is_contested = outcome is Outcome.CONTESTED

@@ -39,7 +39,7 @@ EVENTS = {"g3mz3t": "purchase", "bkrfgq": "coins", "g3mfiw": "level", "f0ob4r": 
 # How long a gateway may take to start or to stop on a busy machine.
 PATIENCE_S = 30.0
 POLL_S = 0.02
-# How long one that is about to be stopped may take to tell its metrics: it may be frozen.
+# How long one that is about to be stopped may take to return its metrics: it may be frozen.
 LAST_WORDS_S = 1.0
 
 
@@ -68,7 +68,7 @@ class Services:
 
 @contextmanager
 def database_of(services: Services, template: str, name: str) -> Iterator[str]:
-    """The URL of an empty, migrated database; the secret must not stand in it in the end."""
+    """The URL of an empty, migrated database, in which the secret must not be at the end."""
     database = f"gateway_{name}_{os.getpid()}"
     asyncio.run(services.execute(None, f"CREATE DATABASE {database} TEMPLATE {template}"))
     yield services.url_of(database)
@@ -96,7 +96,7 @@ def workspaces_toml(*app_tokens: str, more: str = "") -> str:
 
 
 def environment(database_url: str, redis_url: str, folder: Path, **more: str) -> dict[str, str]:
-    """The settings of a gateway whose workspaces file lies in `folder`."""
+    """The settings of a gateway with its workspaces file in `folder`."""
     path = folder / "workspaces.toml"
     if not path.exists():
         path.write_text(workspaces_toml("abc123token"))
@@ -111,7 +111,7 @@ def environment(database_url: str, redis_url: str, folder: Path, **more: str) ->
 
 
 def query(**parameters: str) -> str:
-    """The query of a callback that is written, unless `parameters` say otherwise."""
+    """The query of a callback that is written, unless `parameters` change that."""
     sent = {
         "secret": SECRET,
         "app_token": "abc123token",
@@ -138,7 +138,7 @@ class Target:
         return await get(self.port, f"/ingest/adjust?{query}")
 
     async def post(self, body: bytes, content_type: str | None = None, **parameters: str) -> Answer:
-        """Send a callback as a POST whose query holds just `parameters` and the credentials."""
+        """Send a callback as a POST; its query holds just `parameters` and the credentials."""
         sent = {"secret": SECRET, "app_token": "abc123token"} | parameters
         target = "/ingest/adjust?" + "&".join(f"{name}={value}" for name, value in sent.items())
         return await post(self.port, target, body, content_type)
@@ -196,7 +196,7 @@ class Gateways:
 
     @asynccontextmanager
     async def locked_events(self) -> AsyncIterator[None]:
-        """Nobody can write to `events` meanwhile."""
+        """Lock `events` meanwhile, so that no other connection can write to it."""
         connection = await asyncpg.connect(self.database_url)
         try:
             async with connection.transaction():
@@ -244,7 +244,7 @@ class Process(Target):
         assert SECRET.encode() not in metrics, "the secret stands in the metrics"
 
     def _last_metrics(self) -> bytes:
-        """The metrics, where the process is still there and able to tell them."""
+        """The metrics, where the process is still there and able to return them."""
         assert self._popen is not None
         if self._popen.poll() is None:
             with suppress(OSError, HTTPException):
@@ -289,7 +289,7 @@ class Process(Target):
         return int(answer["buffer"]["events"])
 
     def status(self, path: str) -> int:
-        """The status of a GET; 0 where nobody answers."""
+        """The status of a GET; 0 where there is no answer."""
         try:
             with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE_S) as answer:
                 return int(answer.status)
@@ -300,5 +300,5 @@ class Process(Target):
 
 
 def inherited() -> dict[str, str]:
-    """What a process needs of this one's environment: no setting of the gateway."""
+    """The part of this environment that a process needs: no setting of the gateway."""
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}

@@ -19,7 +19,7 @@ STATS = {"global\n": "global\n    stats socket fd@{stats} level user\n"}
 
 
 class Configuration(NamedTuple):
-    """A documented configuration, and what is written in its place here."""
+    """A documented configuration, and the replacements of its parts for the tests."""
 
     text: str
     here: Mapping[str, str]
@@ -55,7 +55,7 @@ DATABASE = Configuration(
 
 
 def find_haproxy() -> Path:
-    """The program: Debian's, or else what the host has. Raises `EmbeddedError`."""
+    """The program: Debian's, or else the host's. Raises `EmbeddedError`."""
     try:
         return unpack(["haproxy"]) / "usr/sbin/haproxy"
     except EmbeddedError:
@@ -73,7 +73,7 @@ class HAProxy:
         self._stats_port = stats_port
 
     def states(self) -> dict[str, str]:
-        """What HAProxy has found out of each server: UP or DOWN, or on the way to it."""
+        """HAProxy's state of each server: UP or DOWN, or on the way to it."""
         with socket.create_connection(("127.0.0.1", self._stats_port), PATIENCE_S) as stats:
             stats.sendall(b"show stat\n")
             said = b"".join(iter(lambda: stats.recv(65_536), b"")).decode()
@@ -83,7 +83,7 @@ class HAProxy:
         return {row["svname"]: row["status"] for row in checked}
 
     def wait_until(self, server: str, state: str) -> None:
-        """Return when HAProxy thinks so of a server."""
+        """Return when a server is in this state."""
         deadline = time.monotonic() + PATIENCE_S
         while (states := self.states()).get(server) != state:
             assert time.monotonic() < deadline, states
@@ -97,7 +97,7 @@ def haproxy(
     """Run HAProxy in front of the servers on these ports of this machine."""
     config, log = folder / "haproxy.cfg", folder / "haproxy.log"
     with (
-        # It is handed its sockets: nobody else can take their ports.
+        # It inherits its sockets: no other program can take their ports.
         socket.create_server(("127.0.0.1", 0)) as door,
         socket.create_server(("127.0.0.1", 0)) as stats,
         log.open("ab") as output,

@@ -18,7 +18,7 @@ Document = dict[str, Any]
 
 
 def find_kubectl() -> str:
-    """The program: Debian's, or else what the host has. Raises `EmbeddedError`."""
+    """The program: Debian's, or else the host's. Raises `EmbeddedError`."""
     try:
         return str(unpack(["kubernetes-client"]) / "usr/bin/kubectl")
     except EmbeddedError:
@@ -65,7 +65,7 @@ def container(component: str = "gateway") -> Document:
 
 
 def environment_of(component: str = "gateway") -> dict[str, str]:
-    """The environment of a workload's container: what its ConfigMaps and Secrets hold."""
+    """The environment of a workload's container, from its ConfigMaps and Secrets."""
     environ: dict[str, str] = {}
     for source in container(component)["envFrom"]:
         if "configMapRef" in source:

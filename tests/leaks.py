@@ -1,4 +1,4 @@
-"""Where the secret of the tests stands, although it may stand nowhere: files, tables, Redis."""
+"""The places that hold the secret of the tests, although none may: files, tables, Redis."""
 
 import mmap
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ import asyncpg
 import pytest
 import redis.asyncio as redis
 
-# A test that leaves a lock behind is told so, and does not hang.
+# A lock that a test leaves behind raises, and does not hang.
 PATIENCE_MS = 10_000
 REDIS_AT_ONCE = 500
 
-# Views are searched too; what belongs to an extension holds nothing of ours, and a chunk is
+# Views are searched too; objects of an extension hold nothing of ours, and a chunk is
 # found through its hypertable.
 _RELATIONS = """
 SELECT format('%I.%I', nspname, relname)
@@ -40,7 +40,7 @@ def _is_in_file(path: Path, needle: str) -> bool:
 
 
 def in_report(report: pytest.TestReport, needle: str) -> Iterator[str]:
-    """What a test has printed or logged, where that holds the needle."""
+    """The output and log of a test, where they hold the needle."""
     for name, text in report.sections:
         if needle in text:
             yield f"{name} of {report.nodeid}"
@@ -64,7 +64,7 @@ async def in_database(url: str, needle: str) -> list[str]:
 
 
 async def in_redis(url: str, needle: str) -> list[str]:
-    """The kinds of keys in Redis that hold the needle, in their name or in what they hold."""
+    """The kinds of keys in Redis that hold the needle, in their name or in their value."""
     found = set()
     async with redis.from_url(url) as client:
         keys = [key async for key in client.scan_iter(count=REDIS_AT_ONCE)]

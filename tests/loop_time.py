@@ -13,7 +13,7 @@ T = TypeVar("T")
 def run_measured(work: Coroutine[Any, Any, T]) -> tuple[T, list[float]]:
     """Run a coroutine in a loop of its own; return its result and the seconds of each call.
 
-    The loop is Python's own: uvloop does not tell of its calls.
+    The loop is Python's own: uvloop does not report its calls.
     """
     calls_s: list[float] = []
     run = asyncio.Handle._run
@@ -23,7 +23,7 @@ def run_measured(work: Coroutine[Any, Any, T]) -> tuple[T, list[float]]:
         run(handle)
         calls_s.append(time.thread_time() - began)
 
-    gc.collect()  # what other tests have left behind is not this one's to clear away
+    gc.collect()  # the garbage of other tests is not this one's to collect
     with (
         patch.object(asyncio.Handle, "_run", measured),
         asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner,

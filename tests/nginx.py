@@ -19,7 +19,7 @@ from tests.kustomize import K8S, of_kind, the
 CONTROLLER: dict[str, str] = yaml.safe_load((K8S / "cluster/ingress-nginx.yaml").read_text())[
     "data"
 ]
-# Where the controller's template puts each key and annotation, and what it does by itself.
+# The place of each key and annotation in the controller's template, and its own defaults.
 CONFIG = """
 daemon off; master_process off; pid nginx.pid;
 error_log error.log {error-log-level};
@@ -62,7 +62,7 @@ LOCATION = """
 
 
 def find_nginx() -> str:
-    """The program: Debian's, or else what the host has. Raises `EmbeddedError`."""
+    """The program: Debian's, or else the host's. Raises `EmbeddedError`."""
     try:
         return str(unpack(["nginx"]) / "usr/sbin/nginx")
     except EmbeddedError:

@@ -1,4 +1,4 @@
-"""What gateways that are processes tell of a callback, until they tell something final."""
+"""The outcomes of callbacks at gateways that are processes, up to the final one."""
 
 import asyncio
 import itertools
@@ -19,7 +19,7 @@ CALLERS = 4
 
 
 def callbacks(user: str) -> dict[str, Parameters]:
-    """A callback without a stable ID and one with it, by what they are."""
+    """A callback without a stable ID and one with it, by their kind."""
     return {
         "usual": {"user_id": f"{user}-usual"},
         "stable": {"user_id": f"{user}-stable", "transaction_id": user},
@@ -27,7 +27,7 @@ def callbacks(user: str) -> dict[str, Parameters]:
 
 
 def told(answer: Answer) -> str:
-    """The word of an answer: `written`, `duplicate` or `dropped`, or else its status."""
+    """The outcome in an answer: `written`, `duplicate` or `dropped`, or else its status."""
     if answer.status != 200:
         return str(answer.status)
     receipt = msgspec.json.decode(answer.body, type=dict[str, int])
@@ -36,12 +36,12 @@ def told(answer: Answer) -> str:
 
 
 async def outcome(gateway: Target, callback: Parameters) -> str:
-    """Send a callback once, and return what was told."""
+    """Send a callback once, and return its outcome."""
     return told(await gateway.callback(**callback))
 
 
 async def until_told(gateway: Target, callback: Parameters) -> str:
-    """Send a callback again and again, as a vendor does, until it is final; return the word."""
+    """Send a callback again and again, as a vendor does, until it is final; return the outcome."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             word = await outcome(gateway, callback)
@@ -75,7 +75,7 @@ class Callers:
 
     @asynccontextmanager
     async def calling(self) -> AsyncIterator[None]:
-        """Call meanwhile; at the end everything sent has been told."""
+        """Call meanwhile; at the end each callback has its final answer."""
         over = asyncio.Event()
         callers = [asyncio.create_task(self._call(over)) for _ in range(CALLERS)]
         await self.more()
@@ -86,7 +86,7 @@ class Callers:
             await asyncio.gather(*callers)
 
     async def more(self) -> None:
-        """Return when some more were told, of those that were sent from now on."""
+        """Return when some more have a final answer, of those that were sent from now on."""
         number = len(self.told) + 3 * CALLERS  # those under way now, and then some
         async with asyncio.timeout(PATIENCE_S):
             while len(self.told) < number:
@@ -102,5 +102,5 @@ class Callers:
             self._times.append(time.monotonic())
 
     def longest_gap_s(self) -> float:
-        """The longest time in which nobody was told anything final."""
+        """The longest time without a final answer to any caller."""
         return max(after - before for before, after in itertools.pairwise(self._times))

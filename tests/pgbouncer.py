@@ -26,7 +26,7 @@ ROLE_SETTINGS = [line for line in TEXT.splitlines() if line.startswith("ALTER RO
 
 
 class Arrangement(NamedTuple):
-    """How PgBouncer is set up: what the role has, and what PgBouncer is told."""
+    """The configuration of PgBouncer: the settings of the role, and its own."""
 
     role: Sequence[str]
     settings: dict[str, str]
@@ -34,7 +34,7 @@ class Arrangement(NamedTuple):
 
 
 README = Arrangement(ROLE_SETTINGS, {"default_pool_size": "3"}, "on")
-# As far from it as can be: nothing helps the gateway, and nothing tells it.
+# The opposite: no setting helps the gateway.
 BARE = Arrangement(
     [
         f"ALTER ROLE flokit SET {name} = '{value}'"
@@ -55,7 +55,7 @@ BARE = Arrangement(
 
 
 def find_pgbouncer() -> Path:
-    """The program: Debian's, or else what the host has. Raises `EmbeddedError`."""
+    """The program: Debian's, or else the host's. Raises `EmbeddedError`."""
     try:
         return unpack(["pgbouncer"]) / "usr/sbin/pgbouncer"
     except EmbeddedError:
@@ -84,7 +84,7 @@ class PgBouncer:
         return urlunsplit(("postgresql", netloc, f"/{database}", "", ""))
 
     def role_settings(self) -> list[str]:
-        """What the README gives to the role."""
+        """The README's settings of the role."""
         return [line.replace("ROLE flokit", f"ROLE {self.role}") for line in ROLE_SETTINGS]
 
     def configure(self, **aliases: str) -> None:
@@ -143,7 +143,7 @@ class PgBouncer:
             self._process.wait()
 
     async def command(self, text: str) -> None:
-        """Say something in its console."""
+        """Run a command in its console."""
         console = await asyncpg.connect(self.url_of("pgbouncer"), statement_cache_size=0)
         await console.execute(text)
         await console.close()

@@ -48,14 +48,14 @@ wal_retrieve_retry_interval = '100ms'
 """
 NAMES = ("one", "two")
 PAIR_CONF = f"{CONF}synchronous_standby_names = 'FIRST 1 ({', '.join(NAMES)})'\n"
-# A new data directory knows of no standby yet, whatever postgresql.conf says.
+# A new data directory has no standby yet, for any postgresql.conf.
 FIRST_WORDS = f"""\
 ALTER SYSTEM SET synchronous_standby_names = ''
 CREATE ROLE {REPLICATOR} REPLICATION LOGIN PASSWORD '{PASSWORD}'
 CREATE DATABASE {HYPERTABLE}
 CREATE DATABASE {PLAIN}
 """
-# What makes a server commit without a standby.
+# The statements that make a server commit without a standby.
 ALONE = ("ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()")
 WAITING = """
 SELECT pid FROM pg_stat_activity
@@ -73,7 +73,7 @@ def url_of(*servers: Server, database: str = HYPERTABLE, user: str = OWNER, word
 
 @asynccontextmanager
 async def asking(server: Server, database: str = HYPERTABLE) -> AsyncIterator[asyncpg.Connection]:
-    """Lend a connection to a server, with all rights, whose commits wait for no standby."""
+    """Lend a connection to a server, with all rights, that waits for no standby."""
     connection = await asyncpg.connect(
         url_of(server, database=database),
         timeout=CONNECT_TIMEOUT_S,
@@ -86,7 +86,7 @@ async def asking(server: Server, database: str = HYPERTABLE) -> AsyncIterator[as
 
 
 async def ask(server: Server, question: str, *words: Any, database: str = HYPERTABLE) -> Any:
-    """Return the first value that a server answers."""
+    """Return the first value of a server's answer."""
     async with asking(server, database) as connection:
         return await connection.fetchval(question, *words)
 
@@ -99,7 +99,7 @@ async def tell(server: Server, *statements: str, database: str = HYPERTABLE) -> 
 
 
 async def until(condition: Callable[[], Awaitable[Any]]) -> Any:
-    """Return what an awaited condition does when it holds; servers may be away meanwhile."""
+    """Return the result of an awaited condition when it holds; servers may be away meanwhile."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
@@ -114,7 +114,7 @@ async def until_primary(server: Server) -> None:
 
 
 async def until_waiting(server: Server) -> Sequence[int]:
-    """Return the processes of gateways whose commits wait for a standby, when there are any."""
+    """Return the processes of gateways with commits that wait for a standby, once there are any."""
     async with asking(server) as connection, asyncio.timeout(PATIENCE_S):
         while not (found := await connection.fetch(WAITING)):
             await asyncio.sleep(POLL_S)
@@ -154,7 +154,7 @@ class Maker:
         return self.started(name)
 
     def rejoin(self, server: Server, primary: Server) -> None:
-        """Make a standby of whatever a server was."""
+        """Make a standby of a server in any role."""
         server.kill()
         shutil.rmtree(server.folder)
         self._follow(server.folder, primary)
@@ -197,7 +197,7 @@ class Maker:
         self._back_up(data, primary, "--write-recovery-conf")
 
     def _back_up(self, data: Path, server: Server, *words: str) -> Path:
-        # Not `dbname`, which would keep a password out of what the standby is told.
+        # Not `dbname`, which would keep a password out of the settings of the standby.
         base_backup = [self._bin("pg_basebackup"), f"--pgdata={data}", *words]
         base_backup += ["--checkpoint=fast", "--no-sync", f"--username={REPLICATOR}"]
         base_backup += ["--host=127.0.0.1", f"--port={server.port}"]
@@ -228,7 +228,7 @@ class Maker:
 def _copy(disk: Path, to: Path) -> None:
     if to.exists():
         shutil.rmtree(to)
-    # With its owner, and without what a crash leaves behind: a process ID that is another's now.
+    # With its owner, and without the process ID of a crashed server, which is another's now.
     run(["cp", "--archive", str(disk), str(to)], timeout_s=COPY_TIMEOUT_S)
     (to / "postmaster.pid").unlink(missing_ok=True)
 
@@ -242,10 +242,10 @@ async def _migrate(server: Server) -> None:
 
 @contextmanager
 def making(folder: Path, programs: Programs) -> Iterator[Maker]:
-    """Lend what makes servers, and stop them all at the end."""
+    """Lend the maker of servers, and stop them all at the end."""
     with (
         (folder / "servers.lock").open("a") as lock,
-        # A server is told to end when the thread that started it ends: this one ends last.
+        # A server gets a signal when the thread that started it ends: this one ends last.
         ThreadPoolExecutor(1) as spawner,
         ExitStack() as stack,
     ):
@@ -259,10 +259,10 @@ class Pair:
     maker: Maker
     primary: Server
     standby: Server
-    has_failed_over: bool = False  # what is called the standby has another history
+    has_failed_over: bool = False  # the standby has another history
 
     async def sync_state(self) -> str | None:
-        """The primary's word for the standby: `sync`, or None while it does not stream."""
+        """The primary's state of the standby: `sync`, or None while it does not stream."""
         state: str | None = await ask(
             self.primary,
             "SELECT max(sync_state) FROM pg_stat_replication "
@@ -288,7 +288,7 @@ class Pair:
         await self.promote_as_it_is()
 
     async def promote_as_it_is(self) -> None:
-        """The same, but it waits for the standby that its settings name, and that is not there."""
+        """The same, but it waits for the standby in its settings, which is not there."""
         await tell(self.standby, "SELECT pg_promote()")
         self.primary, self.standby = self.standby, self.primary
         self.has_failed_over = True
@@ -309,7 +309,7 @@ class Pair:
         await self.until_synchronous()
 
     async def mend(self) -> None:
-        """Make it whole again, whatever happened to either server."""
+        """Make it whole again, after any fault of either server."""
         self.primary.resume()
         await asyncio.to_thread(self.primary.start)
         if self.has_failed_over:

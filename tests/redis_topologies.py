@@ -17,7 +17,7 @@ from app.dev.processes import Server, free_port
 from bench.testbed.gateway import bound
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test
-# What the README says that a user of the gateway needs in a cluster.
+# The README's rights of the gateway's user in a cluster.
 USER, USER_PASSWORD = "gateway", "the-gateways-own"
 RIGHTS = "+eval +get +set +del +cluster|slots"
 PRIMARIES = 3
@@ -88,7 +88,7 @@ class Cluster:
         return f"redis+cluster://{USER}:{USER_PASSWORD}@{hosts}"
 
     async def owner(self, slot: int) -> Server:
-        """The primary of a slot, in the view of every node that runs."""
+        """The primary of a slot, by the view of every node that runs."""
         ports: set[int] = set()
 
         async def agreed() -> bool:
@@ -146,7 +146,7 @@ async def _join(nodes: Sequence[Server]) -> None:
         async with asking(nodes[number]) as redis:
 
             async def follow(redis: Any = redis, primary: Any = ids[number - PRIMARIES]) -> bool:
-                # It has to hear of its primary first.
+                # It has to find its primary first.
                 return bool(await redis.execute_command("CLUSTER", "REPLICATE", primary))
 
             await until(follow)
@@ -181,7 +181,7 @@ class Watched:
         await until(promoted)
 
     async def rejoin(self, server: Server) -> None:
-        """Make a replica of one that was a primary: it takes Sentinels 10 s to tell it so."""
+        """Make a replica of one that was a primary: it takes Sentinels 10 s to order that."""
         port = (await self._state(self.sentinels[0]))["port"]
         server.start()
         async with asking(server) as redis:
@@ -189,7 +189,7 @@ class Watched:
         await until(self._is_whole)
 
     async def switch(self) -> None:
-        """Tell the Sentinels to make the replica the primary; they do not while they do it."""
+        """Order the Sentinels to make the replica the primary, again where they refuse at first."""
 
         async def told() -> bool:
             async with Redis(port=self.sentinels[0].port) as redis:
@@ -248,7 +248,7 @@ def starting(folder: Path, program: Path) -> Iterator[Callable[..., Server]]:
     """Lend a function that starts a server by its name, its configuration and more words."""
     with (
         (folder / "servers.lock").open("a") as lock,
-        # A server is told to end when the thread that started it ends: this one ends last.
+        # A server gets a signal when the thread that started it ends: this one ends last.
         ThreadPoolExecutor(1) as spawner,
         ExitStack() as stack,
     ):

@@ -1,6 +1,6 @@
 """Gateways that break the promise on purpose: `python -m tests.sabotage NAME` serves one.
 
-The oracle of the bench must catch each of them; else what it says of the real one means nothing.
+The oracle of the bench must catch each of them; else its verdict on the real one means nothing.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ class SeenWhenClaimed(RedisClaims):
         return claims
 
     async def claim_nothing(self) -> None:
-        """Take what is to be settled to Redis now."""
+        """Move pending settlements to Redis now."""
         await super().claim([])
 
 
 class BusyIsDuplicate(RedisClaims):
-    """Takes what somebody else is writing for written."""
+    """Reports an event that another writer has under way as written."""
 
     async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
         claims = await super().claim(event_ids)
@@ -43,7 +43,7 @@ class BusyIsDuplicate(RedisClaims):
 
 
 class AnswersBeforeCommit(TimescaleSink):
-    """Says that a batch is written, and writes it then."""
+    """Reports a batch as written, and writes it then."""
 
     async def write(self, events: Sequence[Event]) -> Sequence[Outcome]:
         self._later = asyncio.create_task(self._write_later(events))
@@ -55,7 +55,7 @@ class AnswersBeforeCommit(TimescaleSink):
 
 
 class NeverRefuses(TimescaleSink):
-    """Has no final answer for what the database refuses."""
+    """Has no final answer for an event that the database refuses."""
 
     async def write_contested(self, event: Event) -> Outcome:
         outcome = await super().write_contested(event)

@@ -1,4 +1,4 @@
-"""A clock that is wrong: what is outside of the accepted times is asked for again, not dropped."""
+"""A clock that is wrong: events outside of the accepted times get a 503, and are not dropped."""
 
 import asyncio
 import re
@@ -23,7 +23,7 @@ HOUR_S = 60 * MINUTE_S
 DAY_S = 24 * HOUR_S
 AHEAD = "flokit_clock_ahead_seconds"
 RETENTION = {"RETENTION_D": "62", "SEEN_WINDOW_D": "30"}
-# With it, what occurred longer ago is not accepted.
+# With it, older events are not accepted.
 OLDEST_S = 31 * DAY_S
 # Clocks are looked at every second, and a machine may be busy.
 CLOSE_S = 20.0
@@ -40,7 +40,7 @@ def library() -> Path:
 
 @pytest.fixture
 def clock(library: Path, tmp_path: Path) -> Clock:
-    """The clock of what is started with its environment; right for now."""
+    """The clock of processes started with its environment; right for now."""
     return Clock(library, tmp_path / "clock")
 
 
@@ -66,18 +66,18 @@ async def until_ahead(gateway: Process, ahead_s: float) -> None:
 
 
 async def sent(gateway: Process, user: str, since_s: float) -> str:
-    """Send a callback of an event that occurred so long after now; return what was told."""
+    """Send a callback of an event that occurred so long after now; return the outcome."""
     callback = {"user_id": user, "created_at": f"{time.time() + since_s:.0f}"}
     return await outcome(gateway, callback)
 
 
 async def clock_state(gateway: Process) -> tuple[int, str]:
-    """The status of `/readyz`, and what it says of the clock."""
+    """The status of `/readyz`, and its word for the clock."""
     answer = await get(gateway.port, "/readyz")
     return answer.status, str(msgspec.json.decode(answer.body)["clock"]["state"])
 
 
-# How far the clock is ahead, and what is inside and outside of the times that it accepts.
+# How far the clock is ahead, and a time inside and one outside of the accepted ones.
 WRONG = {
     "25 hours slow": (-25 * HOUR_S, -2 * HOUR_S, 0),
     "25 hours fast": (25 * HOUR_S, 0, -OLDEST_S + 12 * HOUR_S),
@@ -90,7 +90,7 @@ WRONG = {
 async def test_wrong_clock_drops_nothing(
     gateway: Process, clock: Clock, connection: asyncpg.Connection, how: str
 ) -> None:
-    """While clocks differ, nothing is dropped for its time; when they agree again it is judged."""
+    """While clocks differ, no event is dropped for its time; when they agree again, one is."""
     ahead_s, inside_s, outside_s = WRONG[how]
     assert await sent(gateway, "too-new", 25 * HOUR_S) == "dropped"
     assert await clock_state(gateway) == (200, "right")
@@ -113,15 +113,15 @@ async def test_wrong_clock_drops_nothing(
     assert 0 < len(log) < 5, "said, and not for each callback"
 
 
-async def test_clock_a_little_off(gateway: Process, clock: Clock) -> None:
-    """Some minutes are no reason to ask for anything again."""
+async def test_clock_that_is_minutes_off_still_judges(gateway: Process, clock: Clock) -> None:
+    """At a few minutes' difference, an event outside of the accepted times is dropped."""
     clock.set(-4 * MINUTE_S)
     await until_ahead(gateway, -4 * MINUTE_S)
     assert await sent(gateway, "too-new", 2 * DAY_S) == "dropped"
     assert await sent(gateway, "now", 0) == "written"
 
 
-async def test_clock_that_nobody_can_compare(services: Services, tmp_path: Path) -> None:
+async def test_clock_without_comparison_drops_nothing(services: Services, tmp_path: Path) -> None:
     """Where no database has ever answered, nothing is dropped for its time."""
     url = f"postgresql://gateway@127.0.0.1:{free_port()}/events"
     with serving(url, services.redis_url, tmp_path, **RETENTION) as gateway:
@@ -137,7 +137,7 @@ async def test_clock_that_nobody_can_compare(services: Services, tmp_path: Path)
 async def test_check_compares_the_clocks(
     services: Services, database_url: str, tmp_path: Path, clock: Clock, how: str
 ) -> None:
-    """`check` fails for a clock that is more than five minutes off, and says by how much."""
+    """`check` fails for a clock that is more than five minutes off, and prints the difference."""
     ahead_s, _, _ = WRONG[how]
     environ = environment(database_url, services.redis_url, tmp_path) | clock.environ
     clock.set(ahead_s)

@@ -1,4 +1,4 @@
-"""Section 5 of the contract: whatever happens to claims, callers and batches, one row each."""
+"""One row for each event: for any claims, callers and batches."""
 
 import asyncio
 from collections import Counter
@@ -43,7 +43,7 @@ class AlwaysHeld:
 
 
 class AlwaysBusy(AlwaysHeld):
-    """Somebody else is always writing it."""
+    """Every event is contested."""
 
     async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
         return [Claim.CONTESTED] * len(event_ids)
@@ -73,10 +73,10 @@ async def test_claims_change_no_outcome(
 
 
 @any_store
-async def test_simultaneous_twins(
+async def test_simultaneous_callbacks_make_one_row(
     gateways: Gateways, connection: asyncpg.Connection, store: Claims | None
 ) -> None:
-    """Of many twins at once, to two gateways, one is told written and all others duplicate."""
+    """Of many equal callbacks at once, to two gateways, one is written, the rest are duplicates."""
     first, second = await gateways.start(claims=store), await gateways.start(claims=store)
     answers = await asyncio.gather(
         *(
@@ -91,10 +91,10 @@ async def test_simultaneous_twins(
     assert await stored(connection) == {f"twin-{number}" for number in range(6)}
 
 
-async def test_repeats_inside_a_batch(
+async def test_repeats_inside_a_batch_are_duplicates(
     claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """Repeats fold into one write; the first is told written, the others duplicate."""
+    """Repeats fold into one write; the first is written, the others are duplicates."""
     outcomes = await commit(events("a", "b", "a", "a"), claims, sink)
     assert [o for o in outcomes if isinstance(o, Outcome)] == [
         Outcome.WRITTEN, Outcome.WRITTEN, Outcome.DUPLICATE, Outcome.DUPLICATE,
@@ -105,7 +105,7 @@ async def test_repeats_inside_a_batch(
 async def test_repeats_share_a_failure(
     claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """A repeat is not told duplicate when the write that it was folded into failed."""
+    """A repeat is no duplicate when the write that it was folded into failed."""
     await connection.execute("ALTER TABLE events RENAME TO elsewhere")
     outcomes = await commit(events("a", "a"), claims, sink)
     assert [type(outcome) for outcome in outcomes] == [WriteFailed, WriteFailed]
@@ -114,10 +114,10 @@ async def test_repeats_share_a_failure(
     assert outcomes == [Outcome.WRITTEN, Outcome.DUPLICATE]
 
 
-async def test_busy_event_does_not_hold_its_neighbours(
+async def test_contested_event_does_not_delay_its_neighbours(
     services: Services, claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """What another process is writing is decided alone, after the others have been answered."""
+    """A contested event is decided alone, after its neighbours have been answered."""
     other = make_claims(services, sink)
     await other.claim([event("a").event_id])
     assert await commit(events("a", "b"), claims, sink) == [Outcome.CONTESTED, Outcome.WRITTEN]
@@ -145,7 +145,7 @@ async def hang_up(gateways: Gateways, gateway: Running, held_in: WriteBuffer[Any
 async def test_caller_that_hangs_up_changes_nothing(
     gateways: Gateways, connection: asyncpg.Connection, store: Claims | None
 ) -> None:
-    """A callback whose caller is gone is committed, alone or not, and its retry is a duplicate."""
+    """A callback of a caller that is gone is committed, alone or not; its retry is a duplicate."""
     gateway = await gateways.start(claims=store)
     parts = gateway.gateway
     await hang_up(gateways, gateway, parts.twins if store else parts.buffer)
@@ -154,7 +154,7 @@ async def test_caller_that_hangs_up_changes_nothing(
 
 
 async def test_poison_is_dropped(gateways: Gateways, connection: asyncpg.Connection) -> None:
-    """What the database will never take is answered, and only that, among many."""
+    """An event that the database refuses for good is answered, and only that one, among many."""
     await connection.execute("ALTER TABLE events ADD CONSTRAINT c CHECK (user_id <> 'poison')")
     gateway = await gateways.start()
     users = [f"u{number}" for number in range(20)]

@@ -1,4 +1,4 @@
-"""Callers that mean harm: the others go on being served, and no answer is one too many."""
+"""Callers that mean harm: other callers are still served, and no request gets two answers."""
 
 import asyncio
 import itertools
@@ -34,14 +34,14 @@ async def unanswered(gateway: Target) -> dict[str, float]:
 
 
 async def counted(gateway: Target, reason: str, before: dict[str, float]) -> float:
-    """How many more there are, of one reason, and that there are none of another."""
+    """The increase for one reason, with no increase for any other."""
     now = await unanswered(gateway)
     assert {name for name, number in now.items() if number != before.get(name, 0)} <= {reason}
     return now.get(reason, 0) - before.get(reason, 0)
 
 
 async def assert_others_are_served(gateway: Target, callbacks: int = 10) -> None:
-    """Somebody else's callbacks, each on a new connection, are written soon."""
+    """Callbacks of another caller, each on a new connection, are written soon."""
     for _ in range(callbacks):
         started = time.monotonic()
         assert (await gateway.callback(user_id=f"other{next(users)}")).json == WRITTEN
@@ -49,7 +49,7 @@ async def assert_others_are_served(gateway: Target, callbacks: int = 10) -> None
 
 
 class Crowd:
-    """Many connections, each of which does the same, until the end of the test."""
+    """Many connections that all do the same, until the end of the test."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -71,14 +71,14 @@ class Crowd:
             await asyncio.sleep(0.1)
 
     async def until_nothing_moves(self) -> None:
-        """Return when nobody takes any more of what is still to be sent."""
+        """Return when no byte of the rest is taken any more."""
         left = [-1, 0]
         while left[-1] != left[-2]:
             left.append(sum(w.transport.get_write_buffer_size() for _, w in self.streams))
             await asyncio.sleep(0.3)
 
     async def ends(self) -> list[bytes]:
-        """What each connection has received by its end."""
+        """The bytes that each connection has received by its end."""
         async with asyncio.timeout(PATIENCE_S):
             return await asyncio.gather(*(self._end(reader) for reader, _ in self.streams))
 
@@ -128,7 +128,7 @@ def many_files() -> Iterator[None]:
 async def process(
     many_files: None, services: Services, database_url: str, tmp_path: Path
 ) -> AsyncIterator[Process]:
-    """A gateway as a process, which may be harmed."""
+    """A gateway as a process, which the test may harm."""
     assert many_files is None
     with Process(database_url, services.redis_url, tmp_path) as process:
         await asyncio.to_thread(process.wait_until_ready)
@@ -136,13 +136,13 @@ async def process(
 
 
 def memory_bytes(process: Process) -> int:
-    """What the process keeps in memory."""
+    """The memory of the process."""
     pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-async def test_thousands_of_idle_connections(process: Process, crowd_of: Crowds) -> None:
-    """Connections that never send a byte, stop in a head, or are kept alive cost no one else."""
+async def test_idle_connections_delay_no_other(process: Process, crowd_of: Crowds) -> None:
+    """Thousands that send nothing, stop in a head, or are kept alive delay no other caller."""
     crowd = crowd_of(process.port)
     await crowd.add(1500)
     await crowd.add(1500, head("GET", "/healthz"))
@@ -151,8 +151,8 @@ async def test_thousands_of_idle_connections(process: Process, crowd_of: Crowds)
     assert await unanswered(process) == {}
 
 
-async def test_slow_bodies(process: Process, crowd_of: Crowds) -> None:
-    """Hundreds of bodies that drip, of callers verified and not, cost no one else."""
+async def test_slow_bodies_delay_no_other(process: Process, crowd_of: Crowds) -> None:
+    """Hundreds of bodies that drip, of verified callers and others, delay no other caller."""
     crowd = crowd_of(process.port)
     for target in (VERIFIED, UNVERIFIED, "/healthz", "/nowhere"):
         await crowd.add(30, head("POST", target, headers=LARGE), b"x")
@@ -160,8 +160,8 @@ async def test_slow_bodies(process: Process, crowd_of: Crowds) -> None:
     await assert_others_are_served(process)
 
 
-async def test_requests_without_end(process: Process, crowd_of: Crowds) -> None:
-    """Who pipelines requests without a pause waits after each one, like everybody else."""
+async def test_pipelined_requests_take_turns(process: Process, crowd_of: Crowds) -> None:
+    """A caller that pipelines requests without a pause waits after each one, as all do."""
     crowd = crowd_of(process.port)
     await crowd.add(3)
     many = b"GET / HTTP/1.1\r\n\r\n" * 10_000
@@ -178,8 +178,8 @@ async def test_requests_without_end(process: Process, crowd_of: Crowds) -> None:
         task.cancel()
 
 
-async def test_answers_are_not_read(process: Process, crowd_of: Crowds) -> None:
-    """Who sends requests and reads no answer is not read either: memory stays bounded."""
+async def test_unread_answers_stop_the_reading(process: Process, crowd_of: Crowds) -> None:
+    """Requests of a caller that reads no answer are not read either: memory stays bounded."""
     await assert_others_are_served(process)
     before = memory_bytes(process)
     crowd = crowd_of(process.port)
@@ -190,10 +190,10 @@ async def test_answers_are_not_read(process: Process, crowd_of: Crowds) -> None:
     assert memory_bytes(process) - before < 40 * 1024 * 1024
 
 
-async def test_answers_that_are_never_read(
+async def test_caller_that_never_reads_is_closed(
     gateways: Gateways, crowd_of: Crowds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who never reads is given up in the end, and counted."""
+    """A caller that never reads is closed in the end, and counted."""
     monkeypatch.setattr(connection_limits, "UNREAD_TIMEOUT_S", 0.2)
     gateway = await gateways.start()
     before = await unanswered(gateway)
@@ -206,10 +206,10 @@ async def test_answers_that_are_never_read(
             await asyncio.sleep(0.05)
 
 
-async def test_head_without_end(
+async def test_head_without_end_is_closed(
     gateways: Gateways, crowd_of: Crowds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No head, and no number of empty lines ahead of one, is waited for without end."""
+    """No head, and no number of empty lines ahead of one, is awaited without end."""
     monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
     gateway = await gateways.start()
     crowd = crowd_of(gateway.port)
@@ -224,10 +224,10 @@ async def test_head_without_end(
     assert await counted(gateway, "head_too_slow", before) == len(crowd.streams)
 
 
-async def test_rest_of_a_body_without_end(
+async def test_rest_of_a_body_without_end_is_closed(
     gateways: Gateways, crowd_of: Crowds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What follows a request that was answered early is read for a while, and not for ever."""
+    """The rest of a request that was answered early is read for a while, and not for ever."""
     monkeypatch.setattr(protocol, "REST_TIMEOUT_S", 0.2)
     gateway = await gateways.start()
     before = await unanswered(gateway)
@@ -241,8 +241,8 @@ async def test_rest_of_a_body_without_end(
     assert await counted(gateway, "", before) == 0
 
 
-async def test_rest_of_a_body_too_large(server: Process) -> None:
-    """Of what follows a request that was answered early, no more is read than of any body."""
+async def test_rest_of_a_body_has_a_limit(server: Process) -> None:
+    """Of the rest of a request that was answered early, no more is read than of any body."""
     target = f"/ingest/adjust?{query(secret='wrong')}"
     request = head("POST", target, headers={"Content-Length": str(protocol.BODY_MAX_BYTES + 1)})
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -254,16 +254,16 @@ async def test_rest_of_a_body_too_large(server: Process) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
-async def test_body_where_none_belongs(server: Process, path: str) -> None:
-    """A page is told without waiting for a body: strangers cannot have theirs kept in memory."""
+async def test_page_does_not_wait_for_a_body(server: Process, path: str) -> None:
+    """A page is answered without reading a body: strangers cannot fill the memory with theirs."""
     assert (await get(server.port, path, headers=LARGE)).status == 200
     assert "not consumed" not in server.log.read_text()
 
 
-async def test_silence_ends(
+async def test_silent_connections_are_closed(
     gateways: Gateways, crowd_of: Crowds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Connections that nobody uses are closed after a while; that is no error."""
+    """Unused connections are closed after a while; that is no error."""
     monkeypatch.setattr("app.http.config.KEEP_ALIVE_TIMEOUT_S", 0.2)
     gateway = await gateways.start()
     before = await unanswered(gateway)
@@ -276,10 +276,10 @@ async def test_silence_ends(
 
 
 @pytest.mark.parametrize("protocol", ["websocket", "h2c", "TLS/1.0"])
-async def test_upgrade(
+async def test_upgrade_is_not_offered(
     gateways: Gateways, crowd_of: Crowds, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
-    """An upgrade is not offered: the callback is served as usual, and silence ends as usual."""
+    """The callback of an upgrade is served like any other, and its silence ends in time."""
     monkeypatch.setattr("app.http.config.KEEP_ALIVE_TIMEOUT_S", 0.2)
     gateway = await gateways.start()
     crowd = crowd_of(gateway.port)
@@ -291,7 +291,7 @@ async def test_upgrade(
     assert received.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_more_connections_than_descriptors(process: Process, crowd_of: Crowds) -> None:
+async def test_new_connections_replace_silent_ones(process: Process, crowd_of: Crowds) -> None:
     """Where no descriptor is left, new connections take the place of silent ones, and count."""
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (200, 200))
     crowd = crowd_of(process.port)
@@ -302,7 +302,7 @@ async def test_more_connections_than_descriptors(process: Process, crowd_of: Cro
     assert '"error"' not in process.log.read_text()
 
 
-async def test_no_descriptor_left(process: Process, crowd_of: Crowds) -> None:
+async def test_new_connections_are_closed_when_full(process: Process, crowd_of: Crowds) -> None:
     """Where every connection has a callback, new ones are closed, until there is room again."""
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (200, 200))
     crowd = crowd_of(process.port)
@@ -354,8 +354,8 @@ SMUGGLED = {
 
 
 @pytest.mark.parametrize("request_bytes", SMUGGLED.values(), ids=SMUGGLED)
-async def test_request_in_a_request(server: Process, request_bytes: bytes) -> None:
-    """What somebody may see as two requests is none: nothing is answered, and it counts once."""
+async def test_request_in_a_request_is_unanswered(server: Process, request_bytes: bytes) -> None:
+    """Request smuggling fails: an ambiguous request is not answered, and counts once."""
     before = await unanswered(server)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(request_bytes + SECOND)
@@ -367,8 +367,8 @@ async def test_request_in_a_request(server: Process, request_bytes: bytes) -> No
     assert sum(after.values()) - sum(before.values()) == 1
 
 
-async def test_good_then_malformed(server: Process) -> None:
-    """What came before something malformed keeps its answer; what comes after it gets none."""
+async def test_request_before_a_malformed_one_is_answered(server: Process) -> None:
+    """A request before something malformed keeps its answer; one after it gets none."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     user = f"good{next(users)}"
     good = head("GET", f"/ingest/adjust?{query(user_id=user)}")
@@ -379,8 +379,8 @@ async def test_good_then_malformed(server: Process) -> None:
     writer.close()
 
 
-async def test_one_wrong_byte(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever one byte of a callback is lost or wrong, no answer breaks the contract."""
+async def test_one_wrong_byte_is_safe(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With any one byte of a callback lost or wrong, the answer is a documented one or none."""
     monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
     monkeypatch.setattr(protocol, "BODY_TIMEOUT_S", 0.2)
     gateway = await gateways.start()

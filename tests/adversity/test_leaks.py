@@ -1,4 +1,4 @@
-"""The search for leaked secrets, which ends every run of the tests, finds what is leaked."""
+"""The search for leaked secrets, which ends every run of the tests, finds every leak."""
 
 import re
 import subprocess
@@ -16,7 +16,7 @@ from tests.gateways import ROOT, SECRET, Services
 PLANTED = "planted-by-a-test"
 
 
-def test_leak_in_a_file(tmp_path: Path) -> None:
+def test_leak_in_a_file_is_found(tmp_path: Path) -> None:
     """A file is named that has the secret anywhere in it, or in its name."""
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "gateway.log").write_bytes(b"\0\xff" * 5_000 + PLANTED.encode() + b"\0")
@@ -28,7 +28,7 @@ def test_leak_in_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["user_id", "properties", "event_type"])
-async def test_leak_in_a_table(
+async def test_leak_in_a_table_is_found(
     database_url: str, connection: asyncpg.Connection, column: str
 ) -> None:
     """A table and a view are named that have the secret in any column."""
@@ -45,8 +45,8 @@ async def test_leak_in_a_table(
     assert "public.events" in await leaks.in_database(database_url, PLANTED)
 
 
-async def test_leak_in_redis(services: Services) -> None:
-    """Keys are found that have the secret in their name, or in what they hold."""
+async def test_leak_in_redis_is_found(services: Services) -> None:
+    """Keys are found that have the secret in their name, or in their value."""
     async with redis.from_url(services.redis_url) as client:
         keys = [f"{PLANTED}:name", "planted:text", "planted:hash", "planted:set", "planted:list"]
         await client.set(keys[0], "")
@@ -72,8 +72,8 @@ def test_metric(): REJECTED.labels(leaked).inc()
 """
 
 
-def test_leak_goes_unnoticed(tmp_path: Path) -> None:
-    """A run in which the secret was leaked fails, and says where, and not what."""
+def test_leak_fails_the_run(tmp_path: Path) -> None:
+    """A run in which the secret was leaked fails, and names the place, and not the secret."""
     # In two parts, or else this run would find it in the file.
     leaked = f"leaked = {SECRET[:3]!r} + {SECRET[3:]!r}\n"
     tight = run(tmp_path, f"{leaked}def test_it(): pass\n")

@@ -19,7 +19,7 @@ COMMIT_TIMEOUT_S = 0.5
 
 @pytest.fixture
 async def proxy(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:
-    """A way to the test's database that can be closed without anybody being told."""
+    """A way to the test's database that can be closed without a packet to either side."""
     monkeypatch.setattr("sinks.timescale.hosts.CLOSE_TIMEOUT_S", 0.1)
     proxy = Proxy(urlsplit(database_url).port or 5432)
     await proxy.open()
@@ -29,7 +29,7 @@ async def proxy(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
 
 @pytest.mark.parametrize("has_stable_id", [False, True])
 @pytest.mark.parametrize("contested", [False, True])
-async def test_cut_wire(
+async def test_cut_wire_fails_the_write_in_time(
     proxy: Proxy,
     database_url: str,
     connection: asyncpg.Connection,
@@ -53,13 +53,13 @@ async def test_cut_wire(
     await sink.close()
 
 
-async def test_wire_cut_during_the_search(
+async def test_wire_cut_during_the_search_fails_the_write_in_time(
     proxy: Proxy,
     database_url: str,
     connection: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nor does it wait when the cut comes while the batch is being tried row by row."""
+    """A write does not wait either when the wire is cut while the batch is written row by row."""
     sink = TimescaleSink(through(proxy, database_url), commit_timeout_s=COMMIT_TIMEOUT_S)
     await sink.write(events("a"))
 

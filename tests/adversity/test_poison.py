@@ -30,7 +30,7 @@ POISON = {
 async def test_poison_costs_no_neighbour(
     sink: TimescaleSink, connection: asyncpg.Connection, poison: Event
 ) -> None:
-    """The database refuses one event for its data: only that one is, when it is tried alone."""
+    """The database refuses one event for its data: only that one is, when it is written alone."""
     await connection.execute(NO_XX)
     batch = events(*"abcdefg")
     batch.insert(3, poison)
@@ -41,10 +41,10 @@ async def test_poison_costs_no_neighbour(
     assert await connection.fetchval("SELECT count(*) FROM stable_events") == 0
 
 
-async def test_no_encoding_beside_a_stable_id(
+async def test_event_without_an_encoding_harms_no_neighbour(
     sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """What cannot even be sent leaves no transaction open in which its neighbours are lost."""
+    """An event that cannot be sent leaves no transaction open in which its neighbours are lost."""
     batch = [*events("a", "b", has_stable_id=True), POISON["no encoding"]]
     assert await sink.write(batch) == [WRITTEN, WRITTEN, CONTESTED]
     assert await stored(connection) == {"a", "b"}
@@ -68,14 +68,14 @@ class Attempts:
 
 @pytest.mark.parametrize("poisoned", [1, 3])
 @pytest.mark.parametrize("has_stable_id", [False, True])
-async def test_poison_is_searched_for_at_length(
+async def test_poison_costs_one_more_copy(
     sink: TimescaleSink,
     connection: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
     poisoned: int,
     has_stable_id: bool,
 ) -> None:
-    """The server says which row it refuses: each costs one more COPY, and a few INSERTs alone."""
+    """The server names the row that it refuses: each costs one more COPY and a few INSERTs."""
     await connection.execute(NO_XX)
     attempts = Attempts(monkeypatch)
     good = events(*(f"good {number}" for number in range(200)), has_stable_id=has_stable_id)
@@ -91,7 +91,7 @@ async def test_poison_is_searched_for_at_length(
 async def test_poison_beyond_a_few_is_found_by_halving(
     sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """However many are refused, and wherever they stand, the others are written."""
+    """However many are refused, and in any place, the others are written."""
     await connection.execute(NO_XX)
     batch = events(*(f"event {number}" for number in range(60)))
     batch[::4] = events(*(f"bad {number}" for number in range(15)), country="XX")
@@ -100,10 +100,10 @@ async def test_poison_beyond_a_few_is_found_by_halving(
     assert len(await stored(connection)) == 45
 
 
-async def test_poison_beside_a_duplicate(
+async def test_poison_beside_a_duplicate_is_refused_alone(
     sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
-    """A batch that is refused for two reasons is told apart, row by row."""
+    """A batch that is refused for two reasons is resolved row by row."""
     await connection.execute(NO_XX)
     known = events("a", "b", has_stable_id=True)
     assert await sink.write(known) == [WRITTEN, WRITTEN]
@@ -114,7 +114,7 @@ async def test_poison_beside_a_duplicate(
 
 
 @pytest.mark.parametrize("has_stable_id", [False, True])
-async def test_schema_is_mended_meanwhile(
+async def test_event_is_not_refused_for_a_fault_of_the_schema(
     sink: TimescaleSink,
     connection: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,

@@ -44,7 +44,7 @@ async def pair(postgres_pair: Pair) -> AsyncIterator[Pair]:
 
 @contextmanager
 def silent() -> Iterator[int]:
-    """A port on which connections are taken, and nothing is ever said."""
+    """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
@@ -65,7 +65,7 @@ def hanging(pair: Pair) -> Iterator[int]:
 
 @contextmanager
 def refused() -> Iterator[int]:
-    """A port on which nobody listens."""
+    """A port without a listener."""
     yield free_port()
 
 
@@ -88,7 +88,7 @@ def at(*ports: int, words: str = "") -> str:
 async def test_primary_is_found_behind_another(
     pair: Pair, services: Services, tmp_path: Path, first: str, words: str
 ) -> None:
-    """Whatever is listed first and is no primary, the primary behind it gets the events."""
+    """The primary gets the events, behind any host that is none."""
     await tell(pair.primary, *ALONE)
     others: dict[str, AbstractContextManager[int]] = {
         "standby": standby(pair),
@@ -120,7 +120,7 @@ async def test_commands_find_the_primary(
 
 
 async def test_check_names_each_host(pair: Pair, services: Services, tmp_path: Path) -> None:
-    """`check` on a primary says what every other host is, too."""
+    """`check` on a primary also reports the state of every other host."""
     with refused() as port:
         url = at(port, pair.standby.port, pair.primary.port, pair.primary.port)
         environ = environment(url, services.redis_url, tmp_path)
@@ -134,7 +134,7 @@ async def test_check_names_each_host(pair: Pair, services: Services, tmp_path: P
     assert warning.startswith("warning  database host: 2 are primaries: ")
 
 
-async def test_check_names_no_host_where_there_is_one(
+async def test_check_names_no_host_where_there_is_only_one(
     pair: Pair, services: Services, tmp_path: Path
 ) -> None:
     """A single host has no line of its own."""
@@ -144,7 +144,7 @@ async def test_check_names_no_host_where_there_is_one(
 
 
 @pytest.mark.parametrize("words", ["", READ_WRITE])
-async def test_nothing_but_standbys(
+async def test_serve_waits_for_the_promotion_of_a_standby(
     pair: Pair, services: Services, tmp_path: Path, words: str
 ) -> None:
     """Where only a standby answers, `serve` is there, answers 500, and waits for its promotion."""
@@ -162,8 +162,10 @@ async def test_nothing_but_standbys(
         assert "Traceback" not in gateway.log.read_text()
 
 
-async def test_promoted_without_a_standby(pair: Pair, services: Services, tmp_path: Path) -> None:
-    """A promoted server with the copied setting answers nothing, and `check` says why."""
+async def test_promoted_server_without_a_standby_confirms_nothing(
+    pair: Pair, services: Services, tmp_path: Path
+) -> None:
+    """A promoted server with the copied setting confirms no commit; `check` reports the reason."""
     pair.primary.kill()
     await pair.promote_as_it_is()
     url = url_of(pair.primary)
@@ -198,7 +200,7 @@ async def test_old_primary_confirms_nothing(pair: Pair, services: Services, tmp_
 
 
 async def fail_over(pair: Pair, fault: str) -> None:
-    """Lose the primary, and promote the standby; the old one is not heard of again."""
+    """Lose the primary, and promote the standby; the old one does not answer again."""
     if fault == "killed":
         pair.primary.kill()
     else:
@@ -207,7 +209,7 @@ async def fail_over(pair: Pair, fault: str) -> None:
 
 
 async def assert_nothing_lost(pair: Pair, callers: Callers, what: str) -> None:
-    """Fail unless each callback has one row, and nobody waited too long; print how long."""
+    """Fail unless each callback has one row, after a bounded time; print the time."""
     rows = await ask(
         pair.primary,
         "SELECT array_agg(user_id ORDER BY user_id) FROM events WHERE user_id LIKE $1 || '-%'",
@@ -220,10 +222,10 @@ async def assert_nothing_lost(pair: Pair, callers: Callers, what: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
-async def test_promotion_under_a_running_gateway(
+async def test_gateway_finds_the_promoted_host(
     pair: Pair, services: Services, tmp_path: Path, fault: str
 ) -> None:
-    """A gateway with several hosts finds the promoted one, and nothing told is lost."""
+    """A gateway with several hosts finds the promoted one, and no answered event is lost."""
     url = at(pair.primary.port, pair.standby.port)
     with serving(url, services.redis_url, tmp_path) as gateway:
         await asyncio.to_thread(gateway.wait_until_ready)
@@ -245,7 +247,7 @@ def program() -> Path:
 
 @pytest.fixture
 async def proxy(pair: Pair, tmp_path: Path, program: Path) -> AsyncIterator[HAProxy]:
-    """HAProxy in front of both servers, with what the documentation says."""
+    """HAProxy in front of both servers, with the documented configuration."""
     [role] = statements("HAProxy by role")
     [rule] = [line for line in lines("HAProxy by role") if line.startswith("host")]
     if not await ask(pair.primary, "SELECT count(*) FROM pg_roles WHERE rolname = 'haproxy'"):
@@ -265,10 +267,10 @@ async def proxy(pair: Pair, tmp_path: Path, program: Path) -> AsyncIterator[HAPr
 
 
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
-async def test_promotion_behind_haproxy(
+async def test_haproxy_leads_to_the_promoted_server(
     pair: Pair, proxy: HAProxy, services: Services, tmp_path: Path, fault: str
 ) -> None:
-    """HAProxy leads a gateway to the promoted server, and nothing told is lost."""
+    """HAProxy leads a gateway to the promoted server, and no answered event is lost."""
     with serving(at(proxy.port), services.redis_url, tmp_path) as gateway:
         await asyncio.to_thread(gateway.wait_until_ready)
         callers = Callers(gateway, f"haproxy-{fault}")

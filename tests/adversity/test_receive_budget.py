@@ -1,4 +1,4 @@
-"""Requests that never end, by the thousand: what they take of the memory is bounded."""
+"""Requests that never end, by the thousand: their share of the memory is bounded."""
 
 import asyncio
 import gc
@@ -53,17 +53,17 @@ Connect = Callable[[Running, bytes], Any]
 
 
 def held(gateway: Running) -> int:
-    """What all receive buffers of the gateway take, and the bodies that are still to end."""
+    """The bytes in all receive buffers of the gateway, and of the bodies that are still to end."""
     return sum(connection.received_bytes for connection in gateway._server.connections)
 
 
 def closed() -> float:
-    """How many connections have been closed for want of room."""
+    """The number of connections that were closed for want of room."""
     return float(UNANSWERED.labels("no_room")._value.get())
 
 
 async def is_closed(stream: Stream) -> bool:
-    """Whether nothing has come, or will, on a connection."""
+    """Whether a connection has no more bytes to read."""
     with suppress(ConnectionError):
         return await stream[0].read() == b""
     return True
@@ -83,7 +83,7 @@ UNFINISHED = {
 async def test_unfinished_requests_are_bounded(
     gateways: Gateways, connect: Connect, sent: bytes
 ) -> None:
-    """However many come, they take no more than the budget; callbacks and small requests stay."""
+    """Any number takes no more than the budget; callbacks and small requests stay."""
     gateway = await gateways.start()
     before = closed()
     small = await connect(gateway, b"GET /ingest/adjust?user_id=small")
@@ -116,7 +116,7 @@ async def test_unfinished_requests_are_bounded(
 
 @pytest.mark.usefixtures("small_budget")
 async def test_pipelined_rest_is_bounded(gateways: Gateways, connect: Connect) -> None:
-    """What callers send who read no answer is part of the budget too."""
+    """Requests of callers that read no answer are part of the budget too."""
     gateway = await gateways.start()
     before = closed()
     many = head("GET", "/metrics") * 3_000
@@ -131,7 +131,7 @@ async def test_pipelined_rest_is_bounded(gateways: Gateways, connect: Connect) -
 
 @pytest.mark.usefixtures("small_budget")
 async def test_handled_requests_cost_no_budget(gateways: Gateways, connect: Connect) -> None:
-    """Any number of bytes may come in, one request after the other: only what is kept counts."""
+    """Any number of bytes may come in, one request after the other: only buffered ones count."""
     gateway = await gateways.start()
     before = closed()
     stream = await connect(gateway, b"")
@@ -190,7 +190,7 @@ async def test_large_bodies_that_wait_for_their_turn_are_bounded(
 
 
 def test_adding_up_is_cheap() -> None:
-    """Adding up ten thousand connections, and choosing some of them, holds nobody up."""
+    """Adding up ten thousand connections, and choosing some of them, delays no callback."""
     costs = []
     for _ in range(3):  # it may be this thread's turn to collect the garbage of other tests
         silent = [Silent() for _ in range(10_000)]
@@ -212,7 +212,7 @@ def test_budget_leaves_room_in_the_container() -> None:
 
 
 async def test_closed_connection_is_freed_without_a_collection(gateways: Gateways) -> None:
-    """Nothing leads back to a connection that is gone, so that its buffer goes with it."""
+    """No reference leads back to a closed connection, so that its buffer goes with it."""
     gateway = await gateways.start()
     gc.collect()
     gc.disable()

@@ -47,12 +47,12 @@ async def make(redis_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Async
 
 
 def ids(number: int = BATCH) -> list[bytes]:
-    """Events that nobody has ever claimed, for all parts in turn."""
+    """New events, for all parts in turn."""
     return [bytes([n % 256]) + secrets.token_bytes(15) for n in range(number)]
 
 
 def part_of(event_id: bytes) -> int:
-    """Which part of the claims an event belongs to."""
+    """The part of the claims that an event belongs to."""
     return event_id[0] % CLUSTER_PARTS
 
 
@@ -62,7 +62,7 @@ def slots() -> list[int]:
 
 
 async def until_all_answer(first: RedisClaims, second: RedisClaims) -> None:
-    """Return when what one of them claims now is known to the other, whatever part it is in."""
+    """Return when a claim of one is known to the other, in every part."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             events = ids()
@@ -72,7 +72,7 @@ async def until_all_answer(first: RedisClaims, second: RedisClaims) -> None:
             await asyncio.sleep(0.05)
 
 
-def test_parts_lie_unevenly() -> None:
+def test_parts_lie_evenly() -> None:
     """Of any number of primaries with equal ranges each has its share of the parts."""
     assert [slot * CLUSTER_PARTS // SLOTS for slot in slots()] == list(range(CLUSTER_PARTS))
 
@@ -99,8 +99,8 @@ async def test_batch_is_split_by_slot(make: MAKE, redis_cluster: Cluster) -> Non
             assert await redis.dbsize() > BATCH / 6
 
 
-async def test_braces_in_a_key(make: MAKE) -> None:
-    """Whatever stands in the name of the data and in an event's ID, its part says its slot."""
+async def test_braces_in_a_key_do_not_move_its_slot(make: MAKE) -> None:
+    """With any name of the data and any event ID, the part determines the slot."""
     events = [bytes([n]) + b"}{other}{}{" + secrets.token_bytes(4) for n in range(32)]
     first, second = make(generation="{a}{b}"), make(generation="{a}{b}")
     before = CLAIMS_BYPASSED._value.get()
@@ -110,7 +110,7 @@ async def test_braces_in_a_key(make: MAKE) -> None:
 
 
 async def test_frozen_nodes_share_one_time_out(make: MAKE, redis_cluster: Cluster) -> None:
-    """Two frozen nodes cost no more than one; the third is listened to, they are left alone."""
+    """Two frozen nodes cost no more than one, and nothing soon after; the third still answers."""
     first, second = make(), make()
     await until_all_answer(first, second)
     *frozen, well = await redis_cluster.primaries()
@@ -141,8 +141,8 @@ async def test_frozen_nodes_share_one_time_out(make: MAKE, redis_cluster: Cluste
     assert not second.is_bypassed
 
 
-async def test_nobody_is_there(make: MAKE) -> None:
-    """Without a single node all is held, at once, and nobody waits for the next batch."""
+async def test_missing_cluster_is_bypassed_at_once(make: MAKE) -> None:
+    """Without a single node all is held, at once, and no later batch waits."""
     claims = make("redis+cluster://127.0.0.1:1,127.0.0.1:2")
     clock = asyncio.get_running_loop().time
     started = clock()
@@ -152,7 +152,7 @@ async def test_nobody_is_there(make: MAKE) -> None:
     assert claims.is_bypassed
 
 
-async def test_slot_moves(make: MAKE, redis_cluster: Cluster) -> None:
+async def test_moving_slot_costs_its_part_only(make: MAKE, redis_cluster: Cluster) -> None:
     """While a slot moves its part is held, the others are answered; then it is found again."""
     first, second = make(), make()
     await until_all_answer(first, second)
@@ -186,7 +186,7 @@ async def execute(node: Server, *words: Any) -> Any:
         return await redis.execute_command(*words)
 
 
-async def test_slot_is_served_by_nobody(make: MAKE, redis_cluster: Cluster) -> None:
+async def test_unserved_slot_costs_its_part_only(make: MAKE, redis_cluster: Cluster) -> None:
     """A slot without a primary costs its part, until it has one again."""
     first, second = make(), make()
     await until_all_answer(first, second)
@@ -201,8 +201,8 @@ async def test_slot_is_served_by_nobody(make: MAKE, redis_cluster: Cluster) -> N
     assert not first.is_bypassed
 
 
-async def test_settled_while_a_node_is_away(make: MAKE, redis_cluster: Cluster) -> None:
-    """What was committed while a node was away is told to it when it is back."""
+async def test_node_that_was_away_learns_of_commits(make: MAKE, redis_cluster: Cluster) -> None:
+    """Events that were committed while a node was away are marked there when it is back."""
     first, second = make(), make()
     await until_all_answer(first, second)
     events = ids()
@@ -252,7 +252,7 @@ async def until_claims_work(processes: Sequence[Process]) -> None:
                 await asyncio.sleep(0.05)
 
 
-async def test_primary_killed_under_load(
+async def test_killed_primary_of_a_cluster_loses_nothing(
     processes: Sequence[Process], redis_cluster: Cluster, connection: asyncpg.Connection
 ) -> None:
     """A killed primary fails no callback, loses and doubles none; its replica takes its part."""

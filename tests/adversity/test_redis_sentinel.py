@@ -1,4 +1,4 @@
-"""The claim store on the primary that Sentinels watch over, and on one that becomes a replica."""
+"""The claim store on the primary of Sentinels, and on one that becomes a replica."""
 
 import asyncio
 import secrets
@@ -42,7 +42,7 @@ async def make() -> AsyncIterator[MAKE]:
         await claims.close()
 
 
-async def test_primary_killed_under_load_of_sentinels(
+async def test_killed_primary_of_sentinels_loses_nothing(
     redis_watched: Watched, database_url: str, connection: asyncpg.Connection, tmp_path: Path
 ) -> None:
     """A replica that is promoted takes the claims; no callback fails, is lost or doubled."""
@@ -64,8 +64,8 @@ async def test_primary_killed_under_load_of_sentinels(
     await assert_exactly_once(vendor, connection)
 
 
-async def test_planned_switch(make: MAKE, redis_watched: Watched) -> None:
-    """Told to switch, Sentinels do; each gateway follows, whatever it was connected to."""
+async def test_gateways_follow_a_planned_switch(make: MAKE, redis_watched: Watched) -> None:
+    """After a planned switch of Sentinels each gateway follows, from any connection."""
     first, second = make(redis_watched.url), make(redis_watched.url)
     await until_all_answer(first, second)
     before = await redis_watched.primary()
@@ -81,22 +81,22 @@ async def test_planned_switch(make: MAKE, redis_watched: Watched) -> None:
         assert await redis.exists(*(DATA.encode() + event_id for event_id in events)) == len(events)
 
 
-async def test_sentinels_out_of_reach(make: MAKE, redis_watched: Watched) -> None:
-    """One Sentinel that answers is enough, wherever it stands in the address."""
+async def test_one_sentinel_is_enough(make: MAKE, redis_watched: Watched) -> None:
+    """One Sentinel that answers is enough, in any place of the address."""
     [sentinel, *_] = redis_watched.sentinels
     hosts = f"127.0.0.1:{free_port()},127.0.0.1:{sentinel.port},127.0.0.1:{free_port()}"
     url = f"redis+sentinel://:{PASSWORD}@{hosts}/{SERVICE}"
     await until_all_answer(make(url), make(redis_watched.url))
 
 
-async def test_unknown_service(make: MAKE, redis_watched: Watched) -> None:
-    """A service that no Sentinel knows is a Redis that is away: all is held, and it is told."""
+async def test_unknown_service_is_bypassed(make: MAKE, redis_watched: Watched) -> None:
+    """A service unknown to the Sentinels is a Redis that is away: all is held, with a log line."""
     claims = make(redis_watched.url.replace(f"/{SERVICE}", "/other"))
     assert await claims.claim(ids(3)) == [Claim.HELD] * 3
     assert claims.is_bypassed
 
 
-async def test_primary_becomes_a_replica(make: MAKE, redis_program: Path, tmp_path: Path) -> None:
+async def test_replica_is_bypassed(make: MAKE, redis_program: Path, tmp_path: Path) -> None:
     """Behind an address that leads to a replica by now, all is held until it is a primary again."""
     with starting(tmp_path, redis_program) as start:
         server = start("alone", COMMON)

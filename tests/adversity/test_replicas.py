@@ -53,7 +53,7 @@ def address(
 
 
 async def migrate(environ: dict[str, str]) -> str:
-    """Run `migrate` as a process, which must succeed, and return what it says."""
+    """Run `migrate` as a process, which must succeed, and return its output."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "app", "migrate"),
         cwd=ROOT,
@@ -67,9 +67,9 @@ async def migrate(environ: dict[str, str]) -> str:
 
 
 async def migrate_from_all(replicas: Sequence[Process], connection: asyncpg.Connection) -> str:
-    """Migrate from as many places as there are replicas, and return what they say.
+    """Migrate from as many places as there are replicas, and return their outputs.
 
-    Nobody gets on before all of them are there, and each replica has answered.
+    None of them connects before all are there, and each replica has answered.
     """
     await connection.execute(f"SELECT pg_advisory_lock({_MIGRATION_LOCK})")
     migrating = [asyncio.create_task(migrate(replica.environ)) for replica in replicas]
@@ -88,17 +88,17 @@ async def migrate_from_all(replicas: Sequence[Process], connection: asyncpg.Conn
 
 
 async def deliver(replica: Process, user: str, told: Counter[str]) -> None:
-    """Send a callback as a vendor does, until it is answered 200; count who was told written."""
+    """Send a callback as a vendor does, until it is answered 200; count the written ones."""
     while (answer := await replica.callback(user_id=user)).status != 200:
         told["5xx"] += 1
         await asyncio.sleep(POLL_S)
     told[user] += answer.json == WRITTEN
 
 
-async def test_replicas_start_and_migrate_at_once(
+async def test_concurrent_replicas_apply_each_migration_once(
     services: Services, empty: str, address: str, tmp_path: Path
 ) -> None:
-    """Each migration is applied once, and each event has one row, whichever replicas got it."""
+    """Each migration is applied once, and each event has one row, from any replica."""
     connection = await asyncpg.connect(services.url_of(empty))
     told: Counter[str] = Counter()
     with ExitStack() as stack:
@@ -115,6 +115,6 @@ async def test_replicas_start_and_migrate_at_once(
     assert [record[0] for record in applied] == list(migrations())
     assert await stored(connection) == set(USERS)
     assert max(told[user] for user in USERS) == 1
-    # Whoever was told 5xx may have been the one whose event was written.
+    # A callback answered 5xx may have been written.
     assert sum(told[user] for user in USERS) + told["5xx"] >= len(USERS)
     await connection.close()

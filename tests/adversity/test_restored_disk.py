@@ -1,4 +1,4 @@
-"""A disk that is put back: what Redis has seen is not believed of rows that are gone."""
+"""A disk that is put back: events that Redis has seen and the disk lacks are written again."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -31,7 +31,7 @@ FORGOTTEN_S = 3.0
 
 @pytest.fixture(scope="module")
 def maker(tmp_path_factory: pytest.TempPathFactory, postgres_programs: Programs) -> Iterator[Maker]:
-    """What makes copies of disks."""
+    """The maker of the copies of disks."""
     with making(tmp_path_factory.mktemp("restored"), postgres_programs) as maker:
         yield maker
 
@@ -62,7 +62,7 @@ async def each(
     sent: dict[str, Parameters],
     tell: Callable[[Process, Parameters], Awaitable[str]] = until_told,
 ) -> set[str]:
-    """Return the words for every callback at every gateway."""
+    """Return the outcomes of every callback at every gateway."""
     words = (tell(gateway, sent[kind]) for gateway in gateways.values() for kind in sent)
     return set(await asyncio.gather(*words))
 
@@ -70,7 +70,7 @@ async def each(
 async def assert_written(
     server: Server, gateways: dict[str, Process], sent: dict[str, Parameters]
 ) -> None:
-    """Fail unless what is told of each callback is true: it has one row in its database."""
+    """Fail unless each callback has one row in its database, as answered."""
     await each(gateways, sent)
     for database in gateways:
         for callback in sent.values():
@@ -86,15 +86,15 @@ async def assert_written(
 async def assert_seen(
     server: Server, gateways: dict[str, Process], sent: dict[str, Parameters]
 ) -> None:
-    """Write what is sent, and fail unless Redis has seen it then."""
+    """Write the callbacks, and fail unless Redis has seen them then."""
     await assert_written(server, gateways, sent)
     assert await each(gateways, sent) == {"duplicate"}
 
 
-async def test_snapshot_put_back(
+async def test_snapshot_put_back_gets_its_missing_events(
     maker: Maker, server: Server, gateways: dict[str, Process]
 ) -> None:
-    """After a snapshot was put back under a gateway, what is not in it is written again."""
+    """After a snapshot was put back under a gateway, events that it lacks are written again."""
     before, after = callbacks("before-snapshot"), callbacks("after-snapshot")
     await assert_seen(server, gateways, before)
     snapshot = await asyncio.to_thread(maker.snapshot, server)
@@ -107,7 +107,7 @@ async def test_snapshot_put_back(
         await assert_seen(server, gateways, before)
 
 
-async def test_snapshot_under_other_gateways(
+async def test_other_gateways_on_a_snapshot_write_again(
     maker: Maker, server: Server, services: Services, tmp_path: Path
 ) -> None:
     """Gateways that start on a snapshot and the same Redis write again, too."""
@@ -120,7 +120,7 @@ async def test_snapshot_under_other_gateways(
         await asyncio.to_thread(maker.put_back, server, snapshot)
 
 
-async def test_two_recoveries_of_one_backup(
+async def test_two_recoveries_of_one_backup_are_different_data(
     maker: Maker, server: Server, gateways: dict[str, Process]
 ) -> None:
     """Two recoveries from one backup have the same timeline, and are not taken for each other."""
@@ -137,7 +137,7 @@ async def test_two_recoveries_of_one_backup(
 
 
 async def test_redis_is_made_to_forget(server: Server, gateways: dict[str, Process]) -> None:
-    """Rows that were deleted by hand are written again, after what the documentation says."""
+    """Rows that were deleted by hand are written again, after the documented statement."""
     sent = callbacks("deleted")
     await assert_seen(server, gateways, sent)
     delete, forget = statements("Rows that were deleted by hand")
@@ -150,8 +150,8 @@ async def test_redis_is_made_to_forget(server: Server, gateways: dict[str, Proce
     await assert_written(server, gateways, sent)
 
 
-async def test_name_by_hand(server: Server, gateways: dict[str, Process]) -> None:
-    """Another name makes Redis forget, where nothing else tells: the memory was put back too."""
+async def test_new_name_makes_redis_forget(server: Server, gateways: dict[str, Process]) -> None:
+    """A new name by hand makes Redis forget where nothing else does: memory was restored too."""
     sent = callbacks("with-memory")
     await assert_seen(server, gateways, sent)
     [forget] = statements("A restored disk")

@@ -77,7 +77,7 @@ async def calling(*ports: int) -> AsyncIterator[Vendor]:
 
 
 async def assert_exactly_once(vendor: Vendor, connection: asyncpg.Connection) -> None:
-    """The table holds what the vendor was told, and nobody gave up."""
+    """The table holds the events that were answered as written; no callback was given up."""
     verdict = await judge(connection, AUTHOR, vendor.ledger, vendor.begun)
     assert verdict.is_clean, verdict
     assert verdict.rows > 100
@@ -95,7 +95,7 @@ async def until_it_has_written(process: Process) -> None:
 async def behind_haproxy(
     processes: dict[str, Process], folder: Path, program: Path
 ) -> AsyncIterator[tuple[HAProxy, ExitStack]]:
-    """Processes that serve behind a HAProxy which knows it, and a stack to start them again."""
+    """Processes behind a HAProxy that has them as servers, and a stack to start them again."""
     ports = {name: process.port for name, process in processes.items()}
     with ExitStack() as stack:
         for process in processes.values():
@@ -106,7 +106,7 @@ async def behind_haproxy(
         yield proxy, stack
 
 
-async def test_rolling_restarts(
+async def test_rolling_restarts_lose_and_double_nothing(
     run: RUN, connection: asyncpg.Connection, tmp_path: Path, program: Path
 ) -> None:
     """Twenty restarts in turn under load: not one answer fails, nothing is lost or doubled."""
@@ -131,10 +131,10 @@ async def test_rolling_restarts(
         assert '"ERROR"' not in process.log.read_text().upper()
 
 
-async def test_crashes_behind_a_proxy(
+async def test_crashes_behind_a_proxy_lose_and_double_nothing(
     run: RUN, connection: asyncpg.Connection, tmp_path: Path, program: Path
 ) -> None:
-    """Of a process that is killed the proxy's retries and the vendor's own lose nothing."""
+    """When a process is killed, the retries of proxy and vendor lose and double nothing."""
     processes = {name: run(name) for name in SERVERS}
     async with (
         behind_haproxy(processes, tmp_path, program) as (proxy, stack),
@@ -152,8 +152,10 @@ async def test_crashes_behind_a_proxy(
     await assert_exactly_once(vendor, connection)
 
 
-async def test_restarts_without_a_proxy(run: RUN, connection: asyncpg.Connection) -> None:
-    """Whoever is cut off by a process that ends tries again: nothing is lost or doubled."""
+async def test_restarts_without_a_proxy_lose_and_double_nothing(
+    run: RUN, connection: asyncpg.Connection
+) -> None:
+    """A caller that is cut off by a restart tries again: nothing is lost or doubled."""
     with ExitStack() as stack:
         process = stack.enter_context(run("alone"))
         await asyncio.to_thread(process.wait_until_ready)
@@ -182,10 +184,10 @@ def post(user: str) -> bytes:
     return head("POST", f"/ingest/adjust?{CREDENTIALS}", headers=headers) + body
 
 
-async def test_proxy_answers_in_place_of_the_gateway(
+async def test_proxy_gives_no_final_answer_of_its_own(
     run: RUN, tmp_path: Path, program: Path
 ) -> None:
-    """What the gateway takes, the proxy lets pass; what it refuses, it never answers finally."""
+    """The proxy passes all that the gateway accepts, and gives no final answer to the rest."""
     async with behind_haproxy({"one": run("one")}, tmp_path, program) as (proxy, _):
         taken = [
             get("ü"),
@@ -205,7 +207,7 @@ async def test_proxy_answers_in_place_of_the_gateway(
 
 
 async def through(port: int, request: bytes) -> Answer:
-    """What comes back through HAProxy, but for its own 503 while a health check is late."""
+    """The answer through HAProxy, but for its own 503 while a health check is late."""
     async with asyncio.timeout(PATIENCE_S):
         while (answer := await exchange(port, request)).body.startswith(b"<html>"):
             await asyncio.sleep(0.02)
@@ -213,7 +215,7 @@ async def through(port: int, request: bytes) -> Answer:
 
 
 VERIFIED = f"/ingest/adjust?{CREDENTIALS}&user_id=by_itself&{EVENT}"
-# What HAProxy answers these, where no `errorfile` says otherwise.
+# HAProxy's answers to these, without an `errorfile`.
 BY_ITSELF = {
     "413": f"GET {VERIFIED} HTTP/1.0\r\nContent-Length: 3\r\n\r\nx=1".encode(),
     "422": head("POST", VERIFIED, headers={"Transfer-Encoding": "gzip, chunked"}) + b"0\r\n\r\n",
@@ -223,10 +225,10 @@ BY_ITSELF = {
 
 
 @pytest.mark.parametrize("status", BY_ITSELF)
-async def test_proxy_closes_what_nobody_takes(
+async def test_proxy_closes_requests_that_it_refuses(
     run: RUN, tmp_path: Path, program: Path, status: str
 ) -> None:
-    """What HAProxy would answer by itself is closed unanswered, and the log has its status."""
+    """A request that HAProxy would answer by itself is closed unanswered, with a log line."""
     async with behind_haproxy({"one": run("one")}, tmp_path, program) as (proxy, _):
         assert await through(proxy.port, BY_ITSELF[status]) == UNANSWERED
         async with asyncio.timeout(PATIENCE_S):
@@ -234,8 +236,8 @@ async def test_proxy_closes_what_nobody_takes(
                 await asyncio.sleep(0.02)
 
 
-async def test_proxy_passes_what_is_served(run: RUN, tmp_path: Path, program: Path) -> None:
-    """The world sees callbacks and `/healthz`, by GET or HEAD, with more slashes too; no more."""
+async def test_proxy_passes_only_public_paths(run: RUN, tmp_path: Path, program: Path) -> None:
+    """It passes callbacks and `/healthz`, by GET or HEAD, with more slashes too; no more."""
     async with behind_haproxy({"one": run("one")}, tmp_path, program) as (proxy, _):
         for path in ("/healthz", "//healthz", "http://gateway/healthz"):
             assert (await through(proxy.port, head("GET", path))).status == 200
@@ -266,10 +268,12 @@ async def test_killed_worker_is_replaced(run: RUN, connection: asyncpg.Connectio
     await assert_exactly_once(vendor, connection)
 
 
-async def test_killed_parent_under_load(run: RUN, connection: asyncpg.Connection) -> None:
+async def test_gateway_starts_again_after_a_killed_parent(
+    run: RUN, connection: asyncpg.Connection
+) -> None:
     """When the parent of the workers is killed, all can be started again within 5 s."""
     with ExitStack() as stack:
-        # They do not wait for the callbacks to go elsewhere: there may be nobody else to go to.
+        # The workers do not wait for callbacks to go elsewhere: there may be no other gateway.
         process = stack.enter_context(run("several", WORKERS="2", DRAIN_PAUSE_S="20"))
         workers = await until_all_serve(process)
         async with calling(process.port) as vendor:

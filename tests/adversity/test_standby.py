@@ -1,4 +1,4 @@
-"""A synchronous standby that is away: nothing is told before it has the row."""
+"""A synchronous standby that is away: no event is answered before it has the row."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -27,13 +27,13 @@ from tests.services.test_commands import run
 
 # Soon over; the servers look for a deadlock after 100 ms.
 HASTY = {"COMMIT_TIMEOUT_S": "1", "CLAIM_LEASE_S": "2"}
-# Whatever ends a wait of these, it is not their own time-out.
+# No wait of these ends by their own time-out.
 PATIENT = {"COMMIT_TIMEOUT_S": "20", "CLAIM_LEASE_S": "40"}
 COUNT = "SELECT count(*) FROM events WHERE user_id = $1"
 
 
 class Route(NamedTuple):
-    """How gateways get to a database of the pair."""
+    """The way of gateways to a database of the pair."""
 
     name: str  # as it may stand in a URL
     url: str
@@ -86,7 +86,7 @@ def patient(services: Services, tmp_path: Path, route: Route) -> Iterator[Proces
 
 
 async def assert_waits(pair: Pair, answer: asyncio.Task[str]) -> None:
-    """Fail unless a commit waits for the standby, and what asks for it has not been told."""
+    """Fail unless a commit waits for the standby, and its callback has no answer."""
     waiting = asyncio.create_task(until_waiting(pair.primary))
     await asyncio.wait([waiting, answer], return_when=asyncio.FIRST_COMPLETED)
     assert not answer.done(), f"told {answer.result()} without a standby"
@@ -136,7 +136,7 @@ async def test_retry_waits_for_the_standby(
 async def test_batch_of_duplicates_waits_for_the_standby(
     pair: Pair, hasty: Process, route: Route
 ) -> None:
-    """Retries of many at once are told nothing either, beside repeats and what is new."""
+    """Retries of many at once get no answer either, beside repeats and new events."""
     sent: list[Parameters] = [
         callback for number in range(5)
         for callback in callbacks(f"many-{number}-{route.name}").values()
@@ -153,9 +153,7 @@ async def test_batch_of_duplicates_waits_for_the_standby(
 
 @on_each_route
 @pytest.mark.parametrize("way", ["pg_cancel_backend", "pg_terminate_backend"])
-async def test_ended_wait_is_not_an_answer(
-    pair: Pair, patient: Process, route: Route, way: str
-) -> None:
+async def test_ended_wait_is_a_500(pair: Pair, patient: Process, route: Route, way: str) -> None:
     """A wait for the standby that an administrator ends is a 500, and the retry waits too."""
     for kind, callback in callbacks(f"{way}-{route.name}").items():
         pair.standby.pause()
@@ -176,7 +174,7 @@ async def test_ended_wait_is_not_an_answer(
 async def test_crash_of_the_primary_ends_no_wait(
     pair: Pair, patient: Process, route: Route
 ) -> None:
-    """Commits that waited when the primary crashed are there after it, and told when replicated."""
+    """Commits that waited when the primary crashed are there after it; their retries wait."""
     sent = callbacks(f"crashed-{route.name}")
     for callback in sent.values():
         pair.standby.pause()
@@ -194,8 +192,8 @@ async def test_crash_of_the_primary_ends_no_wait(
 
 
 @pytest.mark.parametrize("route", ["hypertable"], indirect=True)
-async def test_standby_killed(pair: Pair, hasty: Process, route: Route) -> None:
-    """A standby that is gone is waited for, until it is back."""
+async def test_retry_waits_for_a_killed_standby(pair: Pair, hasty: Process, route: Route) -> None:
+    """A retry waits for a standby that is gone, until it is back."""
     [callback, _] = callbacks("killed").values()
     pair.standby.kill()
     await fail_until_visible(pair, hasty, route, callback)
@@ -209,10 +207,10 @@ LESS = ("local", "remote_write")
 
 
 @pytest.mark.parametrize("level", LESS)
-async def test_role_that_waits_for_less(
+async def test_commits_wait_for_the_flush_under_any_role(
     pair: Pair, services: Services, tmp_path: Path, level: str
 ) -> None:
-    """Whatever the role has, commits of the gateway wait until the standby has flushed them."""
+    """For any setting of the role, commits of the gateway wait for the flush of the standby."""
     await tell(
         pair.primary,
         "CREATE TABLE levels (level text);"
@@ -248,7 +246,7 @@ async def line_of_check(pair: Pair, services: Services, folder: Path, subject: s
     return next(line for line in lines if f"database setting {subject}:" in line)
 
 
-async def test_check_tells_whether_the_standby_is_there(
+async def test_check_reports_whether_the_standby_is_there(
     pair: Pair, services: Services, tmp_path: Path
 ) -> None:
     """A configured standby that confirms is ok; one that is away is a failure."""
@@ -264,7 +262,7 @@ async def test_check_tells_whether_the_standby_is_there(
 async def test_check_names_a_role_that_waits_for_less(
     pair: Pair, services: Services, tmp_path: Path, level: str
 ) -> None:
-    """What the role has is a failure where it is less than the gateway promises."""
+    """A setting of the role is a failure where it is weaker than the gateway's promise."""
     await tell(pair.primary, f"ALTER ROLE {OWNER} SET synchronous_commit = '{level}'")
     try:
         line = await line_of_check(pair, services, tmp_path, "synchronous_commit")

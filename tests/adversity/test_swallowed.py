@@ -1,4 +1,4 @@
-"""Rows that the server takes and does not keep: neither `written` nor `duplicate` is told."""
+"""Rows that the server accepts and does not keep: neither `written` nor `duplicate` is answered."""
 
 from datetime import timedelta
 
@@ -17,7 +17,7 @@ Connection = asyncpg.Connection
 
 
 async def swallow(connection: Connection, table: str, condition: str) -> None:
-    """Let a trigger leave out what fulfils a condition."""
+    """Let a trigger leave out the rows that fulfil a condition."""
     await connection.execute(
         f"CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {condition} "
         "THEN RETURN NULL; END IF; RETURN NEW; END $$; CREATE TRIGGER swallow "
@@ -69,7 +69,7 @@ async def test_swallowed_stable_id_is_no_duplicate(
 async def test_foreign_index_refuses_only_its_own(
     sink: TimescaleSink, connection: Connection, has_stable_id: bool
 ) -> None:
-    """An event that somebody else's unique index refuses raises alone, and is no duplicate."""
+    """An event that a foreign unique index refuses raises alone, and is no duplicate."""
     await connection.execute("CREATE UNIQUE INDEX foreign_index ON events (user_id, occurred_at)")
     known = event("a")
     other = event(
@@ -88,7 +88,7 @@ async def test_foreign_index_refuses_only_its_own(
 async def test_duplicates_of_many_days_are_found(
     sink: TimescaleSink, connection: Connection
 ) -> None:
-    """What is searched for may lie years apart: every one is found in its own chunk."""
+    """Duplicates may lie years apart: every one is found in its own chunk."""
     days = [
         event(str(day), occurred_at=OCCURRED_AT - timedelta(days=day)) for day in (0, 1, 90, 5000)
     ]
@@ -98,10 +98,10 @@ async def test_duplicates_of_many_days_are_found(
     assert len(await stored(connection)) == 5
 
 
-async def test_search_looks_into_one_chunk(
+async def test_search_locks_one_chunk(
     services: Services, sink: TimescaleSink, connection: Connection
 ) -> None:
-    """However many chunks there are and however often it was asked, a search locks its own only.
+    """For any number of chunks and of searches, a search locks its own chunk only.
 
     The server has room for the locks of some 3,000 chunks.
     """

@@ -1,4 +1,4 @@
-"""A synchronous standby that is not there: nothing is told of rows that no standby has."""
+"""A synchronous standby that is not there: no row is answered for that no standby has."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.services
 
 
 async def as_operator(url: str) -> asyncpg.Connection:
-    """A connection whose commits wait for no standby."""
+    """A connection with commits that wait for no standby."""
     return await asyncpg.connect(url, server_settings={"synchronous_commit": "local"})
 
 
@@ -42,24 +42,24 @@ async def commit_for_ever(connection: asyncpg.Connection) -> None:
 def servers(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Embedded]:
-    """Servers of the module's own, whose settings it may change."""
+    """Servers of the module's own, with settings that it may change."""
     with embedded.start(tmp_path_factory.mktemp("own"), fallback=request.param) as servers:
         yield servers
 
 
 class Server:
-    """The database server, and whether its commits wait for a standby that there is not."""
+    """The database server, and whether its commits wait for a standby that does not exist."""
 
     def __init__(self, url: str, operator: asyncpg.Connection) -> None:
         self.url = url
         self.operator = operator
 
     async def reconnect(self) -> None:
-        """Let the operator in again; what he writes waits for nobody."""
+        """Let the operator in again; its own writes wait for no standby."""
         self.operator = await as_operator(self.url)
 
     async def standbys(self, names: str) -> None:
-        """Set which standbys are waited for, and return when commits do."""
+        """Set the standbys that are waited for, and return when commits do."""
         await self.operator.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
         await self.operator.execute("SELECT pg_reload_conf()")
         if not names:
@@ -90,7 +90,7 @@ class Server:
         async with asyncio.timeout(PATIENCE_S):
             while not writing.done():
                 for waiting in await self.operator.fetch(WAITING):
-                    # Twice would hit what comes next.
+                    # A second one would hit the next statement.
                     if waiting not in ended:
                         await self.operator.execute(f"SELECT {function}({waiting['pid']})")
                         ended.add(waiting)
@@ -100,7 +100,7 @@ class Server:
 
 @pytest.fixture
 async def server(servers: Embedded) -> AsyncIterator[Server]:
-    """A server with empty tables, whose commits begin to wait when a test says so."""
+    """A server with empty tables; its commits begin to wait at a test's command."""
     operator = await as_operator(servers.database_url)
     server = Server(servers.database_url, operator)
     await schema.migrate(operator)
@@ -148,10 +148,10 @@ async def until_waiting(
 
 @pytest.mark.parametrize("contested", [False, True])
 @pytest.mark.parametrize("has_stable_id", [False, True])
-async def test_row_that_no_standby_has_is_not_told_duplicate(
+async def test_row_that_no_standby_has_is_no_duplicate(
     server: Server, sink: TimescaleSink, has_stable_id: bool, contested: bool
 ) -> None:
-    """A commit is given up and its row visible: the retry waits too, in whichever way it goes."""
+    """A commit is given up and its row visible: the retry waits too, by COPY and by INSERT."""
     known = event("a", has_stable_id=has_stable_id)
     await sink.write([event("z")])  # the chunk is there
     await server.standbys("nobody")
@@ -170,7 +170,7 @@ async def test_row_that_no_standby_has_is_not_told_duplicate(
 async def test_cancelled_wait_is_an_unknown_outcome(
     server: Server, sink: TimescaleSink, has_stable_id: bool, contested: bool, function: str
 ) -> None:
-    """An operator ends a commit's wait: COPY, INSERT or COMMIT, what succeeded is not told."""
+    """An operator ends a commit's wait at COPY, INSERT or COMMIT: the outcome is unknown."""
     known = event("a", has_stable_id=has_stable_id)
     await server.standbys("nobody")
     for _ in range(2):  # the row is written, and then it is searched for
@@ -184,10 +184,10 @@ async def test_cancelled_wait_is_an_unknown_outcome(
 
 
 @pytest.mark.parametrize("contested", [False, True])
-async def test_pooler_hides_a_cancelled_wait(
+async def test_pooler_passes_the_warning_of_a_cancelled_wait(
     servers: Embedded, server: Server, tmp_path: Path, contested: bool
 ) -> None:
-    """Through PgBouncer the server's word comes too, and in time; so does a duplicate's wait."""
+    """Through PgBouncer the server's warning comes in time too; so does a duplicate's wait."""
     try:
         program = find_pgbouncer()
     except EmbeddedError as why:
@@ -209,7 +209,7 @@ async def test_pooler_hides_a_cancelled_wait(
             assert await write(sink, events("a"), contested=contested) == [DUPLICATE]
 
 
-async def test_cancelled_wait_of_one_statement_among_many(
+async def test_one_cancelled_wait_makes_the_batch_unknown(
     server: Server, sink: TimescaleSink
 ) -> None:
     """A batch that is searched row by row is unknown as a whole when one wait was cancelled."""
@@ -224,7 +224,7 @@ async def test_cancelled_wait_of_one_statement_among_many(
     await server.operator.execute("ALTER TABLE events DROP CONSTRAINT c")
 
 
-async def test_crash_while_a_commit_waits(
+async def test_retry_waits_after_a_crash(
     servers: Embedded, server: Server, sink: TimescaleSink
 ) -> None:
     """The server crashes under a waiting commit: the row is there, and its retry waits again."""
@@ -243,7 +243,7 @@ async def test_crash_while_a_commit_waits(
 async def test_warning_of_a_trigger_is_no_cancelled_wait(
     server: Server, sink: TimescaleSink
 ) -> None:
-    """A warning of the same SQLSTATE that somebody's trigger raises says nothing of a commit."""
+    """A warning of the same SQLSTATE that a foreign trigger raises has no effect on a commit."""
     await server.operator.execute(
         "CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE WARNING "
         "'canceling wait for synchronous replication'; RETURN NEW; END $$; CREATE TRIGGER warn "
@@ -260,17 +260,17 @@ SETTINGS = {
     "local": "synchronous_commit = 'local'",
     "remote_write": "synchronous_commit = 'remote_write'",
     "off": "synchronous_commit = 'off'",
-    # Without it the server does not tell that a wait was cancelled.
+    # Without it the server does not report that a wait was cancelled.
     "silent": "client_min_messages = 'error'",
 }
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_role_asks_for_less(
+async def test_commits_wait_under_any_setting(
     servers: Embedded, server: Server, setting: str, when: str
 ) -> None:
-    """Whatever role or server are set to, before or after it connects, a gateway's commits wait."""
+    """For any setting of role or server, before or after it connects, a gateway's commits wait."""
     name = setting.split(maxsplit=1)[0]
     async with opened(servers.database_url) as sink:
         if when == "before":
@@ -288,10 +288,10 @@ async def test_role_asks_for_less(
     await server.operator.execute(f"ALTER SYSTEM RESET {name}")
 
 
-async def test_check_tells_that_nobody_confirms(
+async def test_check_reports_that_no_standby_confirms(
     servers: Embedded, server: Server, tmp_path: Path
 ) -> None:
-    """`check` says whether standbys are configured, and that none of them is there."""
+    """`check` reports whether standbys are configured, and that none of them is there."""
     environ = environment(servers.database_url, servers.redis_url, tmp_path)
     line = "database setting synchronous_standby_names:"
     ended = await asyncio.to_thread(run, "check", **environ)

@@ -138,7 +138,7 @@ async def test_placeholder_without_a_value_is_absent_from_the_row(
 @pytest.mark.parametrize(
     ("url", "kind"), [(EVENTS, "event"), (OTHERS, "install"), (AD_REVENUE, "ad_revenue")]
 )
-async def test_nonce_tells_nameless_devices_apart(
+async def test_nonce_separates_devices_without_identifiers(
     gateway: Running, connection: asyncpg.Connection, url: Url, kind: str
 ) -> None:
     """Two devices without an identifier are two rows at one instant; a repeat of either is none."""

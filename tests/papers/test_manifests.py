@@ -135,7 +135,7 @@ def test_gateway_does_not_own_the_tables() -> None:
     assert environment_of("retain")["RETENTION_D"] == environment_of()["RETENTION_D"]
 
 
-def test_one_process_a_container() -> None:
+def test_container_runs_one_process() -> None:
     """A container runs one process, so that Kubernetes replaces one that ends."""
     assert read_settings(environment_of()).workers == 1
     assert container()["args"] == ["serve"]

@@ -17,8 +17,8 @@ from app.settings import read_settings
 from app.telemetry import metrics
 from tests.kustomize import K8S, container, environment_of, of_kind, pods, the
 
-# See `TimescaleSink`: one for batches, one for twins.
-LANES = 2
+# See `TimescaleSink`: one for batches, one for contested events.
+CONNECTIONS = 2
 # The parts that `Gateway.close` gives time to, one after the other: buffers, claims, sink.
 CLOSED_IN_TURN = 3
 # PostgreSQL's `superuser_reserved_connections`.
@@ -83,7 +83,7 @@ def test_database_has_enough_connections() -> None:
     """At the most replicas, in the middle of a roll-out, the database still has connections.
 
     The worst: every pod of the old version still drains beside a full set of new ones and the
-    surge; each holds its lanes twice, since a connection that was given up may linger beside its
+    surge; each holds its connections twice, since a lost one may linger beside its
     successor; and all of the operator's commands run.
     """
     autoscaler = of_kind("HorizontalPodAutoscaler")["flokit-gateway"]
@@ -92,7 +92,7 @@ def test_database_has_enough_connections() -> None:
     replicas = autoscaler["spec"]["maxReplicas"]
     surge = the("Deployment")["strategy"]["rollingUpdate"]["maxSurge"]
     processes = (2 * replicas + surge) * settings().workers
-    assert 2 * LANES * processes + OPERATORS <= most - RESERVED
+    assert 2 * CONNECTIONS * processes + OPERATORS <= most - RESERVED
 
 
 def test_full_buffer_fits_into_memory() -> None:

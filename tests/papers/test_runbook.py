@@ -98,7 +98,7 @@ def shell(line: str, folder: Path, environ: dict[str, str]) -> subprocess.Comple
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    """A database set up as the runbook says, up to and with the migration."""
+    """A database set up by the runbook, up to and with the migration."""
     with embedded.start(tmp_path_factory.mktemp("runbook")) as servers:
         if not servers.has_timescaledb:
             pytest.skip("the runbook is for TimescaleDB")

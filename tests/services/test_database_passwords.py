@@ -105,7 +105,7 @@ async def test_password_changes_while_callbacks_go_on(
     assert oct((folder / "pgpass").stat().st_mode)[-3:] == "600"
 
 
-async def test_connection_lost_before_the_file_is_swapped(
+async def test_lost_connection_costs_500s_until_the_file_is_swapped(
     server: Server, gateway: Process, folder: Path
 ) -> None:
     """Between role and file a lost connection costs 500s, which end when the file is there."""

@@ -50,7 +50,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("sent", HOSTILE.values(), ids=HOSTILE)
 def test_parsing_of_any_head_is_cheap(sent: bytes) -> None:
-    """Any 64 KB of a head take a millisecond."""
+    """Any 64 KB of a head are parsed in a few milliseconds at most."""
     costs = []
     for _ in range(5):
         buffer, before = bytearray(sent), thread_time()
@@ -112,7 +112,7 @@ async def test_query_is_never_parsed_by_sanic(gateways: Gateways) -> None:
 
 
 @pytest.mark.parametrize("raw", ["é".encode(), b" ", b"\xff", b"\x01", b"<"])
-async def test_largest_get_of_raw_bytes(server: Process, raw: bytes) -> None:
+async def test_largest_get_of_raw_bytes_is_served(server: Process, raw: bytes) -> None:
     """A head of raw bytes may be as large as any other; one more byte closes the connection."""
     target = f"/ingest/adjust?{query(user_id=raw.hex(), x='')}".encode()
     room = HEAD_MAX_BYTES - 1 - (len(head("GET", target)) - len(b"\r\n\r\n"))
@@ -148,7 +148,7 @@ ROOT_PATHS = ["/", "//", "///", "http://h/", "http://h//", "http://h///?x"]
 async def test_absolute_target_without_a_path_is_the_root(
     gateways: Gateways, caplog: pytest.LogCaptureFixture, method: str, target: str
 ) -> None:
-    """The path is one that is not found, and nothing is logged or counted as a fault."""
+    """The path is not found, and nothing is logged as an error."""
     gateway = await gateways.start()
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(head(method, target, headers={"Connection": "close"}))

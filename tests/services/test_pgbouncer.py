@@ -95,20 +95,20 @@ async def sink(database_url: str) -> AsyncIterator[TimescaleSink]:
 
 # These tests of a direct connection hold behind a pooler too.
 test_every_column_arrives = test_timescale.test_every_column_arrives
-test_duplicates_inside_a_batch = test_timescale.test_duplicates_cost_new_events_nothing
-test_stable_id_under_another_time = test_timescale.test_stable_id_at_another_time_is_a_duplicate
-test_stable_id_without_its_row = test_timescale.test_stable_id_is_not_entered_without_its_row
-test_twin_waits_for_the_other = test_timescale.test_contested_event_waits_for_the_other_commit
-test_frozen_writer = test_timescale.test_frozen_writer_delays_only_contested_events
+test_duplicates_cost_new_events_nothing = test_timescale.test_duplicates_cost_new_events_nothing
+test_stable_id_is_a_duplicate = test_timescale.test_stable_id_at_another_time_is_a_duplicate
+test_stable_id_needs_its_row = test_timescale.test_stable_id_is_not_entered_without_its_row
+test_contested_event_waits = test_timescale.test_contested_event_waits_for_the_other_commit
+test_frozen_writer_delays_few = test_timescale.test_frozen_writer_delays_only_contested_events
 test_rebuilt_database_is_noticed = test_timescale.test_rebuilt_database_is_noticed
-test_time_out = test_timescale.test_time_out_gives_the_connection_up
-test_overlapping_writers = test_timescale.test_overlapping_writers_do_not_deadlock
-test_no_encoding = test_poison.test_no_encoding_beside_a_stable_id
-test_poison_beside_a_duplicate = test_poison.test_poison_beside_a_duplicate
-test_schema_is_mended_meanwhile = test_poison.test_schema_is_mended_meanwhile
+test_time_out_gives_the_connection_up = test_timescale.test_time_out_gives_the_connection_up
+test_overlapping_writers_do_not_deadlock = test_timescale.test_overlapping_writers_do_not_deadlock
+test_no_encoding_harms_no_neighbour = test_poison.test_event_without_an_encoding_harms_no_neighbour
+test_poison_is_refused_alone = test_poison.test_poison_beside_a_duplicate_is_refused_alone
+test_schema_refuses_no_event = test_poison.test_event_is_not_refused_for_a_fault_of_the_schema
 proxy = test_out_of_reach.proxy
-test_cut_wire = test_out_of_reach.test_cut_wire
-test_caller_that_hangs_up = test_exactly_once.test_caller_that_hangs_up_changes_nothing
+test_cut_wire_fails_the_write_in_time = test_out_of_reach.test_cut_wire_fails_the_write_in_time
+test_hanging_up_changes_nothing = test_exactly_once.test_caller_that_hangs_up_changes_nothing
 test_poison_is_dropped = test_exactly_once.test_poison_is_dropped
 test_repeats_share_a_failure = test_exactly_once.test_repeats_share_a_failure
 
@@ -155,7 +155,7 @@ async def test_writes_leave_the_connection_unchanged(
     await sink.close()
 
 
-async def test_commits_are_durable_whatever_the_role_says(
+async def test_commits_are_durable_under_any_role(
     sink: TimescaleSink, connection: asyncpg.Connection, arrangement: Arrangement
 ) -> None:
     """No row is committed with synchronous_commit off, although the role may have it so."""

@@ -107,7 +107,7 @@ async def test_body_is_read_from_verified_callers_only(server: Process) -> None:
     assert (await exchange(server.port, request)).status == 401
 
 
-async def test_keep_alive_and_pipelining(server: Process) -> None:
+async def test_pipelined_requests_are_answered_in_order(server: Process) -> None:
     """Many requests on one connection, sent at once, are answered in order, errors included."""
     requests = [
         head("GET", f"/ingest/adjust?{query(user_id='pipelined')}"),

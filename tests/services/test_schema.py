@@ -147,8 +147,8 @@ async def test_retention_drops_chunks_in_portions(
     assert await connection.fetchval("SELECT count(*) FROM events") == 0
 
 
-async def test_retention_keeps_young_rows_of_an_old_partition(connection: Connection) -> None:
-    """In a partitioned table the young rows of a partition with old ones stay."""
+async def test_retention_keeps_young_rows_of_other_partitions(connection: Connection) -> None:
+    """A young row stays that has the row identifier of an old one in another partition."""
     await connection.execute(
         "CREATE SCHEMA parts; SET search_path = parts, public; CREATE TABLE events "
         "(LIKE public.events) PARTITION BY RANGE (occurred_at); "

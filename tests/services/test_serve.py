@@ -151,7 +151,7 @@ async def test_hundreds_of_callers_may_connect_at_once(run: RUNS) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_stops_when_idle(run: RUNS, number: signal.Signals) -> None:
+async def test_idle_connections_do_not_delay_the_end(run: RUNS, number: signal.Signals) -> None:
     """Idle connections do not delay the end of the process."""
     with run() as process:
         await asyncio.to_thread(process.wait_until_ready)
@@ -315,8 +315,8 @@ sys.exit(run())
 """
 
 
-async def test_signal_during_signal_handling_is_heard(run: RUNS) -> None:
-    """A signal that comes while signals are being handled is heard, and harms nothing."""
+async def test_signal_during_signal_handling_is_handled(run: RUNS) -> None:
+    """A signal that comes while signals are being handled is handled too, and harms nothing."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", WORST_MOMENTS),
         cwd=ROOT,

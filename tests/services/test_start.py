@@ -51,7 +51,7 @@ def has_imported(pid: int, library: str) -> bool:
     return library in Path(f"/proc/{pid}/maps").read_text()
 
 
-async def test_signals_are_heard_from_the_first_moment(run: RUNS) -> None:
+async def test_signals_are_handled_from_the_first_moment(run: RUNS) -> None:
     """Both have a handler before anything of weight is imported, and until the process ends."""
     with run() as process, suppress(FileNotFoundError, ProcessLookupError, StopIteration):
         was_heard, is_ready = 0, False

@@ -39,7 +39,7 @@ STORED = {
 
 
 def id_of(**parts: Any) -> bytes:
-    """The ID of the usual event, but for `parts`."""
+    """The ID of one event, but for `parts`."""
     return event_id(**(PARTS | parts))
 
 
