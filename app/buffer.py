@@ -26,12 +26,13 @@ SHARE = 4
 
 
 class _Line(msgspec.Struct, Generic[Item, Result], eq=False):
-    """The items of one owner in the buffer, and those of them that wait for a batch."""
+    """The items of one owner in the buffer: those that wait for a batch, and the undecided ones."""
 
     owner: Hashable
     count: int = 0
     size_bytes: int = 0
     waiting: "deque[_Place[Item, Result]]" = msgspec.field(default_factory=deque)
+    undecided: "deque[_Place[Item, Result]]" = msgspec.field(default_factory=deque)
 
 
 class _Place(NamedTuple, Generic[Item, Result]):
@@ -47,20 +48,25 @@ class WriteBuffer(Generic[Item, Result]):
     """Gathers items into batches, commits one batch at a time, and gives each item its result.
 
     `commit` gets a batch and returns one result for each item, in order; its exception goes to
-    every caller of the batch. The work belongs to the buffer and not to the callers: one that goes
-    away changes nothing.
+    every caller of the batch. An item whose result is `undecided` keeps its place and is committed
+    by `commit_one`, while the next batch is not held up. The work belongs to the buffer and not to
+    the callers: one that goes away changes nothing.
     """
 
     def __init__(
         self,
         commit: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        commit_one: Callable[[Item], Awaitable[Result]],
         *,
+        undecided: Result,
         batch_max: int,
         buffer_max: int,
         batch_max_bytes: int,
         buffer_max_bytes: int,
     ) -> None:
         self._commit = commit
+        self._commit_one = commit_one
+        self._undecided = undecided
         self._batch_max = batch_max
         self._buffer_max = buffer_max
         self._batch_max_bytes = batch_max_bytes
@@ -68,9 +74,11 @@ class WriteBuffer(Generic[Item, Result]):
         # An owner without items is forgotten: there are never more lines than items.
         self._lines: dict[Hashable, _Line[Item, Result]] = {}
         self._turns: deque[_Line[Item, Result]] = deque()  # the lines with waiting items
+        self._undecided_turns: deque[_Line[Item, Result]] = deque()
         self._count = 0
         self._bytes = 0
         self._flusher: asyncio.Task[None] | None = None
+        self._decider: asyncio.Task[None] | None = None
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -79,10 +87,10 @@ class WriteBuffer(Generic[Item, Result]):
         return self._count
 
     async def submit(self, item: Item, owner: Hashable, size_bytes: int = 0) -> Result:
-        """Return the result of `item` when its batch is committed.
+        """Return the result of `item` when it is committed.
 
         Raises Unavailable at once when the buffer is closed or has no room for this owner, and
-        the exception of `commit` for the batch.
+        the exception of the commit.
         """
         if self._closed:
             raise Unavailable("buffer_closed")
@@ -117,6 +125,8 @@ class WriteBuffer(Generic[Item, Result]):
         self._closed = True
         if self._flusher is not None:
             await self._flusher
+        if self._decider is not None:
+            await self._decider
 
     async def _flush(self) -> None:
         try:
@@ -133,6 +143,26 @@ class WriteBuffer(Generic[Item, Result]):
                     self._deliver(batch, results)
         finally:
             self._flusher = None
+
+    async def _decide(self) -> None:
+        """Commit the undecided items one by one, an item of each owner in turn."""
+        try:
+            while self._undecided_turns:
+                line = self._undecided_turns.popleft()
+                place = line.undecided.popleft()
+                if line.undecided:
+                    self._undecided_turns.append(line)
+                try:
+                    result = await self._commit_one(place.item)
+                except Exception as error:  # noqa: BLE001 - handed to its caller
+                    self._fail([place], error)
+                except asyncio.CancelledError:
+                    self._fail([place], Unavailable("cancelled"))
+                    raise
+                else:
+                    self._deliver([place], [result])
+        finally:
+            self._decider = None
 
     def _take_batch(self) -> tuple[list[_Place[Item, Result]], list[Item]]:
         """Return an item of each owner in turn, again and again, until the batch is full."""
@@ -156,22 +186,33 @@ class WriteBuffer(Generic[Item, Result]):
         return batch, items
 
     def _deliver(self, batch: Sequence[_Place[Item, Result]], results: Sequence[Result]) -> None:
-        self._leave(batch)
         for place, result in zip(batch, results, strict=True):
+            if result is self._undecided:
+                self._postpone(place)
+                continue
+            self._leave(place)
             if not place.future.done():  # its caller may have gone away
                 place.future.set_result(result)
 
     def _fail(self, batch: Sequence[_Place[Item, Result]], error: Exception) -> None:
-        self._leave(batch)
         for place in batch:
+            self._leave(place)
             if not place.future.done():
                 place.future.set_exception(error)
 
-    def _leave(self, batch: Sequence[_Place[Item, Result]]) -> None:
-        self._count -= len(batch)
-        for _, size_bytes, line, _ in batch:
-            self._bytes -= size_bytes
-            line.size_bytes -= size_bytes
-            line.count -= 1
-            if not line.count:
-                del self._lines[line.owner]
+    def _postpone(self, place: _Place[Item, Result]) -> None:
+        line = place.line
+        if not line.undecided:
+            self._undecided_turns.append(line)
+        line.undecided.append(place)
+        if self._decider is None:
+            self._decider = asyncio.create_task(self._decide())
+
+    def _leave(self, place: _Place[Item, Result]) -> None:
+        line = place.line
+        line.count -= 1
+        line.size_bytes -= place.size_bytes
+        self._count -= 1
+        self._bytes -= place.size_bytes
+        if not line.count:
+            del self._lines[line.owner]

@@ -41,7 +41,7 @@ async def commit(events: Sequence[Event], claims: Claims, sink: Sink) -> Sequenc
             held = [event for id_, event in unique.items() if id_ not in outcomes]
         if held:
             outcomes |= await _write(held, claims, sink)
-    unfolded = list(map(outcomes.__getitem__, map(_EVENT_ID, events)))
+    unfolded: Sequence[Outcome] = list(map(outcomes.__getitem__, map(_EVENT_ID, events)))
     if len(unique) < len(events):
         unfolded = _unfold(events, outcomes)
     count_events(events, unfolded)

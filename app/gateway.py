@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -13,9 +13,9 @@ from pathlib import Path
 import adapters
 from app.access import Access
 from app.buffer import WriteBuffer
-from app.claims.redis import Claims, RedisClaims
+from app.claims import Claims
+from app.claims.redis import RedisClaims
 from app.commit import commit, commit_contested
-from app.errors import Unavailable
 from app.event import Event, Outcome
 from app.ingest import Ingest, utc_now
 from app.readiness import BufferState, Readiness, clock_state, is_clock_right
@@ -53,16 +53,13 @@ class Gateway:
         self.observer = observer
         self.claims = observer.claims(claims)
         self.sink = observer.sink(sink)
-        buffer_max = settings.buffer_max_events
         self.buffer: WriteBuffer[Event, Outcome] = WriteBuffer(
             observer.commit(partial(commit, claims=self.claims, sink=self.sink)),
+            observer.commit_one(partial(commit_contested, claims=self.claims, sink=self.sink)),
+            undecided=Outcome.CONTESTED,
             batch_max=settings.batch_max_events,
-            buffer_max=buffer_max,
+            buffer_max=settings.buffer_max_events,
             **LIMITS,
-        )
-        # Contested events are committed one by one, apart from those that nobody contests.
-        self.contested: WriteBuffer[Event, Outcome] = WriteBuffer(
-            observer.commit(self._commit_contested), batch_max=1, buffer_max=buffer_max, **LIMITS
         )
         self.access = Access(settings.vendors)
         self.ingest = Ingest(
@@ -70,7 +67,6 @@ class Gateway:
             access=self.access,
             workspaces=workspaces,
             submit=observer.submit(self.buffer.submit),
-            submit_contested=observer.submit(self._submit_contested),
             is_clock_right=self.is_clock_right,
             retention_d=settings.retention_d,
             now=now,
@@ -92,14 +88,9 @@ class Gateway:
             draining=self.is_draining,
             sink="answered" if self.sink_answered else "waiting",
             claims="bypassed" if self.claims.is_bypassed else "in use",
-            buffer=BufferState(self.buffered, self.settings.buffer_max_events),
+            buffer=BufferState(len(self.buffer), self.settings.buffer_max_events),
             clock=clock_state(self.sink.clock_ahead_s),
         )
-
-    @property
-    def buffered(self) -> int:
-        """The number of events that are accepted and uncommitted."""
-        return len(self.buffer) + len(self.contested)
 
     def is_clock_right(self) -> bool:
         """Return whether the gateway's clock is known to agree with the database's."""
@@ -130,24 +121,12 @@ class Gateway:
             # No caller waits any more: a database that hangs is given up after the same time.
             async with asyncio.timeout(timeout_s):
                 await self.buffer.close()
-                await self.contested.close()
         except TimeoutError:
-            log.error("events given up, unanswered", extra={"events": self.buffered})
+            log.error("events given up, unanswered", extra={"events": len(self.buffer)})
         for part in (self.claims, self.sink, self.observer):
             with suppress(TimeoutError):  # the end of the process closes the rest
                 async with asyncio.timeout(timeout_s):
                     await part.close()
-
-    async def _submit_contested(self, event: Event, owner: str, size_bytes: int) -> Outcome:
-        try:
-            return await self.contested.submit(event, owner, size_bytes)
-        except Unavailable:
-            await self.claims.release([event.event_id])
-            raise
-
-    async def _commit_contested(self, events: Sequence[Event]) -> Sequence[Outcome]:
-        [event] = events  # batches of one
-        return [await commit_contested(event, self.claims, self.sink)]
 
     async def _ping_sink(self) -> None:
         """Ping the sink until it has answered once: from then on the gateway is ready."""
@@ -177,7 +156,7 @@ class Gateway:
         A secret appears by its position in the list of its vendor only.
         """
         metrics.IN_FLIGHT.set(self.ingest.in_flight)
-        metrics.BUFFER_EVENTS.set(self.buffered)
+        metrics.BUFFER_EVENTS.set(len(self.buffer))
         metrics.BUFFER_LIMIT.set(self.settings.buffer_max_events)
         ahead_s = self.sink.clock_ahead_s
         metrics.CLOCK_AHEAD.set(nan if ahead_s is None else ahead_s)

@@ -79,7 +79,6 @@ class Ingest:
         access: Access,
         workspaces: Workspaces,
         submit: Submit,
-        submit_contested: Submit,
         is_clock_right: Callable[[], bool],
         retention_d: int = 0,
         now: Callable[[], datetime] = utc_now,
@@ -88,7 +87,6 @@ class Ingest:
         self._access = access
         self._workspaces = workspaces
         self._submit = submit
-        self._submit_contested = submit_contested
         self._is_clock_right = is_clock_right
         self._retention_d = retention_d
         self._now = now
@@ -108,7 +106,7 @@ class Ingest:
             app = self._verified_app(request)
             workspace = app.workspace_id if app else ""
             body = await request.read_body() if request.read_body else b""
-            in_body = await self._parse_body(request, body) if body else {}
+            in_body = await self.parameters_of_body(request, body) if body else {}
             event = self._event(adapter, self.callback(request, in_body, body), app)
             if isinstance(event, Drop):
                 count_drop(request.vendor, workspace, event)
@@ -116,8 +114,6 @@ class Ingest:
             size_bytes = len(request.query) + len(body)
             del body, in_body  # up to megabytes, unused while the event waits
             outcome = await self._submit(event, workspace, size_bytes)
-            if outcome is Outcome.CONTESTED:
-                outcome = await self._submit_contested(event, workspace, size_bytes)
             if outcome is Outcome.FAILED:
                 raise WriteFailed("write_failed")
             return RECEIPTS[outcome]
@@ -163,7 +159,7 @@ class Ingest:
             body=body,
         )
 
-    async def _parse_body(self, request: Request, body: bytes) -> dict[str, str]:
+    async def parameters_of_body(self, request: Request, body: bytes) -> dict[str, str]:
         """Return the parameters of a body; raises MalformedBody, TooManyParameters, Unavailable."""
         content_type = request.headers.get("content-type", "")
         if len(body) <= BODY_AT_ONCE_BYTES:

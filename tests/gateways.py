@@ -157,12 +157,12 @@ class Running(Target):
         self.gateway = server.gateway
         self.port = port
         self.is_stopped = False
-        self._server = server
+        self.server = server
 
     async def stop(self) -> None:
         """Stop as the product does: drain, close the listener, answer, close the parts."""
         self.is_stopped = True
-        await self._server.stop(PATIENCE_S)
+        await self.server.stop(PATIENCE_S)
 
 
 class Gateways:

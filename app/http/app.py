@@ -20,8 +20,8 @@ KEEP_ALIVE_TIMEOUT_S = 75.0
 SanicApp = Sanic[Config, SimpleNamespace]
 
 
-def create_app(gateway: Gateway, errors: GatewayErrors) -> SanicApp:
-    """Return the application that a `GatewayProtocol` serves."""
+def sanic_config() -> Config:
+    """Return the settings of the HTTP server, in Sanic's words."""
     # No prefix: `Settings` alone is read from the environment.
     config = Config(env_prefix="")
     config.update(
@@ -33,7 +33,12 @@ def create_app(gateway: Gateway, errors: GatewayErrors) -> SanicApp:
         REQUEST_MAX_SIZE=BODY_MAX_BYTES,
         RESPONSE_TIMEOUT=RESPONSE_TIMEOUT_S,
     )
-    app = Sanic("flokit-gateway", config=config, configure_logging=False)
+    return config
+
+
+def create_app(gateway: Gateway, errors: GatewayErrors) -> SanicApp:
+    """Return the application that a `GatewayProtocol` serves."""
+    app = Sanic("flokit-gateway", config=sanic_config(), configure_logging=False)
     app.error_handler = errors
     proxies = gateway.settings.proxies_count
 

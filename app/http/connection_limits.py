@@ -68,7 +68,7 @@ class Connection(HttpProtocol):
         connections: "set[Connection]",
         **_: object,
     ) -> None:
-        super().__init__(loop=loop, app=app, connections=connections)  # type: ignore[no-untyped-call]
+        super().__init__(loop=loop, app=app, connections=connections)
         self._budget = budget
         self._buffer_max: int = self.app.config.REQUEST_BUFFER_SIZE
         self._unread: asyncio.TimerHandle | None = None
@@ -158,7 +158,7 @@ class Connection(HttpProtocol):
         await self._more
 
     async def send(self, data: bytes) -> None:
-        """Send bytes once the transport takes more; raises RequestCancelled on a lost connection."""
+        """Send bytes once the transport takes more; raises RequestCancelled if it is closed."""
         if not self._can_write.is_set():
             await self._can_write.wait()
         if self.transport is None or self.transport.is_closing():

@@ -85,7 +85,7 @@ class GatewayErrors(ErrorHandler):
             if status in _REFUSALS:
                 REJECTED.labels(_REFUSALS[status]).inc()
                 return error_answer(status, status.phrase, tuple(exception.headers.items()))
-            if 400 <= status < 500:
+            if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
                 UNANSWERED.labels(_UNANSWERED.get(status, "not_http")).inc()
                 return None
         return self._unexpected(exception)

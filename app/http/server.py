@@ -76,7 +76,7 @@ class Server:
         )
         assert server is not None  # noqa: S101 - declared for a deprecated way to call it
         self._server = server
-        self._connections: Collection[GatewayProtocol] = server.connections
+        self.connections: Collection[GatewayProtocol] = server.connections
         await server.startup()  # type: ignore[no-untyped-call]
         self.gateway.start()
         await self._server.start_serving()  # type: ignore[no-untyped-call]
@@ -91,7 +91,7 @@ class Server:
         await self.gateway.close()
 
     async def _finish(self, patience_s: float) -> None:
-        """Close the listener and the idle connections, and answer all requests that have arrived."""
+        """Close the listener and idle connections, and answer all requests that have arrived."""
         queue = select.poll()
         queue.register(self._listener, select.POLLIN)
         for _ in range(TURNS_MAX):
@@ -101,11 +101,11 @@ class Server:
         self._server.close()  # type: ignore[no-untyped-call]
         for _ in range(READ_TURNS):
             await asyncio.sleep(0)
-        for connection in self._connections:
+        for connection in self.connections:
             connection.close_if_idle()
         with suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
-                while self._connections:  # noqa: ASYNC110 - Sanic has no event for it
+                while self.connections:  # noqa: ASYNC110 - Sanic has no event for it
                     await asyncio.sleep(FINISH_POLL_S)
-        for connection in self._connections:
+        for connection in self.connections:
             connection.abort()  # type: ignore[no-untyped-call]

@@ -17,6 +17,7 @@ _PROTOCOL = "http/protobuf"
 
 
 Commit = Callable[[Sequence[Event]], Awaitable[Sequence[Outcome]]]
+CommitOne = Callable[[Event], Awaitable[Outcome]]
 Submit = Callable[[Event, str, int], Awaitable[Outcome]]
 
 
@@ -53,11 +54,15 @@ class Observer:
         return adapter
 
     def submit(self, submit: Submit) -> Submit:
-        """Return the way into a write buffer, with owner and size in bytes."""
+        """Return the way into the write buffer, with owner and size in bytes."""
         return submit
 
     def commit(self, commit: Commit) -> Commit:
         """Return the commit of a batch."""
+        return commit
+
+    def commit_one(self, commit: CommitOne) -> CommitOne:
+        """Return the commit of a contested event."""
         return commit
 
     def claims(self, claims: Claims) -> Claims:

@@ -23,7 +23,8 @@ def count_events(events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
     """Count the events of a batch by outcome."""
     # A full disk under the numbers of several workers fails no committed callback.
     with suppress(OSError):
-        for (owner, outcome), number in Counter(zip(map(_OWNER, events), outcomes)).items():
+        tally_of = Counter(zip(map(_OWNER, events), outcomes, strict=True))
+        for (owner, outcome), number in tally_of.items():
             if counted := _COUNTED.get(outcome):
                 tally, reason = counted
                 tally.add(owner + reason, number)

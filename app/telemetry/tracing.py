@@ -22,7 +22,7 @@ from adapters import Adapter
 from app.claims import Claim, Claims
 from app.errors import GatewayError, UnknownVendor
 from app.event import App, Callback, Drop, Event, Outcome
-from app.telemetry.observer import Commit, Observer, R, Submit
+from app.telemetry.observer import Commit, CommitOne, Observer, R, Submit
 from sinks import Sink
 
 NAME = "flokit-gateway"
@@ -94,25 +94,38 @@ class TracingObserver(Observer):
         return traced
 
     def commit(self, commit: Commit) -> Commit:
-        """See `Observer`: a span for each batch with a sampled callback.
-
-        It is a child of the first of them, and has a link from each of the other ones.
-        """
+        """See `Observer`: a span for each batch with a sampled callback."""
 
         async def traced(events: Sequence[Event]) -> Sequence[Outcome]:
-            waiting = [self._waiting[id(event)] for event in events if id(event) in self._waiting]
-            if not waiting:
-                return await commit(events)
-            with self._tracer.start_as_current_span(
-                "batch",
-                trace.set_span_in_context(waiting[0]),
-                attributes={"flokit.events": len(events)},
-            ) as span:
-                for callback in waiting[1:]:
-                    callback.add_link(span.get_span_context())
+            with self._batch(events):
                 return await commit(events)
 
         return traced
+
+    def commit_one(self, commit: CommitOne) -> CommitOne:
+        """See `Observer`: a batch of one."""
+
+        async def traced(event: Event) -> Outcome:
+            with self._batch([event]):
+                return await commit(event)
+
+        return traced
+
+    @contextmanager
+    def _batch(self, events: Sequence[Event]) -> Iterator[None]:
+        """Make a span that is a child of the first callback's, with a link in the other ones."""
+        waiting = [self._waiting[id(event)] for event in events if id(event) in self._waiting]
+        if not waiting:
+            yield
+            return
+        with self._tracer.start_as_current_span(
+            "batch",
+            trace.set_span_in_context(waiting[0]),
+            attributes={"flokit.events": len(events)},
+        ) as span:
+            for callback in waiting[1:]:
+                callback.add_link(span.get_span_context())
+            yield
 
     def claims(self, claims: Claims) -> Claims:
         """See `Observer`: a span for each claim, settle and release of a batch."""

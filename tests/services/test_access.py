@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from app import ingest
 from app.access import Access, PublicHeaders, sent_app_token, sent_secrets
 from app.commands import check
 from app.commands.report import Report
 from app.errors import NotConfigured, Unverified
-from app.http import app as server
-from app.http.app import UNVERIFIED_PAUSE_S
+from app.ingest import UNVERIFIED_PAUSE_S
 from app.settings import SECRET_MAX, SettingsError, VendorAccess, read_settings, secret_owner
 from app.telemetry.metrics import REJECTED
 from tests.client import exchange, get, head, post
@@ -228,14 +228,14 @@ async def test_stranger_that_hangs_up_is_counted(
     gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A caller that does not wait for the answer is counted as refused all the same."""
-    monkeypatch.setattr(server, "UNVERIFIED_PAUSE_S", 60.0)
+    monkeypatch.setattr(ingest, "UNVERIFIED_PAUSE_S", 60.0)
     gateway = await gateways.start()
     refused = REJECTED.labels("wrong_secret")._value.get
     before = refused()
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(head("GET", f"/ingest/adjust?{query(secret='guess')}"))
     async with asyncio.timeout(10):
-        while not any(map(bool, (each.http for each in gateway._server.connections))):
+        while not any(map(bool, (each.http for each in gateway.server.connections))):
             await asyncio.sleep(0.01)
         writer.transport.abort()
         while refused() == before:

@@ -1,16 +1,17 @@
 """Heads of requests: the cost of hostile ones, and the unusual ones that are served."""
 
 import asyncio
+from functools import partial
 from time import thread_time
 from typing import Any, ClassVar
 
 import asyncpg
 import pytest
-from sanic import Request
+from sanic import Request, Sanic
 from sanic.compat import Header
 
 from app.errors import Unreadable
-from app.http.fast_path import USUAL
+from app.http.fast_path import CALLBACK
 from app.http.head import HEAD_MAX_BYTES, HEADER_LINES_MAX, find_end, mend
 from app.telemetry.metrics import UNANSWERED as UNANSWERED_TOTAL
 from tests.client import UNANSWERED, exchange, get, head, read_answer
@@ -55,7 +56,7 @@ def test_parsing_of_any_head_is_cheap(sent: bytes) -> None:
     for _ in range(5):
         buffer, before = bytearray(sent), thread_time()
         try:
-            USUAL.match(buffer)
+            CALLBACK.match(buffer)
             mend(buffer, find_end(buffer, 0))
         except Exception:  # noqa: BLE001, S110 - refused: only the cost counts
             pass
@@ -73,40 +74,38 @@ class Parsed(Request):
         self.sizes.append(len(self.head))
 
 
-async def start_watched(gateways: Gateways) -> Running:
+@pytest.fixture
+async def watched(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> Running:
     """A gateway, with the heads that Sanic has parsed in `Parsed.sizes`."""
-    gateway = await gateways.start()
-    gateway.app.request_class = Parsed
+    monkeypatch.setattr("app.http.app.Sanic", partial(Sanic, request_class=Parsed))
     Parsed.sizes.clear()
-    return gateway
+    return await gateways.start()
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_too_many_headers_are_never_parsed(gateways: Gateways, method: str) -> None:
+async def test_too_many_headers_are_never_parsed(watched: Running, method: str) -> None:
     """As many lines as are allowed are served, on either way; one more closes the connection."""
-    gateway = await start_watched(gateways)
     before = UNANSWERED_TOTAL.labels("too_large")._value.get()
     target = f"/ingest/adjust?{query(user_id=method)}"
     more = {"Content-Length": "0"} if method == "POST" else {}
     headers = more | {f"x{n}": "y" for n in range(HEADER_LINES_MAX - len(more) - 1)}
-    assert (await exchange(gateway.port, head(method, target, headers=headers))).json == WRITTEN
+    assert (await exchange(watched.port, head(method, target, headers=headers))).json == WRITTEN
     assert len(Parsed.sizes) == (1 if method == "POST" else 0)
     sent = head(method, target, headers=headers | {"one": "more"})
-    assert await exchange(gateway.port, sent) == UNANSWERED
+    assert await exchange(watched.port, sent) == UNANSWERED
     many = head(method, target).replace(b"\r\n\r\n", b"\r\n" + b"a:\r\n" * 15_000 + b"\r\n")
-    assert await exchange(gateway.port, many) == UNANSWERED
+    assert await exchange(watched.port, many) == UNANSWERED
     # The stand-in for a request that was not read has no head.
     assert sum(map(bool, Parsed.sizes)) == (1 if method == "POST" else 0)
     assert UNANSWERED_TOTAL.labels("too_large")._value.get() - before == 2
 
 
-async def test_query_is_never_parsed_by_sanic(gateways: Gateways) -> None:
+async def test_query_is_never_parsed_by_sanic(watched: Running) -> None:
     """The part that Sanic parses does not grow with the query, in any spelling."""
-    gateway = await start_watched(gateways)
     for value in ("é" * 30_000, "a b" * 20_000, "A" * 60_000):
         target = f"/ingest/adjust/?{query(user_id='ü', x=value)}".encode()
         request = head("POST", target, headers={"Content-Length": "0"})
-        assert (await exchange(gateway.port, request)).status == 200
+        assert (await exchange(watched.port, request)).status == 200
     assert len(Parsed.sizes) == 3
     assert max(Parsed.sizes) < 1_000
 
