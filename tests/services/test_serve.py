@@ -231,7 +231,7 @@ async def test_worker_with_a_wrong_file_harms_no_other(run: RUNS) -> None:
 NO_ROOM_FOR_WORKERS = """
 import functools, os, signal, socket, time
 from multiprocessing.context import SpawnProcess
-from app import workers
+from app.http import workers
 
 workers.REPLACE_AFTER_S = workers.LOOK_S = 0
 start, failures = SpawnProcess.start, iter(range(2_000))
