@@ -11,9 +11,9 @@ from app.claims.connection import Connect, Connection, Endpoint
 from app.claims.discovery import Discovery
 from app.claims.time_limit import TimeLimit
 
-# After a failure, a server has no claims to answer for so long.
+# After a failure, a server is not used for this long.
 BACKOFF_S = 1.0
-# While an answer is missing, discovery is repeated.
+# Discovery is repeated, after a pause, as long as answers are missing.
 DISCOVERY_TIMEOUT_S = 0.5
 DISCOVERY_PAUSE_S = 0.25
 

@@ -17,7 +17,7 @@ from app.telemetry.metrics import CLAIMS_BYPASSED
 
 # Committed events wait for the next claim, which takes them along, but not for longer than this.
 SETTLE_IDLE_S = 0.5
-# The memory for events that an unavailable Redis cannot be given; the database recognises the rest.
+# Bounds the memory while Redis is unavailable; the database recognises events beyond it.
 UNSETTLED_MAX = 50_000
 SETTLED_PER_CALL_MAX = 1_000
 
@@ -98,7 +98,7 @@ class RedisClaims:
             self._settler = asyncio.create_task(self._settle_when_idle())
 
     async def _settle_when_idle(self) -> None:
-        # Under load the claims leave nothing to do: a task for each batch would cost more.
+        # One task serves many batches: under load, each claim leaves it nothing to do.
         while True:
             await asyncio.sleep(SETTLE_IDLE_S)
             if not any(part.unsettled for part in self._parts):

@@ -14,8 +14,8 @@ LATE_PIECES = 4
 class TimeLimit:
     """Expires timeouts CLAIM_TIMEOUT_S after they were added.
 
-    All of them share a timer, since to start and cancel one for each claim would cost more than
-    all the rest of the limit. It stops when a piece ends without a timeout.
+    All of them share a timer, so that a claim does not start and cancel one of its own. The timer
+    stops when a piece ends without a timeout.
     """
 
     def __init__(self) -> None:

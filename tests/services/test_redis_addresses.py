@@ -1,4 +1,4 @@
-"""REDIS_URL for one server, a cluster and Sentinels; and the lines of `check` about each."""
+"""REDIS_URL for one server, a cluster and Sentinels, and the report of `check` on each."""
 
 import asyncio
 import subprocess
@@ -11,11 +11,11 @@ from redis.asyncio.connection import SSLConnection
 from app.claims.discovery import Kind, read_address
 from app.settings import SettingsError
 from tests.gateways import ROOT, Process, environment, inherited
-from tests.redis_topologies import PASSWORD, SERVICE, Cluster, Watched, asking, url_of
+from tests.redis_topologies import PASSWORD, SERVICE, Cluster, Watched, client_of, url_of
 
 
-def test_address_of_a_cluster_names_every_node() -> None:
-    """Every node is named, and each connection has the same user."""
+def test_address_of_a_cluster_names_its_nodes() -> None:
+    """Each node has its host and port, and all have the same user."""
     address = read_address("rediss+cluster://me:pa%40ss,word@one:7000,[::1]:7001,three")
     assert address.kind is Kind.CLUSTER
     assert [(endpoint["host"], endpoint["port"]) for endpoint in address.endpoints] == [
@@ -27,7 +27,7 @@ def test_address_of_a_cluster_names_every_node() -> None:
 
 
 def test_address_of_sentinels_ends_with_the_service() -> None:
-    """The last word is the service; options are those of the client."""
+    """The path is the service; options are redis-py's."""
     address = read_address("redis+sentinel://:word@one:26380,two/my%20claims?db=3")
     assert (address.kind, address.service) == (Kind.SENTINEL, "my claims")
     assert [(one["host"], one["port"], one["db"]) for one in address.endpoints] == [
@@ -54,13 +54,15 @@ def test_address_of_sentinels_ends_with_the_service() -> None:
         "://:pa55w0rd@one:port",
     ],
 )
-def test_wrong_address_is_one_line_without_the_password(rest: str) -> None:
-    """A wrong address is reported in one line that names the variable and hides the password."""
-    with pytest.raises(SettingsError, match=r"^REDIS_URL: not an address of the form redis") as why:
+def test_wrong_address_is_reported_without_its_password(rest: str) -> None:
+    """The error is one line that names the variable."""
+    with pytest.raises(
+        SettingsError, match=r"^REDIS_URL: not an address of the form redis"
+    ) as raised:
         read_address(f"redis{rest}")
-    assert "\n" not in str(why.value)
-    assert "pa55w0rd" not in str(why.value)
-    assert why.value.__cause__ is None
+    assert "\n" not in str(raised.value)
+    assert "pa55w0rd" not in str(raised.value)
+    assert raised.value.__cause__ is None
 
 
 async def check(server: Process, redis_url: str, folder: Path) -> tuple[int | None, list[str]]:
@@ -71,15 +73,15 @@ async def check(server: Process, redis_url: str, folder: Path) -> tuple[int | No
         env=inherited() | environment(server.database_url, redis_url, folder),
         stdout=subprocess.PIPE,
     )  # fmt: skip
-    said, _ = await process.communicate()
-    lines = said.decode().splitlines()
+    output, _ = await process.communicate()
+    lines = output.decode().splitlines()
     return process.returncode, [line for line in lines if line[9:14] == "redis"]
 
 
-async def test_check_reports_each_primary_of_a_cluster(
+async def test_check_reports_a_cluster(
     redis_cluster: Cluster, server: Process, tmp_path: Path
 ) -> None:
-    """`check` reports the state of a cluster, and of each of its primaries."""
+    """`check` reports the state of a cluster and of each primary."""
     primaries = await redis_cluster.primaries()
     hosts = ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster.nodes[-2:])
     exit_code, (first, *others) = await check(
@@ -91,7 +93,7 @@ async def test_check_reports_each_primary_of_a_cluster(
         assert line.startswith(f"ok       redis 127.0.0.1:{primary.port}: Redis ")
         assert line.endswith(", 1 replicas")
     assert exit_code == 0
-    async with asking(primaries[1]) as redis:
+    async with client_of(primaries[1]) as redis:
         await redis.config_set("maxmemory-policy", "allkeys-lru")
         exit_code, (_, *others) = await check(
             server, f"redis+cluster://:{PASSWORD}@{hosts}", tmp_path
@@ -104,7 +106,7 @@ async def test_check_reports_each_primary_of_a_cluster(
 async def test_check_reports_the_primary_of_sentinels(
     redis_watched: Watched, server: Process, tmp_path: Path
 ) -> None:
-    """`check` reports the present primary."""
+    """`check` reports the current primary, or that the service is unknown."""
     primary = await redis_watched.primary()
     exit_code, (line, _) = await check(server, redis_watched.url, tmp_path)
     assert line.startswith(f"ok       redis 127.0.0.1:{primary.port}: Redis ")
@@ -115,17 +117,17 @@ async def test_check_reports_the_primary_of_sentinels(
     assert exit_code == 1
 
 
-async def test_address_of_another_kind_is_found_out(
+async def test_check_detects_a_server_of_another_kind(
     redis_cluster: Cluster, redis_watched: Watched, server: Process, tmp_path: Path
 ) -> None:
-    """An address that leads to no primary of its kind is found out, and is not waited for."""
+    """A server that is no primary of the address's kind fails the check at once."""
     node = redis_cluster.nodes[0]
     exit_code, [line, _] = await check(server, url_of(node), tmp_path)
-    assert line == "FAILED   redis: runs in mode cluster: see REDIS_URL in docs/configuration.md"
+    assert line == "FAILED   redis: runs in mode cluster: see REDIS_URL in the README"
     assert exit_code == 1
     sentinel = redis_watched.sentinels[0]
     exit_code, [line, _] = await check(server, f"redis://127.0.0.1:{sentinel.port}", tmp_path)
-    assert line == "FAILED   redis: runs in mode sentinel: see REDIS_URL in docs/configuration.md"
+    assert line == "FAILED   redis: runs in mode sentinel: see REDIS_URL in the README"
     primary = await redis_watched.primary()
     replica = next(one for one in redis_watched.servers if one is not primary)
     exit_code, [line, _] = await check(server, url_of(replica), tmp_path)
