@@ -128,8 +128,8 @@ async def _check_data(report: Report, connection: hosts.Connection) -> None:
     """Report the generation, foreign triggers and indexes, the clock, and the locks."""
     generation, ahead_s = await schema.read_identity(connection)
     report.ok("schema", f"up to date, generation {generation}")
-    for stranger, meaning in (await inspection.strangers(connection)).items():
-        report.warn("schema", f"{stranger} is not ours: {meaning}")
+    for name, effect in (await inspection.foreign_objects(connection)).items():
+        report.warn("schema", f"{name} is not ours: {effect}")
     apart = f"ours is {abs(ahead_s):.1f} s {'ahead of it' if ahead_s > 0 else 'behind it'}"
     if abs(ahead_s) > CLOCK_TOLERANCE_S:
         report.fail("database clock", f"{apart}: one of them is wrong")
@@ -153,7 +153,7 @@ async def _check_commit(report: Report, connection: hosts.Connection, standbys: 
     try:
         await inspection.try_commit(connection)
     except PrivilegeError as error:
-        report.fail("database commit", f"{error}: without it no duplicate can be told")
+        report.fail("database commit", f"{error}: without it no duplicate can be confirmed")
     except inspection.NotConfirmed:
         report.fail(
             subject,

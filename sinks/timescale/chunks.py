@@ -22,6 +22,8 @@ WHERE hypertable_name = 'events' AND hypertable_schema = current_schema()
 """
 _CHUNK_OF = f"{_CHUNKS} AND range_start <= $1 AND $1 < range_end"
 
+Range = tuple[datetime, datetime]
+
 
 class Chunks:
     """The time ranges of the chunks, as of the last look-up.
@@ -56,18 +58,20 @@ class Chunks:
         except PostgresError:  # an old list would set every event of a new day apart
             self._set(None)
             raise
-        ranges = sorted((record[0], record[1]) for record in records if record[0] is not None)
-        self._set(ranges if records else None)
+        ranges: list[Range] = [
+            (record[0], record[1]) for record in records if record[0] is not None
+        ]
+        self._set(sorted(ranges) if records else None)
 
     async def add(self, session: Session, event: Event) -> None:
         """Read the range of the chunk that an event was written to."""
         async with unit(session, is_whole=False):
             record = await session.fetchrow(_CHUNK_OF, event.occurred_at)
         if self._starts is not None and record is not None and not self.has(event):
-            ranges = [*zip(self._starts, self._ends, strict=True), (record[0], record[1])]
-            self._set(sorted(ranges))
+            made: Range = (record[0], record[1])
+            self._set(sorted([*zip(self._starts, self._ends, strict=True), made]))
 
-    def _set(self, ranges: list[tuple[datetime, datetime]] | None) -> None:
+    def _set(self, ranges: list[Range] | None) -> None:
         self._starts = None if ranges is None else [start for start, _ in ranges]
         self._ends = [end for _, end in ranges or []]
         CHUNKS.set(len(self._ends))

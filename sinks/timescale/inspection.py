@@ -93,7 +93,7 @@ async def inspect(connection: asyncpg.Connection) -> Server:
     settings = await connection.fetch(
         "SELECT name, setting FROM pg_settings WHERE name = ANY($1)", _SETTINGS
     )
-    values = {record["name"]: record["setting"] for record in settings}
+    values: dict[str, str] = {record["name"]: record["setting"] for record in settings}
     return Server(
         values["server_version"],
         await timescaledb_version(connection),
@@ -104,11 +104,15 @@ async def inspect(connection: asyncpg.Connection) -> Server:
     )
 
 
-async def strangers(connection: asyncpg.Connection) -> Mapping[str, str]:
+async def foreign_objects(connection: asyncpg.Connection) -> Mapping[str, str]:
     """Return the foreign triggers and indexes on our tables, each with its effect on events."""
     found: dict[str, str] = {}
+    trigger: str
     for (trigger,) in await connection.fetch(_TRIGGERS):
         found[trigger] = "an event that it leaves out or fails for is answered 500"
+    index: str
+    is_unique: bool
+    is_computed: bool
     for index, is_unique, is_computed in await connection.fetch(_INDEXES):
         if is_unique:
             found[index] = "it is unique: an event that it refuses is answered 500"

@@ -19,8 +19,8 @@ async def retain(connection: asyncpg.Connection, retention_d: int) -> AsyncItera
     A hypertable loses whole chunks; an ordinary table loses rows.
     """
     # The earlier of two clocks: a clock that runs ahead must not cost rows.
-    now = min(datetime.now(UTC), await connection.fetchval("SELECT clock_timestamp()"))
-    cutoff = now - timedelta(days=retention_d)
+    server_now: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    cutoff = min(datetime.now(UTC), server_now) - timedelta(days=retention_d)
     if await is_hypertable(connection):
         async for line in _drop_chunks(connection, cutoff):
             yield line
@@ -37,7 +37,7 @@ async def _drop_chunks(connection: asyncpg.Connection, cutoff: datetime) -> Asyn
     dropped = 0
     while True:
         async with at_leisure(connection):
-            ended = await connection.fetchval(
+            ended: datetime | None = await connection.fetchval(
                 "SELECT max(range_end) FROM ("
                 "SELECT range_end FROM timescaledb_information.chunks "
                 "WHERE hypertable_name = 'events' AND hypertable_schema = current_schema() "

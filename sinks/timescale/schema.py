@@ -92,10 +92,13 @@ async def missing_migrations(connection: asyncpg.Connection) -> Sequence[str]:
     Raises SchemaError where the role may not read them.
     """
     if await connection.fetchval("SELECT to_regclass('schema_migrations')") is None:
-        if hidden := await connection.fetchval(_HIDDEN):
+        hidden: str | None = await connection.fetchval(_HIDDEN)
+        if hidden is not None:
             raise SchemaError(f"the role lacks USAGE on the schema {hidden}: grant it")
         return list(migrations())
-    applied = {record[0] for record in await connection.fetch("SELECT name FROM schema_migrations")}
+    applied: set[str] = {
+        record[0] for record in await connection.fetch("SELECT name FROM schema_migrations")
+    }
     return [name for name in migrations() if name not in applied]
 
 
@@ -125,8 +128,10 @@ async def read_identity(
     after = now()
     if record is None:
         raise SchemaError("the table `generation` is empty: it was filled by the migration")
-    server_clock, *identity = record
-    digest = blake2b(repr(identity).encode(), digest_size=GENERATION_BYTES).digest()
+    server_clock: float
+    parts: list[object]
+    server_clock, *parts = record
+    digest = blake2b(repr(parts).encode(), digest_size=GENERATION_BYTES).digest()
     return Identity(urlsafe_b64encode(digest).decode(), (before + after) / 2 - server_clock)
 
 
@@ -161,7 +166,7 @@ async def keep_chunk_ahead(
         return
     for ahead in (timedelta(0), CHUNK_INTERVAL):
         moment = now + ahead
-        exists = await connection.fetchval(
+        exists: bool | None = await connection.fetchval(
             "SELECT true FROM timescaledb_information.chunks "
             "WHERE hypertable_name = 'events' AND hypertable_schema = current_schema() "
             "AND range_start <= $1 AND $1 < range_end",

@@ -6,7 +6,7 @@ writes a message into the WAL behind that row, and its commit waits until a stan
 """
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, datetime
 from itertools import groupby
 from uuid import UUID
 
@@ -30,7 +30,7 @@ HAVING count(*) > 0
 
 async def find_rows(session: Session, events: Sequence[Event]) -> set[bytes]:
     """Return the IDs of the events that have a row."""
-    ordered = sorted(events, key=lambda event: event.occurred_at)
+    ordered = sorted(events, key=_time)
     # A day is a chunk: one query for all would lock the chunks of the days in between.
     days = [list(day) for _, day in groupby(ordered, key=_day)]
     found: set[bytes] = set()
@@ -54,6 +54,10 @@ async def _found(session: Session, query: str, *arguments: object) -> set[bytes]
 
 def _ids(events: Sequence[Event]) -> list[UUID]:
     return [UUID(bytes=event.event_id) for event in events]
+
+
+def _time(event: Event) -> datetime:
+    return event.occurred_at
 
 
 def _day(event: Event) -> date:

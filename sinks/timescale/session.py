@@ -45,6 +45,15 @@ class Session(asyncpg.Connection):
         if not (self.is_pooled or self.is_closed()):
             await self.execute(f"SET lock_timeout = {self.lock_timeout_ms}")
 
+    async def copy(self, statement: str, data: bytes) -> str:
+        """Run a `COPY FROM STDIN`, and return its status.
+
+        asyncpg's own `copy_to_table` composes the statement anew for each call.
+        """
+        # It would take bytes for the name of a file.
+        status: str = await self._copy_in(statement, memoryview(data), None)  # type: ignore[attr-defined]
+        return status
+
     @property
     def begin(self) -> str:
         """The statements that begin a transaction, for one message."""

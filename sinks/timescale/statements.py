@@ -13,6 +13,7 @@ from sinks.timescale.session import Session, transaction, unit
 
 _NAMES = ", ".join(COLUMNS)
 _ARRAYS = ", ".join(f"${place}::{type_}[]" for place, type_ in enumerate(TYPES, 1))
+_COPY = f"COPY events ({_NAMES}) FROM STDIN (FORMAT binary)"
 # With a named target, a foreign unique index cannot make an event a duplicate.
 _INSERT = f"""
 INSERT INTO events ({_NAMES}) SELECT * FROM unnest({_ARRAYS})
@@ -58,7 +59,7 @@ async def insert_events(session: Session, events: Sequence[Event]) -> dict[bytes
         known = await _enter_stable(session, events)
         new = [event for event in events if event.event_id not in known]
         records = await session.fetch(_INSERT, *as_arrays(new)) if new else []
-        written = {record[0].bytes for record in records}
+        written: set[bytes] = {record[0].bytes for record in records}
         rest = [event for event in new if event.event_id not in written]
         outcomes = dict.fromkeys(known, Outcome.DUPLICATE)
         outcomes |= dict.fromkeys(written, Outcome.WRITTEN)
@@ -73,13 +74,7 @@ async def insert_events(session: Session, events: Sequence[Event]) -> dict[bytes
 async def _copy_rows(session: Session, events: Sequence[Event]) -> bool:
     """Return whether the server reports as many rows as it was sent."""
     try:
-        status = await session.copy_to_table(
-            "events",
-            # asyncpg takes bytes for a file name, and its stubs do not know memoryview.
-            source=memoryview(encode_rows(events)),  # type: ignore[arg-type]
-            columns=COLUMNS,
-            format="binary",
-        )
+        status = await session.copy(_COPY, encode_rows(events))
     except PostgresError as error:
         row = classify(error).row
         if row is None:
@@ -98,7 +93,7 @@ async def _enter_stable(session: Session, events: Sequence[Event]) -> set[bytes]
         [UUID(bytes=event.event_id) for event in stable],
         [event.occurred_at for event in stable],
     )
-    entered = {record[0].bytes for record in records}
+    entered: set[bytes] = {record[0].bytes for record in records}
     rest = [event for event in stable if event.event_id not in entered]
     known = await find_stable(session, rest) if rest else set()
     if len(known) < len(rest):

@@ -309,7 +309,7 @@ async def test_check_reports_a_role_without_the_function_for_duplicates(
     assert (well.returncode, ended.returncode) == (0, 1), well.stdout
     [line] = [line for line in ended.stdout.splitlines() if line.startswith("FAILED")]
     assert line.startswith("FAILED   database commit: permission denied for function pg_logical_")
-    assert line.endswith("without it no duplicate can be told")
+    assert line.endswith("without it no duplicate can be confirmed")
 
 
 # retain

@@ -123,11 +123,11 @@ async def test_check_detects_a_server_of_another_kind(
     """A server that is no primary of the address's kind fails the check at once."""
     node = redis_cluster.nodes[0]
     exit_code, [line, _] = await check(server, url_of(node), tmp_path)
-    assert line == "FAILED   redis: runs in mode cluster: see REDIS_URL in the README"
+    assert line == "FAILED   redis: runs in mode cluster: see REDIS_URL in docs/configuration.md"
     assert exit_code == 1
     sentinel = redis_watched.sentinels[0]
     exit_code, [line, _] = await check(server, f"redis://127.0.0.1:{sentinel.port}", tmp_path)
-    assert line == "FAILED   redis: runs in mode sentinel: see REDIS_URL in the README"
+    assert line == "FAILED   redis: runs in mode sentinel: see REDIS_URL in docs/configuration.md"
     primary = await redis_watched.primary()
     replica = next(one for one in redis_watched.servers if one is not primary)
     exit_code, [line, _] = await check(server, url_of(replica), tmp_path)

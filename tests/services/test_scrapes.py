@@ -150,8 +150,8 @@ def test_tally_outlives_a_file_that_cannot_be_written(
     for n in range(CAPACITY_MIN):
         tally.add(("adjust", f"ws_{n}"), n)
     shutil.rmtree(folder)
-    monkeypatch.setitem(BY_WORKSPACE._tallies, metrics.WRITTEN, tally)
-    BY_WORKSPACE[metrics.WRITTEN].add(("adjust", "new"))
-    BY_WORKSPACE[metrics.WRITTEN].add(("adjust", "ws_1"))
+    monkeypatch.setitem(BY_WORKSPACE._tallies, metrics.DROPPED, tally)
+    for workspace in ("new", "ws_1"):
+        count_drop("adjust", workspace, Drop(DropReason.REFUSED))
     numbers = {("adjust", f"ws_{n}"): float(n) for n in range(CAPACITY_MIN)}
     assert dict(tally.snapshot()) == numbers | {("adjust", "ws_1"): 2.0}
