@@ -3,26 +3,32 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from typing import Protocol, cast
+from typing import Protocol, runtime_checkable
 
 from app.event import App, Callback, Drop, Event
 
 
+@runtime_checkable
 class Adapter(Protocol):
-    """What a vendor's module offers. See README.md in this folder."""
+    """The functions of a vendor's module. See README.md in this folder."""
 
     def parse(self, callback: Callback, app: App) -> Event | Drop:
-        """Return the event that the callback tells of, or why there is none. Pure and total."""
+        """Return the event of a callback, or the reason to drop it. Pure and total."""
         ...
 
 
 def load() -> Mapping[str, Adapter]:
     """Return every adapter of this folder by its vendor's name.
 
-    A module whose name begins with `_` is none: vendors may share one.
+    A module whose name begins with `_` is none: vendors may share one. Raises TypeError where a
+    module has no `parse`.
     """
-    return {
-        module.name: cast("Adapter", importlib.import_module(f"{__name__}.{module.name}"))
-        for module in pkgutil.iter_modules(__path__)
-        if not module.name.startswith("_")
-    }
+    found: dict[str, Adapter] = {}
+    for name in (module.name for module in pkgutil.iter_modules(__path__)):
+        if name.startswith("_"):
+            continue
+        adapter: object = importlib.import_module(f"{__name__}.{name}")
+        if not isinstance(adapter, Adapter):
+            raise TypeError(f"adapters/{name}.py has no function parse")
+        found[name] = adapter
+    return found

@@ -57,7 +57,7 @@ class Access:
 
         Valid are the secrets of the workspace, where it has its own, else the vendor's; of an app
         that belongs to no workspace all of them. `address` is the caller's, as text; it may be
-        empty where the proxies did not tell it. Raises NotConfigured where no secret is
+        empty where the proxies did not send it. Raises NotConfigured where no secret is
         configured, else Unverified.
         """
         owners = self._secrets.get(vendor, {})
@@ -70,17 +70,19 @@ class Access:
         allowlist = self._allowlists[vendor]
         if allowlist and (len(address) > _ADDRESS_MAX or not _is_allowed(address, allowlist)):
             raise Unverified("address_not_allowed")
-        # Every secret is compared, so that the time tells nothing about which one came close.
-        matches = [
-            secret for secret in valid for sent in candidates if compare_digest(sent, secret.text)
-        ]
-        if not matches:
+        # Every secret is compared, so that the time tells nothing about a near miss.
+        match: _Secret | None = None
+        for secret in valid:
+            for sent in candidates:
+                if compare_digest(sent, secret.text):
+                    match = match or secret
+        if match is None:
             raise Unverified("wrong_secret")
-        self.used[vendor][matches[0].owner][matches[0].place] = True
+        self.used[vendor][match.owner][match.place] = True
 
 
 def sent_secrets(query: bytes, headers: Mapping[str, str]) -> Sequence[bytes]:
-    """Return what may be the secret of a request: of its URL, or else of a header.
+    """Return the candidates for the secret of a request: of its URL, or else of a header.
 
     `query` is the raw query of the URL; the names of `headers` are in lower case.
     """

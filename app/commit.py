@@ -1,124 +1,117 @@
-"""Exactly once: what becomes of a batch. Fold, claim, write, then settle or release."""
+"""Exactly once: fold the batch, claim it, write it, then settle or release the claims."""
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
 
-from app.buffer import WriteBuffer
 from app.claims import Claim, Claims
-from app.errors import Unavailable, WriteFailed
-from app.event import DropReason, Event, Outcome
-from app.telemetry import metrics
+from app.event import Event, Outcome
+from app.telemetry.metrics import (
+    BATCH_EVENTS,
+    CLAIM_SECONDS,
+    COMMIT_SECONDS,
+    SETTLE_SECONDS,
+    WRITE_SECONDS,
+)
+from app.telemetry.outcomes import count_events
 from sinks import Sink
 
-_COUNTED = {
-    Outcome.WRITTEN: (metrics.WRITTEN, None),
-    Outcome.DUPLICATE: (metrics.DUPLICATE, None),
-    Outcome.REFUSED: (metrics.DROPPED, DropReason.REFUSED.value),
-}
-_COMMITTED = (Outcome.WRITTEN, Outcome.DUPLICATE)
-
+_EVENT_ID = attrgetter("event_id")
 
 log = logging.getLogger(__name__)
 
 
-async def commit(
-    events: Sequence[Event], claims: Claims, sink: Sink
-) -> Sequence[Outcome | WriteFailed]:
-    """Commit one batch, and return what became of each event, in order.
+async def commit(events: Sequence[Event], claims: Claims, sink: Sink) -> Sequence[Outcome]:
+    """Commit one batch, count it, and return the outcome of each event, in order.
 
-    Repeats of one event become one. A CONTESTED event goes on to `commit_contested`; a failed
-    one may be tried again.
+    Repeats of one event are folded into the first. A CONTESTED event goes on to
+    `commit_contested`; a FAILED one may be retried.
     """
-    metrics.BATCH_EVENTS.observe(len(events))
-    with metrics.COMMIT_SECONDS.time():
-        unique = {event.event_id: event for event in reversed(events)}
-        with metrics.CLAIM_SECONDS.time():
-            claimed = dict(zip(unique, await claims.claim(list(unique)), strict=True))
-        outcomes: dict[bytes, Outcome | WriteFailed] = {
-            event_id: Outcome.DUPLICATE if claim is Claim.SEEN else Outcome.CONTESTED
-            for event_id, claim in claimed.items()
-        }
-        held = [event for event_id, event in unique.items() if claimed[event_id] is Claim.HELD]
+    BATCH_EVENTS.observe(len(events))
+    with COMMIT_SECONDS.time():
+        unique = dict(zip(map(_EVENT_ID, reversed(events)), reversed(events), strict=True))
+        with CLAIM_SECONDS.time():
+            answers = await claims.claim(list(unique))
+        outcomes: dict[bytes, Outcome] = {}
+        if answers.count(Claim.HELD) < len(unique):
+            outcomes = _unclaimed(unique, answers)
+        held = list(unique.values())
+        if outcomes:
+            held = [event for id_, event in unique.items() if id_ not in outcomes]
         if held:
-            outcomes |= await _write(held, claims, sink, contested=False)
-    return _tell(events, outcomes)
+            outcomes |= await _write(held, claims, sink)
+    unfolded: Sequence[Outcome] = list(map(outcomes.__getitem__, map(_EVENT_ID, events)))
+    if len(unique) < len(events):
+        unfolded = _unfold(events, outcomes)
+    count_events(events, unfolded)
+    return unfolded
 
 
-async def commit_contested(
-    events: Sequence[Event], claims: Claims, sink: Sink
-) -> Sequence[Outcome | WriteFailed]:
-    """Commit events that must be written alone: the database decides, without a claim."""
-    return _tell(events, await _write(events, claims, sink, contested=True))
-
-
-async def hand_over(event: Event, twins: WriteBuffer[Event, Outcome], claims: Claims) -> Outcome:
-    """Give a CONTESTED event to the buffer of those that are written alone."""
+async def commit_contested(event: Event, claims: Claims, sink: Sink) -> Outcome:
+    """Commit one contested event, count it, and return its outcome, without a claim."""
     try:
-        return await twins.submit(event, event.workspace_id)
-    except Unavailable as error:
-        await claims.release([event.event_id])
-        metrics.count(metrics.FAILED, event.vendor, event.workspace_id, error.reason)
-        raise WriteFailed(error.reason) from None
+        with WRITE_SECONDS.time():
+            outcome = await sink.write_contested(event)
+    except Exception as error:  # noqa: BLE001 - whatever the error, a retry is safe and wanted
+        _log_failure(1, error)
+        outcome = Outcome.FAILED
+    finally:
+        # Released even when it is written: the connection for contested events may lead to other
+        # data than the claims are about. The next delivery finds the row, and settles.
+        with SETTLE_SECONDS.time():
+            await claims.release([event.event_id])
+    count_events([event], [outcome])
+    return outcome
 
 
-async def _write(
-    events: Sequence[Event], claims: Claims, sink: Sink, *, contested: bool
-) -> dict[bytes, Outcome | WriteFailed]:
-    """Write, then settle what is committed and release what is not."""
-    ids = [event.event_id for event in events]
+def _unclaimed(unique: Mapping[bytes, Event], answers: Sequence[Claim]) -> dict[bytes, Outcome]:
+    """Return the outcomes of events that are not ours to write."""
+    return {
+        id_: Outcome.DUPLICATE if answer is Claim.SEEN else Outcome.CONTESTED
+        for id_, answer in zip(unique, answers, strict=True)
+        if answer is not Claim.HELD
+    }
+
+
+async def _write(events: Sequence[Event], claims: Claims, sink: Sink) -> Mapping[bytes, Outcome]:
+    """Write claimed events; settle the committed ones and release the refused ones."""
+    ids = list(map(_EVENT_ID, events))
     try:
-        with metrics.WRITE_SECONDS.time():
-            written = (
-                [await sink.write_contested(event) for event in events]
-                if contested
-                else await sink.write(events)
-            )
-            outcomes = dict(zip(ids, written, strict=True))
+        with WRITE_SECONDS.time():
+            outcomes = await sink.write(events)
     except asyncio.CancelledError:
         await claims.release(ids)
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it was, a retry is safe and wanted
+    except Exception as error:  # noqa: BLE001 - whatever the error, a retry is safe and wanted
         await claims.release(ids)
-        log.error(
-            "batch failed",
-            # Only the first line: in those that follow PostgreSQL shows the row.
-            extra={
-                "events": len(events),
-                "error": type(error).__name__,
-                "detail": str(error).partition("\n")[0],
-            },
-        )
-        return dict.fromkeys(ids, WriteFailed("write_failed"))
-    with metrics.SETTLE_SECONDS.time():
-        if contested:
-            # Another connection wrote it, maybe to other data than the claims are about. The next
-            # delivery finds the row, and settles.
-            await claims.release(ids)
-        else:
-            await claims.settle([id_ for id_ in ids if outcomes[id_] in _COMMITTED])
-            await claims.release([id_ for id_ in ids if outcomes[id_] is Outcome.REFUSED])
-    return dict(outcomes)
+        _log_failure(len(ids), error)
+        return dict.fromkeys(ids, Outcome.FAILED)
+    by_id = dict(zip(ids, outcomes, strict=True))
+    with SETTLE_SECONDS.time():
+        committed, refused = ids, []
+        if outcomes.count(Outcome.WRITTEN) < len(ids):
+            refused = [id_ for id_ in ids if by_id[id_] is Outcome.REFUSED]
+            committed = [id_ for id_ in ids if by_id[id_] in (Outcome.WRITTEN, Outcome.DUPLICATE)]
+        await claims.settle(committed)
+        if refused:
+            await claims.release(refused)
+    return by_id
 
 
-def _tell(
-    events: Sequence[Event], outcomes: dict[bytes, Outcome | WriteFailed]
-) -> list[Outcome | WriteFailed]:
-    """Return each event's own outcome, and count it: of repeats, only the first was written."""
-    answers = []
+def _unfold(events: Sequence[Event], outcomes: dict[bytes, Outcome]) -> Sequence[Outcome]:
+    """Return the outcome of each event: of repeats, only the first one was written."""
+    unfolded = []
     for event in events:
-        answers.append(outcome := outcomes[event.event_id])
+        unfolded.append(outcome := outcomes[event.event_id])
         if outcome is Outcome.WRITTEN:
-            outcomes[event.event_id] = Outcome.DUPLICATE  # for those that repeat it
-    tally = Counter(
-        (event.vendor, event.workspace_id, answer)
-        for event, answer in zip(events, answers, strict=True)
+            outcomes[event.event_id] = Outcome.DUPLICATE
+    return unfolded
+
+
+def _log_failure(events: int, error: Exception) -> None:
+    # Only the first line: in the following ones PostgreSQL shows the row.
+    detail = str(error).partition("\n")[0]
+    log.error(
+        "batch failed", extra={"events": events, "error": type(error).__name__, "detail": detail}
     )
-    for (vendor, workspace_id, answer), number in tally.items():
-        if isinstance(answer, WriteFailed):
-            metrics.count(metrics.FAILED, vendor, workspace_id, answer.reason, number=number)
-        elif answer is not Outcome.CONTESTED:  # not decided yet: counted when it is
-            metric, reason = _COUNTED[answer]
-            metrics.count(metric, vendor, workspace_id, reason, number=number)
-    return answers

@@ -1,4 +1,4 @@
-"""Every way to fail that a caller can see, and the only place where an error becomes HTTP.
+"""Every way to fail that a caller can see, with its HTTP status.
 
 A 4xx tells the vendor never to send the callback again, so there are just four: a callback that
 is not verified, a vendor that does not exist, a body that cannot be read, a method that is not
@@ -6,7 +6,6 @@ served. Whatever else goes wrong is a 5xx, or a connection that is closed withou
 vendor tries again after both.
 """
 
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -84,34 +83,15 @@ class Unreadable(GatewayError):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What goes back to the caller in place of a receipt."""
+    """An HTTP answer: status, JSON body, and headers besides those of every answer."""
 
     status: int
     body: bytes
     headers: tuple[tuple[str, str], ...] = ()
 
 
-# What the HTTP server may say by itself; every other refusal of its own closes the connection.
-_SERVER_MESSAGES = {404: "Not Found", 405: "Method Not Allowed", 503: Unavailable.message}
-
-
-def render(error: BaseException) -> Answer | None:
-    """Return the answer to an error, or None where the connection is closed without one."""
-    if isinstance(error, Unreadable):
-        return None
-    if isinstance(error, GatewayError):
-        return _answer(error.status, error.message)
-    # The HTTP server's own exceptions carry a status, and for 405 the header that goes with it.
-    status = getattr(error, "status_code", 500)
-    if status in _SERVER_MESSAGES:
-        return _answer(status, _SERVER_MESSAGES[status], getattr(error, "headers", {}))
-    if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
-        return None
-    return _answer(GatewayError.status, GatewayError.message)
-
-
-def _answer(status: int, message: str, headers: Mapping[str, str] | None = None) -> Answer:
-    lines = tuple((headers or {}).items())
+def error_answer(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
+    """Return the answer to an error; a 503 says when to try again."""
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        lines += (("Retry-After", str(RETRY_AFTER_S)),)
-    return Answer(status, msgspec.json.encode({"error": message}), lines)
+        headers += (("Retry-After", str(RETRY_AFTER_S)),)
+    return Answer(status, msgspec.json.encode({"error": message}), headers)

@@ -107,12 +107,13 @@ class Drop(msgspec.Struct, frozen=True):
 
 
 class Outcome(Enum):
-    """What became of one event."""
+    """The result of writing one event."""
 
     WRITTEN = "written"  # this call wrote the row
     DUPLICATE = "duplicate"  # exactly one row was there before
     REFUSED = "refused"  # the database will never take it
-    CONTESTED = "contested"  # not decided: someone else is writing it, it must be written alone
+    CONTESTED = "contested"  # undecided: another writer has it under way, or it needs a new chunk
+    FAILED = "failed"  # stored or not: the retry decides; never returned by a sink
 
 
 def event_id(

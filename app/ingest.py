@@ -1,39 +1,42 @@
-"""The path of a callback: access, adapter, buffer, commit (claim, write, settle), receipt."""
+"""A request becomes a callback, an event or a drop, and a receipt once the event is committed."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import msgspec
 from msgspec.structs import replace
 
 from adapters import Adapter
 from app.access import Access, PublicHeaders, sent_app_token, sent_secrets
-from app.buffer import WriteBuffer
-from app.errors import MalformedBody, TooManyParameters, Unavailable, UnknownVendor
-from app.event import (
-    OLDEST_OCCURRED_AT,
-    App,
-    Callback,
-    Drop,
-    DropReason,
-    Event,
-    Outcome,
+from app.errors import (
+    MalformedBody,
+    TooManyParameters,
+    Unavailable,
+    UnknownVendor,
+    Unverified,
+    WriteFailed,
 )
+from app.event import OLDEST_OCCURRED_AT, App, Callback, Drop, DropReason, Event, Outcome
 from app.parameters import PARAMETERS_MAX, parse_body, parse_form
-from app.settings import CLOCK_TOLERANCE_S, ROW_LIFE_MIN_D
-from app.telemetry import metrics
+from app.settings import ROW_LIFE_MIN_D
+from app.telemetry.metrics import IDENTIFIERS_IGNORED, REJECTED
+from app.telemetry.observer import Submit
+from app.telemetry.outcomes import count_drop, count_failure
 from app.workspaces import Workspaces
 
-# A URL of the most parameters takes 12 ms, and its body comes on top of that.
+# A larger body is parsed in a thread: its parameters would hold the loop too long.
 BODY_AT_ONCE_BYTES = 16 * 1024
-# Of what is larger so much may wait for its turn; it has left the budget of the connections.
+# Of larger bodies so much may wait for the thread; they have left the budget of the connections.
 WAITING_MAX_BYTES = 64 * 1024 * 1024
+# Before an unverified callback is answered.
+UNVERIFIED_PAUSE_S = 0.1
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """The body of every 200: what became of the events of one request."""
+    """The body of every 200: the outcome of the one callback of a request."""
 
     received: int = 1
     written: int = 0
@@ -50,16 +53,20 @@ RECEIPTS = {
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What the HTTP server hands over: bytes as they came, and the address of the caller.
+    """A request as the HTTP server received it: raw bytes, and the address of the caller.
 
-    `read_body` is asked only when the caller is verified; without it there is no body.
+    `read_body` is called only once the caller is verified; None is a request without a body.
     """
 
     vendor: str
     query: bytes
     address: str
     headers: Mapping[str, str]
-    read_body: Callable[[], Awaitable[bytes]] | None
+    read_body: Callable[[], Awaitable[bytes]] | None = None
+
+
+# The time of the wall clock.
+utc_now = partial(datetime.now, UTC)
 
 
 class Ingest:
@@ -71,85 +78,97 @@ class Ingest:
         adapters: Mapping[str, Adapter],
         access: Access,
         workspaces: Workspaces,
-        buffer: WriteBuffer[Event, Outcome],
-        clock_ahead_s: Callable[[], float | None],
+        submit: Submit,
+        is_clock_right: Callable[[], bool],
         retention_d: int = 0,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._adapters = adapters
         self._access = access
         self._workspaces = workspaces
-        self._buffer = buffer
-        self._clock_ahead_s = clock_ahead_s
+        self._submit = submit
+        self._is_clock_right = is_clock_right
         self._retention_d = retention_d
-        # One thread: of several, each would take its turn of 5 ms before the loop has its own.
+        self._now = now
+        self.in_flight = 0
+        # One thread: several would take turns of 5 ms with each other before the loop has its own.
         self._large_bodies = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._waiting_bytes = 0
 
-    @property
-    def is_clock_right(self) -> bool:
-        """Whether the gateway's clock is known to agree with the database's."""
-        ahead_s = self._clock_ahead_s()
-        return ahead_s is not None and abs(ahead_s) <= CLOCK_TOLERANCE_S
-
     async def handle(self, request: Request) -> bytes:
         """Return the receipt of a callback once it is committed or dropped; raises GatewayError."""
-        adapter = self._adapters.get(request.vendor)
-        if adapter is None:
-            raise UnknownVendor(request.vendor)
-        app = self._verified_app(request)
-        body = await request.read_body() if request.read_body else b""
-        workspace = app.workspace_id if app else ""
+        workspace = ""
+        self.in_flight += 1
         try:
-            callback = await self._callback(request, body)
-            event = self._event(adapter, callback, app)
+            adapter = self._adapters.get(request.vendor)
+            if adapter is None:
+                raise UnknownVendor(request.vendor)
+            app = self._verified_app(request)
+            workspace = app.workspace_id if app else ""
+            body = await request.read_body() if request.read_body else b""
+            in_body = await self.parameters_of_body(request, body) if body else {}
+            event = self._event(adapter, self.callback(request, in_body, body), app)
             if isinstance(event, Drop):
-                return _dropped(event, request.vendor, workspace)
+                count_drop(request.vendor, workspace, event)
+                return DROPPED
             size_bytes = len(request.query) + len(body)
-            del body, callback  # up to megabytes, which nobody needs while it waits
-            outcome = await self._buffer.submit(event, workspace, size_bytes)
-        except Unavailable as error:  # not even tried: nobody else counts it
-            metrics.count(metrics.FAILED, request.vendor, workspace, error.reason)
+            del body, in_body  # up to megabytes, unused while the event waits
+            outcome = await self._submit(event, workspace, size_bytes)
+            if outcome is Outcome.FAILED:
+                raise WriteFailed("write_failed")
+            return RECEIPTS[outcome]
+        except Unavailable as error:  # not even tried
+            count_failure(request.vendor, workspace, error.reason)
             raise
-        return RECEIPTS[outcome]
+        except Unverified as error:
+            await _pause(error)
+            raise
+        finally:
+            self.in_flight -= 1
 
     def _verified_app(self, request: Request) -> App | None:
-        """Return the app that a request is for, None where it is unknown; raises GatewayError.
+        """Return the app of a request, None where it is unknown; raises GatewayError.
 
-        Nothing of the request is taken apart before its secret is verified.
+        Nothing of the request is parsed before its secret is verified.
         """
         app = self._workspaces.find(request.vendor, sent_app_token(request.query))
         secrets = sent_secrets(request.query, request.headers)
-        self._access.verify(
-            request.vendor, app.workspace_id if app else None, secrets, request.address
-        )
+        owner = app.workspace_id if app else None
+        self._access.verify(request.vendor, owner, secrets, request.address)
         return app
 
-    async def _callback(self, request: Request, body: bytes) -> Callback:
+    def callback(self, request: Request, in_body: dict[str, str], body: bytes) -> Callback:
+        """Return the decoded callback; the parameters of its URL win. Raises TooManyParameters."""
         query = parse_form(request.query)
         query.pop("secret", None)
-        headers = PublicHeaders(request.headers)
-        parameters = query
-        if body:
-            content_type = headers.get("content-type", "")
-            if len(body) <= BODY_AT_ONCE_BYTES:
-                in_body = parse_body(content_type, body)
-            else:  # it may take a fifth of a second: the others do not wait for it
-                in_body = await self._parse_large(content_type, body)
-            if in_body is None:
-                raise MalformedBody("malformed_body")
-            in_body.pop("secret", None)
-            parameters = in_body | query
-            if len(parameters) > PARAMETERS_MAX:
-                raise TooManyParameters("too_many_parameters")
-        received_at = datetime.now(UTC)
+        in_body.pop("secret", None)
+        parameters = in_body | query if in_body else query
+        if len(parameters) > PARAMETERS_MAX:
+            raise TooManyParameters("too_many_parameters")
+        received_at = self._now()
+        occurred_from = OLDEST_OCCURRED_AT
+        if self._retention_d:
+            kept_d = self._retention_d - ROW_LIFE_MIN_D
+            occurred_from = max(OLDEST_OCCURRED_AT, received_at - timedelta(days=kept_d))
         return Callback(
             query=query,
             parameters=parameters,
             received_at=received_at,
-            occurred_from=self._occurred_from(received_at),
-            headers=headers,
+            occurred_from=occurred_from,
+            headers=PublicHeaders(request.headers),
             body=body,
         )
+
+    async def parameters_of_body(self, request: Request, body: bytes) -> dict[str, str]:
+        """Return the parameters of a body; raises MalformedBody, TooManyParameters, Unavailable."""
+        content_type = request.headers.get("content-type", "")
+        if len(body) <= BODY_AT_ONCE_BYTES:
+            parameters = parse_body(content_type, body)
+        else:
+            parameters = await self._parse_large(content_type, body)
+        if parameters is None:
+            raise MalformedBody("malformed_body")
+        return parameters
 
     async def _parse_large(self, content_type: str, body: bytes) -> dict[str, str] | None:
         if self._waiting_bytes + len(body) > WAITING_MAX_BYTES:
@@ -163,14 +182,8 @@ class Ingest:
             self._large_bodies, parse_body, content_type, body
         )
         parsed.add_done_callback(leave)
-        # Its caller may go away, but the thread would keep the body until it is its turn.
+        # Shielded: the thread keeps the body until its turn, even when the caller hangs up.
         return await asyncio.shield(parsed)
-
-    def _occurred_from(self, received_at: datetime) -> datetime:
-        if not self._retention_d:
-            return OLDEST_OCCURRED_AT
-        retained_from = received_at - timedelta(days=self._retention_d)
-        return max(OLDEST_OCCURRED_AT, retained_from + timedelta(days=ROW_LIFE_MIN_D))
 
     def _event(self, adapter: Adapter, callback: Callback, app: App | None) -> Event | Drop:
         """Return the event of a callback, or the reason to drop it; raises Unavailable."""
@@ -180,25 +193,26 @@ class Ingest:
             event = adapter.parse(callback, app)
             if isinstance(event, Event):
                 for name in event.ignored:
-                    metrics.IDENTIFIERS_IGNORED.labels(app.vendor, name).inc()
-            elif (
+                    IDENTIFIERS_IGNORED.labels(app.vendor, name).inc()
+                return event
+            # A drop for its time alone, while our own clock may be wrong, is refused for now.
+            is_for_our_clock = (
                 event.reason is DropReason.INVALID_TIMESTAMP
-                and not self.is_clock_right
-                # Nothing but the time speaks against it.
+                and not self._is_clock_right()
                 and isinstance(adapter.parse(replace(callback, any_time=True), app), Event)
-            ):
-                raise Unavailable("clock_differs")
-        except Unavailable:
-            raise
+            )
         except Exception:
-            metrics.count(metrics.FAILED, app.vendor, app.workspace_id, "adapter_error")
+            count_failure(app.vendor, app.workspace_id, "adapter_error")
             raise
+        if is_for_our_clock:
+            raise Unavailable("clock_differs")
         return event
 
 
-def _dropped(drop: Drop, vendor: str, workspace: str) -> bytes:
-    """Count a drop, and return its receipt."""
-    metrics.count(metrics.DROPPED, vendor, workspace, drop.reason.value)
-    if drop.reason is DropReason.IGNORED:
-        metrics.count(metrics.IGNORED, vendor, workspace, drop.subject)
-    return DROPPED
+async def _pause(error: Unverified) -> None:
+    """Sleep before the answer: a caller that guesses gets less of the loop than others."""
+    try:
+        await asyncio.sleep(UNVERIFIED_PAUSE_S)
+    except asyncio.CancelledError:
+        REJECTED.labels(error.reason).inc()  # a caller that hangs up meanwhile counts too
+        raise

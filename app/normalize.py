@@ -14,10 +14,8 @@ NOTHING = frozenset({
 })  # fmt: skip
 _PAIRS = {"(": ")", "<": ">", "[": "]", '"': '"', "'": "'", "`": "`"}
 _NOTHING_MAX = max(map(len, NOTHING)) + 2
-# Most identifiers begin with none of these, so that one look is enough.
-_SUSPECT = frozenset(
-    {*"-0", *_PAIRS, *(word[0] for word in NOTHING), *(word[0].upper() for word in NOTHING)}
-)
+# Zeros and words between marks begin like this; most identifiers do not.
+_SUSPECT = frozenset({*"-0", *_PAIRS})
 
 _SECOND_DIGITS = 10
 _MILLISECOND_DIGITS = 13  # of a moment of this era
@@ -35,9 +33,9 @@ _ISO = re.compile(
 
 def identifier(text: str) -> str | None:
     """Return an identifier as it was sent; None where it is a word for nothing, or all zeros."""
-    if text[:1] in _SUSPECT and (is_nothing(text) or is_zero(text)):
+    if text.lower() in NOTHING:
         return None
-    return text
+    return None if text[:1] in _SUSPECT and (is_nothing(text) or is_zero(text)) else text
 
 
 def is_nothing(text: str) -> bool:

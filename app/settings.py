@@ -134,6 +134,7 @@ def _checked_url(name: str, text: str) -> str:
 
 
 @lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)
 def secret_owner(workspace: str) -> str:
     """Return a workspace's ID as it stands at the end of the variable with its secrets."""
     return re.sub(r"[^A-Z0-9_]", "_", workspace.upper())

@@ -92,7 +92,7 @@ class Workspaces:
         """Read the file, here and now; raises WorkspacesError."""
         self._path = path
         self._vendors = sorted(vendors)
-        self._decoded: dict[str, App] = {}
+        self._decoded: dict[tuple[str, str], App] = {}
         table = _Table()
         text = read_bytes(path)
         apps = decode(text, vendors)
@@ -104,15 +104,14 @@ class Workspaces:
         self._use(table)
 
     def find(self, vendor: str, app_token: str | None) -> App | None:
-        """Return the workspace of an app; None where it belongs to none."""
+        """Return the app of a token; None where no workspace has it."""
         if not app_token:
             return None
-        name = key_of(vendor, app_token)
-        app = self._decoded.get(name)
-        if app is None and (row := self._apps.get(name)) is not None:
+        app = self._decoded.get((vendor, app_token))
+        if app is None and (row := self._apps.get(key_of(vendor, app_token))) is not None:
             if len(self._decoded) >= DECODED_MAX:
                 self._decoded.clear()
-            app = self._decoded[name] = _decode_app(row)
+            app = self._decoded[vendor, app_token] = _decode_app(row)
         return app
 
     async def watch(self) -> None:

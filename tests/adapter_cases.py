@@ -44,14 +44,15 @@ def callback_of(
         adapters={},
         access=Access({vendor: VendorAccess(SECRETS)}),
         workspaces=cast("Any", None),  # not on this part of the way
-        buffer=cast("Any", None),
-        clock_ahead_s=lambda: 0.0,
+        submit=cast("Any", None),
+        is_clock_right=lambda: True,
     )
     if b"secret=" not in query:
         query = b"secret=" + SECRETS[0].encode() + b"&" + query
     headers = {"content-type": content_type}
     request = Request(vendor, query, "127.0.0.1", headers, None)
-    callback = asyncio.run(ingest._callback(request, body))
+    in_body = asyncio.run(ingest.parameters_of_body(request, body)) if body else {}
+    callback = ingest.callback(request, in_body, body)
     return msgspec.structs.replace(
         callback,
         query=MappingProxyType(dict(callback.query)),

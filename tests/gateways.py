@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from urllib.error import URLError
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
@@ -25,9 +25,8 @@ import msgspec
 from app.claims import Claims
 from app.claims.redis import RedisClaims
 from app.dev.processes import free_port
-from app.http.app import Gateway, SanicApp, create_app
-from app.http.protocol import GatewayProtocol
-from app.http.server import finish
+from app.gateway import create_gateway
+from app.http.server import Server
 from app.settings import read_settings
 from bench.testbed.gateway import bound
 from sinks import Sink
@@ -155,18 +154,16 @@ class Target:
 class Running(Target):
     """A gateway in this process."""
 
-    def __init__(self, app: SanicApp, server: Any, listener: socket.socket) -> None:
-        self.app = app
-        self.gateway: Gateway = app.ctx.gateway
-        self.port = listener.getsockname()[1]
-        self._server = server
-        self._listener = listener
+    def __init__(self, server: Server, port: int) -> None:
+        self.gateway = server.gateway
+        self.port = port
+        self.is_stopped = False
+        self.server = server
 
     async def stop(self) -> None:
         """Stop as the product does: drain, close the listener, answer, close the parts."""
-        await self._server.before_stop()
-        await finish(self._server, self._listener, PATIENCE_S)
-        await self._server.after_stop()
+        self.is_stopped = True
+        await self.server.stop(PATIENCE_S)
 
 
 class Gateways:
@@ -183,14 +180,11 @@ class Gateways:
     ) -> Running:
         """Start one; `settings` are environment variables."""
         environ = environment(self.database_url, self.redis_url, self.folder, **settings)
-        app = create_app(read_settings(environ), claims=claims, sink=sink)
+        gateway = create_gateway(read_settings(environ), claims=claims, sink=sink)
         listener = socket.create_server(("127.0.0.1", 0))
-        server: Any = await app.create_server(
-            sock=listener, protocol=GatewayProtocol, return_asyncio_server=True
-        )
-        for step in (server.startup, server.before_start, server.after_start, server.start_serving):
-            await step()
-        running = Running(app, server, listener)
+        server = Server(gateway, listener)
+        await server.start()
+        running = Running(server, listener.getsockname()[1])
         self._running.append(running)
         return running
 
@@ -215,7 +209,7 @@ class Gateways:
     async def stop(self) -> None:
         """Stop those that still run."""
         for running in self._running:
-            if running._server.is_serving():
+            if not running.is_stopped:
                 await running.stop()
 
 

@@ -1,4 +1,4 @@
-"""Several Redis servers on loopback: a cluster of six, and a pair that three Sentinels watch."""
+"""Redis topologies on loopback: a cluster of six, and a pair monitored by three Sentinels."""
 
 import asyncio
 import signal
@@ -17,12 +17,12 @@ from app.dev.processes import Server, free_port
 from bench.testbed.gateway import bound
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test
-# The README's rights of the gateway's user in a cluster.
+# The rights of a user of the gateway in a cluster, as documented.
 USER, USER_PASSWORD = "gateway", "the-gateways-own"
 RIGHTS = "+eval +get +set +del +cluster|slots"
 PRIMARIES = 3
 SLOTS = 16_384
-BUS = 10_000  # how far above its port a node listens for the others
+BUS = 10_000  # the distance from a node's port to its port for the cluster bus
 PATIENCE_S = 30.0
 POLL_S = 0.05
 SERVICE = "claims"
@@ -35,7 +35,7 @@ repl-diskless-sync-delay 0
 requirepass {PASSWORD}
 masterauth {PASSWORD}
 """
-# A machine that is busy is not to fail over by itself.
+# The time-out is long enough that a busy machine does not fail over by itself.
 CLUSTER_CONF = f"""\
 {COMMON}
 cluster-enabled yes
@@ -59,14 +59,14 @@ def url_of(server: Server) -> str:
 
 
 @asynccontextmanager
-async def asking(server: Server) -> AsyncIterator[Any]:
+async def client_of(server: Server) -> AsyncIterator[Any]:
     """Lend a client of a server, with all rights."""
     async with Redis(port=server.port, password=PASSWORD, socket_timeout=5) as redis:
         yield redis
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Return when an awaited condition holds; servers that are away meanwhile do not matter."""
+    """Return when an awaited condition holds; unavailable servers count as if it did not."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             with suppress(RedisError, OSError):
@@ -88,14 +88,14 @@ class Cluster:
         return f"redis+cluster://{USER}:{USER_PASSWORD}@{hosts}"
 
     async def owner(self, slot: int) -> Server:
-        """The primary of a slot, by the view of every node that runs."""
+        """The primary of a slot, when all running nodes agree on it."""
         ports: set[int] = set()
 
         async def agreed() -> bool:
             ports.clear()
             for node in self.nodes:
                 with suppress(RedisError, OSError):
-                    async with asking(node) as redis:
+                    async with client_of(node) as redis:
                         for first, last, (_, port, *_), *_ in await redis.execute_command(
                             "CLUSTER", "SLOTS"
                         ):
@@ -107,20 +107,20 @@ class Cluster:
         return next(node for node in self.nodes if node.port in ports)
 
     async def primaries(self) -> list[Server]:
-        """Those that take writes, in the order of their slots."""
-        async with asking(self.nodes[0]) as redis:
+        """The primaries, in the order of their slots."""
+        async with client_of(self.nodes[0]) as redis:
             ranges = sorted(await redis.execute_command("CLUSTER", "SLOTS"))
         ports = dict.fromkeys(primary[1] for _, _, primary, *_ in ranges)
         return [node for port in ports for node in self.nodes if node.port == port]
 
     async def until_whole(self) -> None:
-        """Return when every node runs, knows all the others and all slots, and has its replica."""
+        """Return when all nodes know each other and all slots, and each primary has a replica."""
         await until(self._is_whole)
 
     async def _is_whole(self) -> bool:
         replicas = 0
         for node in self.nodes:
-            async with asking(node) as redis:
+            async with client_of(node) as redis:
                 cluster = await redis.execute_command("CLUSTER INFO")
                 server = await redis.info("replication")
             nodes, served = int(cluster["cluster_known_nodes"]), int(cluster["cluster_slots_ok"])
@@ -132,10 +132,10 @@ class Cluster:
 
 
 async def _join(nodes: Sequence[Server]) -> None:
-    """Make a cluster of nodes that know nothing of each other."""
+    """Make a cluster of separate nodes."""
     ids = []
     for number, node in enumerate(nodes):
-        async with asking(node) as redis:
+        async with client_of(node) as redis:
             await redis.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             await redis.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
             ids.append(await redis.execute_command("CLUSTER", "MYID"))
@@ -143,10 +143,10 @@ async def _join(nodes: Sequence[Server]) -> None:
                 first, last = (SLOTS * n // PRIMARIES for n in (number, number + 1))
                 await redis.execute_command("CLUSTER", "ADDSLOTS", *range(first, last))
     for number in range(PRIMARIES, len(nodes)):
-        async with asking(nodes[number]) as redis:
+        async with client_of(nodes[number]) as redis:
 
             async def follow(redis: Any = redis, primary: Any = ids[number - PRIMARIES]) -> bool:
-                # It has to find its primary first.
+                # The gossip about its primary has to arrive first.
                 return bool(await redis.execute_command("CLUSTER", "REPLICATE", primary))
 
             await until(follow)
@@ -154,7 +154,7 @@ async def _join(nodes: Sequence[Server]) -> None:
 
 @dataclass
 class Watched:
-    """A primary and its replica, and the Sentinels that watch over them."""
+    """A primary and its replica, and the Sentinels that monitor them."""
 
     servers: Sequence[Server]
     sentinels: Sequence[Server]
@@ -166,7 +166,7 @@ class Watched:
         return f"redis+sentinel://:{PASSWORD}@{hosts}/{SERVICE}"
 
     async def primary(self) -> Server:
-        """The one that takes writes, when the other follows it and all Sentinels know that."""
+        """The primary, when its replica is in sync and all Sentinels agree."""
         await until(self._is_whole)
         port = (await self._state(self.sentinels[0]))["port"]
         return next(server for server in self.servers if server.port == port)
@@ -181,21 +181,21 @@ class Watched:
         await until(promoted)
 
     async def rejoin(self, server: Server) -> None:
-        """Make a replica of one that was a primary: it takes Sentinels 10 s to order that."""
+        """Make a former primary a replica, for which the Sentinels would take 10 s."""
         port = (await self._state(self.sentinels[0]))["port"]
         server.start()
-        async with asking(server) as redis:
+        async with client_of(server) as redis:
             await redis.replicaof("127.0.0.1", port)
         await until(self._is_whole)
 
     async def switch(self) -> None:
-        """Order the Sentinels to make the replica the primary, again where they refuse at first."""
+        """Start a failover, as soon as the Sentinels accept one."""
 
-        async def told() -> bool:
+        async def accepted() -> bool:
             async with Redis(port=self.sentinels[0].port) as redis:
                 return bool(await redis.sentinel_failover(SERVICE))
 
-        await until(told)
+        await until(accepted)
 
     async def _state(self, sentinel: Server) -> Any:
         async with Redis(port=sentinel.port) as redis:
@@ -211,7 +211,7 @@ class Watched:
             if state["num-other-sentinels"] < others or state["num-slaves"] < 1:
                 return False
         for server in self.servers:
-            async with asking(server) as redis:
+            async with client_of(server) as redis:
                 state = await redis.info("replication")
             role = "master" if ports == {server.port} else "slave"
             if state["role"] != role or state.get("master_link_status", "up") != "up":
@@ -245,10 +245,10 @@ def watched(folder: Path, program: Path) -> Iterator[Watched]:
 
 @contextmanager
 def starting(folder: Path, program: Path) -> Iterator[Callable[..., Server]]:
-    """Lend a function that starts a server by its name, its configuration and more words."""
+    """Lend a function that starts a server: name, configuration, further arguments."""
     with (
         (folder / "servers.lock").open("a") as lock,
-        # A server gets a signal when the thread that started it ends: this one ends last.
+        # A server ends with the thread that started it: this one ends last.
         ThreadPoolExecutor(1) as spawner,
         ExitStack() as stack,
     ):
@@ -275,7 +275,7 @@ def _answers(port: int) -> bool:
 
 
 def _free_port() -> int:
-    """A port of this machine, such that the one for the other nodes is free too."""
+    """A free port whose port for the cluster bus is free too."""
     while True:
         port = free_port()
         with socket.socket() as probe, suppress(OSError):

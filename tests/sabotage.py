@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from app.claims import Claim
 from app.claims.redis import RedisClaims
 from app.event import Event, Outcome
-from app.http.app import create_app
-from app.http.server import listen, serve_app
+from app.gateway import create_gateway
+from app.http.lifecycle import serve_gateway
+from app.http.server import listen
 from app.settings import Settings, read_settings
 from app.telemetry import logs
 from sinks.timescale.sink import TimescaleSink
@@ -79,7 +80,7 @@ def serve(name: str, settings: Settings) -> None:
         lease_s=settings.claim_lease_s,
         seen_window_d=settings.seen_window_d,
     )
-    serve_app(create_app(settings, claims=claims, sink=sink), listen(settings))
+    serve_gateway(create_gateway(settings, claims=claims, sink=sink), listen(settings))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import resource
 
 from app import signals
 from app.http.connection_limits import CONNECTIONS_MAX, RESERVED_FILES
-from app.http.server import serve
+from app.http.lifecycle import serve
 from app.settings import Settings, SettingsError, check_deadlock_timeout, read_settings
 from app.telemetry import logs
 from sinks.timescale import hosts, inspection

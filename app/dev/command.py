@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 from app.commands.migrate import migrate
 from app.dev import embedded
-from app.http.server import listen, serve
+from app.http.lifecycle import serve
+from app.http.server import listen
 from app.settings import SettingsError, read_settings
 from app.telemetry import logs
 

@@ -1,4 +1,4 @@
-"""Connections that harm the others: too many, too large, or with answers that nobody reads."""
+"""Limits on connections that would harm other ones: too many, too large, or never read."""
 
 import asyncio
 import resource
@@ -6,7 +6,11 @@ from collections.abc import Iterable
 from operator import attrgetter
 from sys import getsizeof
 from time import monotonic
+from types import SimpleNamespace
 
+from sanic import Sanic
+from sanic.config import Config
+from sanic.exceptions import RequestCancelled
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
@@ -29,15 +33,13 @@ class ReceiveBudget:
     """Bounds the memory of requests that have not come completely, over all connections."""
 
     def __init__(self) -> None:
-        self._received = 0
+        # Bytes that came in since the connections were last added up.
+        self.received = 0
 
-    def spend(self, received: int, connections: "Iterable[Connection]") -> None:
-        """Count bytes that have come in; close the largest requests where there are too many."""
-        self._received += received
-        if self._received < ADD_UP_BYTES:
-            return
-        self._received = 0
-        # What comes in until the next time has room too.
+    def enforce(self, connections: "Iterable[Connection]") -> None:
+        """Close the largest unfinished requests where all of them together take too much."""
+        self.received = 0
+        # Bytes that come in until the next time have room too.
         excess = sum(connection.received_bytes for connection in connections)
         excess -= RECEIVED_MAX_BYTES - ADD_UP_BYTES
         if excess <= 0:
@@ -53,17 +55,29 @@ class ReceiveBudget:
 
 
 class Connection(HttpProtocol):
-    """Sanic's own class, but for callers that do not read their answers, or are too many."""
+    """Sanic's own class, within limits."""
 
-    __slots__ = ("_budget", "_buffer_max", "_more", "_unread")
+    __slots__ = ("_budget", "_buffer_max", "_more", "_unread", "address")
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a new connection, and have it in place of an old one where there are too many."""
-        super().connection_made(transport)  # type: ignore[no-untyped-call]
+    def __init__(
+        self,
+        *,
+        budget: ReceiveBudget,
+        loop: asyncio.AbstractEventLoop,
+        app: Sanic[Config, SimpleNamespace],
+        connections: "set[Connection]",
+        **_: object,
+    ) -> None:
+        super().__init__(loop=loop, app=app, connections=connections)
+        self._budget = budget
+        self._buffer_max: int = self.app.config.REQUEST_BUFFER_SIZE
         self._unread: asyncio.TimerHandle | None = None
         self._more: asyncio.Future[None] | None = None
-        self._buffer_max: int = self.app.config.REQUEST_BUFFER_SIZE
-        self._budget: ReceiveBudget = self.app.ctx.receive_budget
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Accept a connection; close old ones where there are too many."""
+        super().connection_made(transport)  # type: ignore[no-untyped-call]
+        self.address = str(self.conn_info.client_ip) if self.conn_info else ""
         if len(self.connections) > _connections_max():
             self._make_room()
 
@@ -125,24 +139,32 @@ class Connection(HttpProtocol):
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come in, and wake who waits for it."""
+        """Buffer received bytes, and wake the waiter for them."""
         self._time = monotonic()
         self.recv_buffer += data
         if len(self.recv_buffer) >= self._buffer_max and self.transport is not None:
             self.transport.pause_reading()
         if self._more is not None and not self._more.done():
             self._more.set_result(None)
-        self._budget.spend(len(data), self.connections)
+        self._budget.received += len(data)
+        if self._budget.received >= ADD_UP_BYTES:
+            self._budget.enforce(self.connections)
 
     async def receive_more(self) -> None:
-        """Wait until more has come in.
-
-        Sanic waits for an `asyncio.Event`, which each time (1 µs) asks for the ID of the process.
-        """
+        """Wait until more has come in; a future costs less than the event of Sanic."""
         if self.transport is not None:
             self.transport.resume_reading()
         self._more = self.loop.create_future()
         await self._more
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes once the transport takes more; raises RequestCancelled if it is closed."""
+        if not self._can_write.is_set():
+            await self._can_write.wait()
+        if self.transport is None or self.transport.is_closing():
+            raise RequestCancelled
+        self.transport.write(data)
+        self._time = monotonic()
 
     def close_if_idle(self) -> bool:
         """Close the connection, unless a request has arrived that nobody has looked at yet."""

@@ -1,45 +1,93 @@
-"""The life of a gateway: start, drain, stop."""
+"""The life of a serving process: start, a signal, the drain, the end."""
 
 import asyncio
+import gc
 import logging
-import multiprocessing
-import os
+import signal
+import socket
+import sys
+from functools import partial
 
-import adapters
-from app.http import probes
-from app.http.probes import SanicApp
-from app.settings import VendorAccess
-from app.version import VERSION
+import uvloop
+
+from app import signals
+from app.gateway import Gateway, create_gateway
+from app.http import workers
+from app.http.server import Server, listen
+from app.settings import Settings
+from app.telemetry import logs
+from app.telemetry.observer import choose_observer
+from app.workspaces_file import WorkspacesError
+
+# A full collection walks the objects of every connection, which takes long for thousands of them;
+# nearly all of the gateway's objects are freed without one.
+COLLECT_AFTER = (2_000, 20, 50)
+# A thread that computes gives the interpreter's lock back after this time, for which the loop waits
+# after each look at its sockets. Python's default is 5 ms.
+SWITCH_S = 0.0005
 
 log = logging.getLogger(__name__)
 
 
-def add(app: SanicApp) -> None:
-    """Start, drain and stop the gateway in the application's context together with its server."""
-    app.after_server_start(_start)
-    app.before_server_stop(_drain)
-    app.after_server_stop(_stop)
+def serve(settings: Settings, listener: socket.socket | None = None) -> None:
+    """Serve until a signal ends it; raises WorkspacesError before it listens."""
+    # Made here also for workers, which make their own: a wrong file is reported once.
+    gateway = create_gateway(settings, observer=choose_observer())
+    listener = listener or listen(settings)
+    if settings.workers == 1:
+        serve_gateway(gateway, listener)
+    else:
+        workers.run(partial(_serve_worker, settings, listener), settings.workers, listener)
 
 
-async def _start(app: SanicApp) -> None:
-    gateway = app.ctx.gateway
-    # Not `app.add_task`: Sanic cancels its own tasks before it stops to accept connections.
-    for vendor in adapters.load():
-        if not gateway.settings.vendors.get(vendor, VendorAccess()).has_secret:
-            log.warning("no secret: every callback is answered 503", extra={"vendor": vendor})
-    for work in (probes.ask_sink(app), probes.measure(app), gateway.workspaces.watch()):
-        gateway.tasks.append(asyncio.create_task(work))
-    log.info("serving", extra={"pid": os.getpid(), "version": VERSION})
+def serve_gateway(gateway: Gateway, listener: socket.socket) -> None:
+    """Serve in this process until a signal ends it."""
+    sys.setswitchinterval(SWITCH_S)
+    loop = uvloop.new_event_loop()
+    try:
+        loop.run_until_complete(serve_until_signal(Server(gateway, listener)))
+    finally:
+        loop.close()  # `asyncio.run` would first wait for every task, however long that takes
 
 
-async def _drain(app: SanicApp) -> None:
-    """Turn readiness red and go on serving, until nobody sends new callbacks here."""
-    app.ctx.draining = True
-    parent = multiprocessing.parent_process()
-    # Workers whose parent was killed make way: whoever starts all of it again needs the port.
-    if parent is None or parent.is_alive():
-        await asyncio.sleep(app.ctx.gateway.settings.drain_pause_s)
+def _serve_worker(settings: Settings, listener: socket.socket) -> None:
+    logs.configure(settings.log_level)
+    try:
+        gateway = create_gateway(settings, observer=choose_observer())
+    except WorkspacesError as error:
+        # An older file would drop callbacks that the other workers accept: better one worker less.
+        log.error("worker not started: workspaces file refused", extra={"error": str(error)})
+        sys.exit(2)
+    serve_gateway(gateway, listener)
+    signals.exit_without_threads()
 
 
-async def _stop(app: SanicApp) -> None:
-    await app.ctx.gateway.close()
+async def serve_until_signal(server: Server) -> None:
+    """Serve until SIGTERM or SIGINT, and then until the drain is over.
+
+    Sanic's own runner loses a signal that comes while it sets its loop up, and is killed by a
+    second one that comes as the drain begins.
+    """
+    ended = _ending_signal()
+    await server.start()
+    # Objects of the start stay: no collection looks at them again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
+    await ended.wait()
+    await server.stop()
+
+
+def _ending_signal() -> asyncio.Event:
+    """Return an event that the first signal sets; a second one does not cut the drain short."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+
+    def note(*_: object) -> None:
+        for number in signals.ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        loop.call_soon_threadsafe(ended.set)
+
+    for number in signals.ENDING:
+        signal.signal(number, note)
+    return ended

@@ -1,4 +1,4 @@
-"""The edge: HTTP as vendors really send it, and connections that are closed without an answer.
+"""HTTP as vendors really send it, and connections that are closed without an answer.
 
 Sanic answers a request that is too large, too slow or not quite HTTP with a 4xx of its own. For
 a vendor that is final, so the callback would be lost. Here such a request is mended where that
@@ -6,65 +6,95 @@ is safe, and else its connection is closed: the vendor tries again.
 """
 
 import asyncio
-import logging
 import re
-import time
 from collections.abc import AsyncIterator
-from typing import Any
+from types import SimpleNamespace
 
-from sanic import Request
+from sanic import Request, Sanic
+from sanic.config import Config
 from sanic.exceptions import BadRequest
-from sanic.handlers import ErrorHandler
 from sanic.http import Http, Stage
-from sanic.response import HTTPResponse
 
-from app.errors import Answer, GatewayError, MalformedBody, Rejected, Unreadable, render
-from app.http.connection_limits import Connection
-from app.http.fast_path import HEADER, USUAL, UsualCallback, bytes_of
+from app.access import counted_address
+from app.errors import Answer, MalformedBody, Unreadable
+from app.gateway import Gateway
+from app.http.connection_limits import Connection, ReceiveBudget
+from app.http.fast_path import CALLBACK, HEADER, LazyHeaders
 from app.http.head import HEAD_MAX_BYTES, find_end, has_break, mend, skip_empty_lines
-from app.telemetry.metrics import REJECTED, UNANSWERED, UNEXPECTED
+from app.http.responses import GatewayErrors, Unanswered, response_bytes
+from app.ingest import Request as Callback
 
 BODY_MAX_BYTES = 2 * 1024 * 1024
 HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 30.0
 # The rest of a body whose request is answered already: read only so that the answer arrives.
 REST_TIMEOUT_S = 5.0
-# A defect that hits every request must not fill the disk with its log lines.
-UNEXPECTED_LOG_S = 1.0
-
-log = logging.getLogger(__name__)
-
 
 _HEADERS = re.compile(rb"(?:\r\n%b)*+" % HEADER)
-# Sanic strips all that Python takes for blanks: to others such a value means nothing.
+# Sanic strips all that Python takes for blanks: to a proxy such a value means nothing.
 _ODD_LENGTH = re.compile(rb"\r\n(?i:content-length|transfer-encoding):[ \t]*+[^!-~\r]")
 _NUMBERS = {10: re.compile("[0-9]+"), 16: re.compile("[0-9A-Fa-f]+")}
 
 
-class Unanswered(HTTPResponse):
-    """In place of a response: close the connection."""
+class LastAnswer(Exception):
+    """The connection has had its last answer."""
 
 
 class GatewayHttp(Http):
-    """One connection. Sanic's own class, but for what it does at the edges of HTTP."""
+    """The requests of one connection, one after the other: Sanic's class, but for the edges."""
 
     HEADER_MAX_SIZE = HEAD_MAX_BYTES
+    protocol: "GatewayProtocol"
 
     async def http1_request_header(self) -> None:
-        """Receive the head of a request; raises Unreadable where there is none to be had."""
-        # The pattern looks at a head once, when all of it has come.
-        end = 0 if self.recv_buffer.endswith(b"\r\n\r\n") else await self._receive_head()
-        usual = USUAL.match(self.recv_buffer)
-        if usual and usual.end() <= HEAD_MAX_BYTES:
-            self.keep_alive, self.request = True, UsualCallback(usual, self)
-            del self.recv_buffer[: usual.end()]
-            return
-        query = mend(self.recv_buffer, end or await self._receive_head())
+        """Receive the head of the next request for Sanic, and answer plain callbacks until then.
+
+        Raises Unreadable where there is no head to be had, and LastAnswer.
+        """
+        try:
+            query = mend(self.recv_buffer, await self._answer_callbacks())
+        except asyncio.CancelledError:
+            # Sanic looks at the request then, and logs that there is none.
+            self.create_empty_request()
+            raise
         await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
         self.request.raw_url += query
         self._check_head()
-        if has_break(query):  # to somebody else the rest may be another request, or a body
+        if has_break(query):  # a proxy may read the rest as another request, or as a body
             self.keep_alive = False
+
+    async def _answer_callbacks(self) -> int:
+        """Answer plain callbacks, and return the end of the head of another request."""
+        buffer, protocol = self.recv_buffer, self.protocol
+        gateway, proxies = protocol.gateway, protocol.gateway.settings.proxies_count
+        while True:
+            # The pattern is applied once, to a head that has come completely.
+            end = 0 if buffer.endswith(b"\r\n\r\n") else await self._receive_head()
+            found = CALLBACK.match(buffer)
+            if found is None or found.end() > HEAD_MAX_BYTES:
+                return end or await self._receive_head()
+            vendor, query, lines = found.groups()
+            del buffer[: found.end()]
+            headers = LazyHeaders(lines)
+            address = protocol.address
+            if proxies:
+                address = counted_address(headers.get_all("x-forwarded-for"), proxies)
+            self.stage = Stage.HANDLER
+            answer: bytes | Answer | None
+            try:
+                answer = await gateway.handle(Callback(vendor.decode(), query, address, headers))
+            except Exception as error:  # noqa: BLE001 - turned into an answer, like any other
+                answer = protocol.errors.answer(error)
+            if answer is None:
+                raise LastAnswer
+            self.keep_alive = not gateway.is_draining
+            await self._send(response_bytes(answer, self.keep_alive))
+            self.stage = Stage.IDLE
+            if not self.keep_alive:
+                raise LastAnswer
+            # More requests that came along wait for the turn of other connections.
+            await (asyncio.sleep(0) if buffer else self._receive_more())
+            self.stage = Stage.REQUEST
 
     async def _receive_head(self) -> int:
         """Return where the head ends, once all of it has come."""
@@ -80,24 +110,10 @@ class GatewayHttp(Http):
                     end = find_end(self.recv_buffer, 0 if is_moved else searched)
         except TimeoutError:
             raise Unreadable("head_too_slow") from None
-        except asyncio.CancelledError:
-            # Closed by ourselves: Sanic looks at the request then, and logs that there is none.
-            self.create_empty_request()
-            raise
         return end
 
-    async def send_answer(self, answer: Answer) -> None:
-        """Answer a usual callback."""
-        if self.protocol.app.ctx.draining:
-            self.keep_alive = False
-        await self._send(bytes_of(answer, self.keep_alive))
-        self.response_func = None  # type: ignore[assignment] # Sanic's own "sent"
-        self.stage = Stage.IDLE
-        if self.recv_buffer:  # more requests that came along: it is the others' turn
-            await asyncio.sleep(0)
-
     def _check_head(self) -> None:
-        """Raise Unreadable where somebody else may see the end of the request elsewhere."""
+        """Raise Unreadable for a head that allows request smuggling."""
         head = self.request.head
         has_headers = (end_of_line := head.find(b"\r\n")) != -1
         is_odd = has_headers and not _HEADERS.fullmatch(head, end_of_line)
@@ -162,82 +178,33 @@ class GatewayHttp(Http):
             self.response_func = None  # type: ignore[assignment] # Sanic's own "sent"
             self.stage = Stage.IDLE
             return
-        if self.protocol.app.ctx.draining:
+        if self.protocol.gateway.is_draining:
             self.keep_alive = False
         await Http.http1_response_header(self, data, end_stream)
-        if self.recv_buffer:  # more requests that came along: it is the others' turn
+        if self.recv_buffer:  # more requests that came along wait for other connections
             await asyncio.sleep(0)
 
 
 class GatewayProtocol(Connection):
-    """Our connections, over `GatewayHttp`."""
+    """A connection to the gateway."""
 
+    __slots__ = ("errors", "gateway")
     HTTP_CLASS = GatewayHttp
 
-    def _setup(self) -> None:
-        super()._setup()  # type: ignore[no-untyped-call]
-        self.request_handler = self._handle
-
-    async def _handle(self, request: Request) -> None:
-        """Handle a request as Sanic does, but a usual callback without looking for its route."""
-        if not isinstance(request, UsualCallback):
-            await self.app.handle_request(request)
-            return
-        errors: Any = self.app.error_handler  # GatewayErrors
-        try:
-            answer = Answer(200, await self.app.ctx.receipt(request, request.vendor))
-        except Exception as error:  # noqa: BLE001 - turned into an answer, like every other
-            # Where one is refused many are, and Sanic's way would take 35 µs more for each.
-            answer = errors.answer(error)
-        await request.stream.send_answer(answer)
-
-
-class GatewayErrors(ErrorHandler):
-    """Turns every exception into what `errors.render` says, and counts what is no callback."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._next_log = 0.0
-
-    def response(self, _: Request, exception: BaseException) -> HTTPResponse:
-        """Return the answer to an exception."""
-        if isinstance(exception, asyncio.CancelledError):
-            return Unanswered()  # the caller is gone
-        answer = self.answer(exception)
-        if answer is None:
-            return Unanswered()
-        return HTTPResponse(answer.body, answer.status, dict(answer.headers), "application/json")
-
-    def answer(self, exception: BaseException) -> Answer | None:
-        """Return the answer, and count it; None where there is none, as never from a handler."""
-        answer = render(exception)
-        if answer is None:
-            UNANSWERED.labels(_reason(exception)).inc()
-        elif isinstance(exception, Rejected):
-            REJECTED.labels(exception.reason).inc()
-        elif not isinstance(exception, GatewayError):
-            self._note(exception, answer.status)
-        return answer
-
-    def _note(self, exception: BaseException, status: int) -> None:
-        """Count what the HTTP server itself refuses, and log what nobody expected."""
-        if status in _SERVER_REASONS:
-            REJECTED.labels(_SERVER_REASONS[status]).inc()
-            return
-        UNEXPECTED.inc()
-        if time.monotonic() >= self._next_log:
-            self._next_log = time.monotonic() + UNEXPECTED_LOG_S
-            log.error("unexpected error", exc_info=exception)
-
-
-_SERVER_REASONS = {404: "unknown_path", 405: "method_not_allowed", 503: "response_timeout"}
-_UNREADABLE_REASONS = {408: "head_too_slow", 413: "too_large", 414: "too_large"}
-
-
-def _reason(exception: BaseException) -> str:
-    if isinstance(exception, Unreadable):
-        return exception.reason
-    return _UNREADABLE_REASONS.get(getattr(exception, "status_code", 400), "not_http")
+    def __init__(
+        self,
+        *,
+        gateway: Gateway,
+        errors: GatewayErrors,
+        budget: ReceiveBudget,
+        loop: asyncio.AbstractEventLoop,
+        app: Sanic[Config, SimpleNamespace],
+        connections: set[Connection],
+        **_: object,
+    ) -> None:
+        super().__init__(budget=budget, loop=loop, app=app, connections=connections)
+        self.gateway = gateway
+        self.errors = errors
 
 
 async def read_body(request: Request) -> bytes:

@@ -3,12 +3,12 @@
 import multiprocessing
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, values
 
 from app.telemetry.tallies import Labels, Numbers, Tally, read
+from app.version import PYTHON_VERSION, VERSION
 
 # Where workers keep their numbers, so that each of them can tell the sum of all.
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -217,16 +217,6 @@ def _name(metric: Metric) -> str:
     return family.name
 
 
-def count(
-    metric: Counter, vendor: str, workspace: str, reason: str | None = None, *, number: int = 1
-) -> None:
-    """Count callbacks of one outcome, or with one subject."""
-    labels = (vendor, workspace) if reason is None else (vendor, workspace, reason)
-    # The callbacks are committed: a disk that is full must not make failures of them.
-    with suppress(OSError):
-        BY_WORKSPACE[metric].add(labels, number)
-
-
 BY_WORKSPACE = ByWorkspace(
     of_callbacks={
         WRITTEN: [()],
@@ -240,7 +230,8 @@ BY_WORKSPACE = ByWorkspace(
 
 
 def begin() -> None:
-    """Let what has labels begin at 0, and go on with what a worker in this place has counted."""
+    """Set labelled metrics to 0, and resume the numbers of the previous worker in this place."""
+    BUILD_INFO.labels(VERSION, PYTHON_VERSION).set(1)
     for metric, reasons in ((REJECTED, REJECTIONS), (UNANSWERED, CLOSINGS)):
         for reason in reasons:
             metric.labels(reason)

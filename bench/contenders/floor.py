@@ -15,7 +15,7 @@ from sanic.response import HTTPResponse
 from sanic.server.loop import try_use_uvloop
 
 from app.event import Outcome
-from app.http.config import sanic_config
+from app.http.app import sanic_config
 from app.http.server import BACKLOG, listen
 from app.ingest import RECEIPTS
 from app.settings import Settings, read_settings
@@ -24,9 +24,9 @@ from bench.contenders import PATH
 BODY = RECEIPTS[Outcome.WRITTEN]
 
 
-def create_app(settings: Settings) -> Sanic[Config, SimpleNamespace]:
+def create_app() -> Sanic[Config, SimpleNamespace]:
     """Return an application that has nothing to do."""
-    app = Sanic("flokit-floor", config=sanic_config(settings), configure_logging=False)
+    app = Sanic("flokit-floor", config=sanic_config(), configure_logging=False)
 
     @app.route(PATH, ["GET", "POST"], ignore_body=True)
     async def answer(_: Request) -> HTTPResponse:
@@ -39,7 +39,7 @@ async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
     listener = listen(settings)
     # Without a type, since most of Sanic's methods have none.
-    server: Any = await create_app(settings).create_server(
+    server: Any = await create_app().create_server(
         sock=listener, backlog=BACKLOG, return_asyncio_server=True
     )
     await server.startup()

@@ -202,7 +202,7 @@ async def test_caller_that_never_reads_is_closed(
     async with asyncio.timeout(PATIENCE_S):
         while await counted(gateway, "answers_not_read", before) < 1:
             await asyncio.sleep(0.05)
-        while len(gateway._server.connections) > 1:
+        while len(gateway.server.connections) > 1:
             await asyncio.sleep(0.05)
 
 

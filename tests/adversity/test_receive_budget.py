@@ -51,7 +51,7 @@ Connect = Callable[[Running, bytes], Any]
 
 def held(gateway: Running) -> int:
     """The bytes in all receive buffers of the gateway, and of the bodies that are still to end."""
-    return sum(connection.received_bytes for connection in gateway._server.connections)
+    return sum(connection.received_bytes for connection in gateway.server.connections)
 
 
 def closed() -> float:

@@ -20,7 +20,7 @@ from bench.faults.ledger import Told
 from bench.testbed.callbacks import SECRET, WORKSPACES
 from tests.adversity.test_rolling import assert_exactly_once, calling
 from tests.gateways import PATIENCE_S, Process
-from tests.redis_topologies import PASSWORD, SLOTS, Cluster, asking
+from tests.redis_topologies import PASSWORD, SLOTS, Cluster, client_of
 
 MAKE = Callable[..., RedisClaims]
 BATCH = 200
@@ -31,7 +31,7 @@ BATCHES = "flokit_batch_events_count"
 
 @pytest.fixture
 async def make(redis_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MAKE]:
-    """Make the claims of a process on data of the test's own."""
+    """Makes the claims of a process, on a generation of the test's own."""
     monkeypatch.setattr("app.claims.time_limit.CLAIM_TIMEOUT_S", 0.5)
     stores = []
     name = secrets.token_hex(6)
@@ -48,7 +48,7 @@ async def make(redis_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Async
 
 
 def ids(number: int = BATCH) -> list[bytes]:
-    """New events, for all parts in turn."""
+    """IDs of new events, for all parts in turn."""
     return [bytes([n % 256]) + secrets.token_bytes(15) for n in range(number)]
 
 
@@ -63,7 +63,7 @@ def slots() -> list[int]:
 
 
 async def until_all_answer(first: RedisClaims, second: RedisClaims) -> None:
-    """Return when a claim of one is known to the other, in every part."""
+    """Return when the claims of one are contested for the other, in every part."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             events = ids()
@@ -73,13 +73,13 @@ async def until_all_answer(first: RedisClaims, second: RedisClaims) -> None:
             await asyncio.sleep(0.05)
 
 
-def test_parts_lie_evenly() -> None:
-    """Of any number of primaries with equal ranges each has its share of the parts."""
+def test_parts_are_spread_evenly() -> None:
+    """Primaries with equal ranges of slots have equal shares of the parts."""
     assert [slot * CLUSTER_PARTS // SLOTS for slot in slots()] == list(range(CLUSTER_PARTS))
 
 
 async def test_batch_is_split_by_slot(make: MAKE, redis_cluster: Cluster) -> None:
-    """A batch goes to all primaries, and its answers come back in its own order."""
+    """A batch goes to all primaries, and its claims come back in its own order."""
     first, second = make(), make()
     events = ids()
     claimed = events[::3]
@@ -96,12 +96,12 @@ async def test_batch_is_split_by_slot(make: MAKE, redis_cluster: Cluster) -> Non
     expected = [Claim.SEEN if n % 6 == 0 else Claim.HELD for n in range(BATCH)]
     assert await make().claim(events) == expected
     for primary in await redis_cluster.primaries():
-        async with asking(primary) as redis:
+        async with client_of(primary) as redis:
             assert await redis.dbsize() > BATCH / 6
 
 
-async def test_braces_in_a_key_do_not_move_its_slot(make: MAKE) -> None:
-    """With any name of the data and any event ID, the part determines the slot."""
+async def test_braces_in_a_key_do_not_move_it(make: MAKE) -> None:
+    """The hash tag alone decides the slot, also with braces in the generation and the event ID."""
     events = [bytes([n]) + b"}{other}{}{" + secrets.token_bytes(4) for n in range(32)]
     first, second = make(generation="{a}{b}"), make(generation="{a}{b}")
     before = CLAIMS_BYPASSED._value.get()
@@ -113,7 +113,7 @@ async def test_braces_in_a_key_do_not_move_its_slot(make: MAKE) -> None:
 async def test_frozen_nodes_share_one_time_out(
     make: MAKE, redis_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two frozen nodes cost no more than one, and nothing soon after; the third still answers."""
+    """Two frozen nodes cost one time limit, then none; the answer of the third counts."""
     # Far longer than a pause of a busy machine, and counted in one piece, which is never late.
     for name in ("CLAIM_TIMEOUT_S", "PIECE_S", "LATE_S"):
         monkeypatch.setattr(f"app.claims.time_limit.{name}", TIMEOUT_S)
@@ -148,10 +148,10 @@ async def test_frozen_nodes_share_one_time_out(
     assert not second.is_bypassed
 
 
-async def test_missing_cluster_is_bypassed_at_once(
+async def test_unreachable_cluster_costs_no_time(
     make: MAKE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a single node all is held, at once, and no later batch waits."""
+    """Without a single node, every event is held at once."""
     for name in ("time_limit.CLAIM_TIMEOUT_S", "redis.DISCOVERY_TIMEOUT_S"):
         monkeypatch.setattr(f"app.claims.{name}", 2 * PATIENCE_S)
     claims = make("redis+cluster://127.0.0.1:1,127.0.0.1:2")
@@ -161,8 +161,8 @@ async def test_missing_cluster_is_bypassed_at_once(
     assert claims.is_bypassed
 
 
-async def test_moving_slot_costs_its_part_only(make: MAKE, redis_cluster: Cluster) -> None:
-    """While a slot moves its part is held, the others are answered; then it is found again."""
+async def test_moving_slot_costs_its_own_part(make: MAKE, redis_cluster: Cluster) -> None:
+    """While a slot moves, only the events of its part are held without an answer."""
     first, second = make(), make()
     await until_all_answer(first, second)
     slot = slots()[0]
@@ -191,12 +191,12 @@ async def test_moving_slot_costs_its_part_only(make: MAKE, redis_cluster: Cluste
 
 async def execute(node: Server, *words: Any) -> Any:
     """Run one command on a node."""
-    async with asking(node) as redis:
+    async with client_of(node) as redis:
         return await redis.execute_command(*words)
 
 
-async def test_unserved_slot_costs_its_part_only(make: MAKE, redis_cluster: Cluster) -> None:
-    """A slot without a primary costs its part, until it has one again."""
+async def test_slot_without_a_primary_costs_a_backoff(make: MAKE, redis_cluster: Cluster) -> None:
+    """A slot without a primary bypasses the claims until it has one again."""
     first, second = make(), make()
     await until_all_answer(first, second)
     slot = slots()[3]
@@ -210,8 +210,8 @@ async def test_unserved_slot_costs_its_part_only(make: MAKE, redis_cluster: Clus
     assert not first.is_bypassed
 
 
-async def test_node_that_was_away_learns_of_commits(make: MAKE, redis_cluster: Cluster) -> None:
-    """Events that were committed while a node was away are marked there when it is back."""
+async def test_commits_are_settled_when_a_node_is_back(make: MAKE, redis_cluster: Cluster) -> None:
+    """Events committed while a node is frozen are settled on it afterwards."""
     first, second = make(), make()
     await until_all_answer(first, second)
     events = ids()
@@ -248,7 +248,7 @@ async def processes(
 
 
 async def until_claims_work(processes: Sequence[Process]) -> None:
-    """Return when some batches in turn, on each of the gateways, have had all their answers."""
+    """Return when fifty batches in turn, on each gateway, had all their answers."""
     for process in processes:
         async with asyncio.timeout(PATIENCE_S):
             before = await process.metrics()
@@ -261,10 +261,10 @@ async def until_claims_work(processes: Sequence[Process]) -> None:
                 await asyncio.sleep(0.05)
 
 
-async def test_killed_primary_of_a_cluster_loses_nothing(
+async def test_killed_primary_fails_no_callback(
     processes: Sequence[Process], redis_cluster: Cluster, connection: asyncpg.Connection
 ) -> None:
-    """A killed primary fails no callback, loses and doubles none; its replica takes its part."""
+    """No callback fails, is lost or doubled; the replica takes over."""
     slot = slots()[0]
     async with calling(*(process.port for process in processes)) as vendor:
         await until_claims_work(processes)

@@ -1,4 +1,4 @@
-"""The claim store on the primary of Sentinels, and on one that becomes a replica."""
+"""The claim store behind Sentinels, and on a primary that becomes a replica."""
 
 import asyncio
 import secrets
@@ -22,14 +22,14 @@ from tests.adversity.test_redis_cluster import (
 )
 from tests.adversity.test_rolling import assert_exactly_once, calling
 from tests.gateways import Process
-from tests.redis_topologies import COMMON, PASSWORD, SERVICE, Watched, asking, starting, url_of
+from tests.redis_topologies import COMMON, PASSWORD, SERVICE, Watched, client_of, starting, url_of
 
 DATA = secrets.token_hex(6)
 
 
 @pytest.fixture
 async def make() -> AsyncIterator[MAKE]:
-    """Make the claims of a process; the last word is the address of its Redis."""
+    """Makes the claims of a process, by the address of its Redis."""
     stores = []
 
     def make(url: str) -> RedisClaims:
@@ -42,10 +42,10 @@ async def make() -> AsyncIterator[MAKE]:
         await claims.close()
 
 
-async def test_killed_primary_of_sentinels_loses_nothing(
+async def test_killed_primary_behind_sentinels_fails_no_callback(
     redis_watched: Watched, database_url: str, connection: asyncpg.Connection, tmp_path: Path
 ) -> None:
-    """A replica that is promoted takes the claims; no callback fails, is lost or doubled."""
+    """No callback fails, is lost or doubled; the promoted replica takes over."""
     (tmp_path / "workspaces.toml").write_text(WORKSPACES)
     secret = {"ADJUST_CALLBACK_SECRET": SECRET}
     with Process(database_url, redis_watched.url, tmp_path, **secret) as process:
@@ -64,8 +64,8 @@ async def test_killed_primary_of_sentinels_loses_nothing(
     await assert_exactly_once(vendor, connection)
 
 
-async def test_gateways_follow_a_planned_switch(make: MAKE, redis_watched: Watched) -> None:
-    """After a planned switch of Sentinels each gateway follows, from any connection."""
+async def test_claims_follow_a_planned_failover(make: MAKE, redis_watched: Watched) -> None:
+    """After SENTINEL FAILOVER every gateway uses the new primary."""
     first, second = make(redis_watched.url), make(redis_watched.url)
     await until_all_answer(first, second)
     before = await redis_watched.primary()
@@ -77,32 +77,32 @@ async def test_gateways_follow_a_planned_switch(make: MAKE, redis_watched: Watch
     await until_all_answer(first, second)
     events = ids()
     await first.claim(events)
-    async with asking(after) as redis:
+    async with client_of(after) as redis:
         assert await redis.exists(*(DATA.encode() + event_id for event_id in events)) == len(events)
 
 
 async def test_one_sentinel_is_enough(make: MAKE, redis_watched: Watched) -> None:
-    """One Sentinel that answers is enough, in any place of the address."""
+    """Sentinels out of reach before and after it in the address do not matter."""
     [sentinel, *_] = redis_watched.sentinels
     hosts = f"127.0.0.1:{free_port()},127.0.0.1:{sentinel.port},127.0.0.1:{free_port()}"
     url = f"redis+sentinel://:{PASSWORD}@{hosts}/{SERVICE}"
     await until_all_answer(make(url), make(redis_watched.url))
 
 
-async def test_unknown_service_is_bypassed(make: MAKE, redis_watched: Watched) -> None:
-    """A service unknown to the Sentinels is a Redis that is away: all is held, with a log line."""
+async def test_unknown_service_bypasses_the_claims(make: MAKE, redis_watched: Watched) -> None:
+    """A service that no Sentinel knows is an unavailable Redis."""
     claims = make(redis_watched.url.replace(f"/{SERVICE}", "/other"))
     assert await claims.claim(ids(3)) == [Claim.HELD] * 3
     assert claims.is_bypassed
 
 
-async def test_replica_is_bypassed(make: MAKE, redis_program: Path, tmp_path: Path) -> None:
-    """Behind an address that leads to a replica by now, all is held until it is a primary again."""
+async def test_replica_bypasses_the_claims(make: MAKE, redis_program: Path, tmp_path: Path) -> None:
+    """Events are held without a claim until the server is a primary again."""
     with starting(tmp_path, redis_program) as start:
         server = start("alone", COMMON)
         first, second = make(url_of(server)), make(url_of(server))
         await until_all_answer(first, second)
-        async with asking(server) as redis:
+        async with client_of(server) as redis:
             await redis.replicaof("127.0.0.1", free_port())
             assert await first.claim(ids(3)) == [Claim.HELD] * 3
             assert first.is_bypassed

@@ -11,8 +11,9 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from app.dev.embedded import unpack
-from app.http.app import CLOSE_PER_COMMIT
-from app.http.config import KEEP_ALIVE_TIMEOUT_S, RESPONSE_TIMEOUT_S, sanic_config
+from app.gateway import CLOSE_PER_COMMIT
+from app.http.app import KEEP_ALIVE_TIMEOUT_S, RESPONSE_TIMEOUT_S
+from app.http.server import PATIENCE_PER_COMMIT
 from app.settings import read_settings
 from app.telemetry import metrics
 from tests.kustomize import K8S, container, environment_of, of_kind, pods, the
@@ -39,7 +40,7 @@ def test_grace_period_covers_the_drain() -> None:
     """The grace period covers preStop, drain, callbacks in flight, and the closing of each part."""
     pod, now = pods()["gateway"]["spec"], settings()
     pre_stop_s = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
-    in_flight_s = sanic_config(now).GRACEFUL_SHUTDOWN_TIMEOUT
+    in_flight_s = PATIENCE_PER_COMMIT * now.commit_timeout_s
     closing_s = CLOSED_IN_TURN * CLOSE_PER_COMMIT * now.commit_timeout_s
     needed_s = pre_stop_s + now.drain_pause_s + in_flight_s + closing_s
     assert pod["terminationGracePeriodSeconds"] > needed_s

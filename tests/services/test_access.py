@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from app.http import app as server
-from app.http.app import UNVERIFIED_PAUSE_S
+from app import ingest
+from app.ingest import UNVERIFIED_PAUSE_S
 from app.telemetry.metrics import REJECTED
 from tests.client import exchange, get, head, post
 from tests.gateways import SECRET, Gateways, query
@@ -70,14 +70,14 @@ async def test_stranger_that_hangs_up_is_counted(
     gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A caller that does not wait for the answer is counted as refused all the same."""
-    monkeypatch.setattr(server, "UNVERIFIED_PAUSE_S", 60.0)
+    monkeypatch.setattr(ingest, "UNVERIFIED_PAUSE_S", 60.0)
     gateway = await gateways.start()
     refused = REJECTED.labels("wrong_secret")._value.get
     before = refused()
     _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     writer.write(head("GET", f"/ingest/adjust?{query(secret='guess')}"))
     async with asyncio.timeout(10):
-        while not any(map(bool, (each.http for each in gateway._server.connections))):
+        while not any(map(bool, (each.http for each in gateway.server.connections))):
             await asyncio.sleep(0.01)
         writer.transport.abort()
         while refused() == before:

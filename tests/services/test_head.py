@@ -1,11 +1,12 @@
 """Heads of requests: the cost of hostile ones, and the unusual ones that are served."""
 
 import asyncio
+from functools import partial
 from typing import Any, ClassVar
 
 import asyncpg
 import pytest
-from sanic import Request
+from sanic import Request, Sanic
 from sanic.compat import Header
 
 from app.errors import Unreadable
@@ -27,40 +28,38 @@ class Parsed(Request):
         self.sizes.append(len(self.head))
 
 
-async def start_watched(gateways: Gateways) -> Running:
+@pytest.fixture
+async def watched(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> Running:
     """A gateway, with the heads that Sanic has parsed in `Parsed.sizes`."""
-    gateway = await gateways.start()
-    gateway.app.request_class = Parsed
+    monkeypatch.setattr("app.http.app.Sanic", partial(Sanic, request_class=Parsed))
     Parsed.sizes.clear()
-    return gateway
+    return await gateways.start()
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_too_many_headers_are_never_parsed(gateways: Gateways, method: str) -> None:
+async def test_too_many_headers_are_never_parsed(watched: Running, method: str) -> None:
     """As many lines as are allowed are served, on either way; one more closes the connection."""
-    gateway = await start_watched(gateways)
     before = UNANSWERED_TOTAL.labels("too_large")._value.get()
     target = f"/ingest/adjust?{query(user_id=method)}"
     more = {"Content-Length": "0"} if method == "POST" else {}
     headers = more | {f"x{n}": "y" for n in range(HEADER_LINES_MAX - len(more) - 1)}
-    assert (await exchange(gateway.port, head(method, target, headers=headers))).json == WRITTEN
+    assert (await exchange(watched.port, head(method, target, headers=headers))).json == WRITTEN
     assert len(Parsed.sizes) == (1 if method == "POST" else 0)
     sent = head(method, target, headers=headers | {"one": "more"})
-    assert await exchange(gateway.port, sent) == UNANSWERED
+    assert await exchange(watched.port, sent) == UNANSWERED
     many = head(method, target).replace(b"\r\n\r\n", b"\r\n" + b"a:\r\n" * 15_000 + b"\r\n")
-    assert await exchange(gateway.port, many) == UNANSWERED
+    assert await exchange(watched.port, many) == UNANSWERED
     # The stand-in for a request that was not read has no head.
     assert sum(map(bool, Parsed.sizes)) == (1 if method == "POST" else 0)
     assert UNANSWERED_TOTAL.labels("too_large")._value.get() - before == 2
 
 
-async def test_query_is_never_parsed_by_sanic(gateways: Gateways) -> None:
+async def test_query_is_never_parsed_by_sanic(watched: Running) -> None:
     """The part that Sanic parses does not grow with the query, in any spelling."""
-    gateway = await start_watched(gateways)
     for value in ("é" * 30_000, "a b" * 20_000, "A" * 60_000):
         target = f"/ingest/adjust/?{query(user_id='ü', x=value)}".encode()
         request = head("POST", target, headers={"Content-Length": "0"})
-        assert (await exchange(gateway.port, request)).status == 200
+        assert (await exchange(watched.port, request)).status == 200
     assert len(Parsed.sizes) == 3
     assert max(Parsed.sizes) < 1_000
 

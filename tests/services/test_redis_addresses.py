@@ -1,4 +1,4 @@
-"""REDIS_URL for one server, a cluster and Sentinels; and the lines of `check` about each."""
+"""REDIS_URL for one server, a cluster and Sentinels, and the report of `check` on each."""
 
 import asyncio
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.gateways import ROOT, Process, environment, inherited
-from tests.redis_topologies import PASSWORD, SERVICE, Cluster, Watched, asking, url_of
+from tests.redis_topologies import PASSWORD, SERVICE, Cluster, Watched, client_of, url_of
 
 
 async def check(server: Process, redis_url: str, folder: Path) -> tuple[int | None, list[str]]:
@@ -17,15 +17,15 @@ async def check(server: Process, redis_url: str, folder: Path) -> tuple[int | No
         env=inherited() | environment(server.database_url, redis_url, folder),
         stdout=subprocess.PIPE,
     )  # fmt: skip
-    said, _ = await process.communicate()
-    lines = said.decode().splitlines()
+    output, _ = await process.communicate()
+    lines = output.decode().splitlines()
     return process.returncode, [line for line in lines if line[9:14] == "redis"]
 
 
-async def test_check_reports_each_primary_of_a_cluster(
+async def test_check_reports_a_cluster(
     redis_cluster: Cluster, server: Process, tmp_path: Path
 ) -> None:
-    """`check` reports the state of a cluster, and of each of its primaries."""
+    """`check` reports the state of a cluster and of each primary."""
     primaries = await redis_cluster.primaries()
     hosts = ",".join(f"127.0.0.1:{node.port}" for node in redis_cluster.nodes[-2:])
     exit_code, (first, *others) = await check(
@@ -37,7 +37,7 @@ async def test_check_reports_each_primary_of_a_cluster(
         assert line.startswith(f"ok       redis 127.0.0.1:{primary.port}: Redis ")
         assert line.endswith(", 1 replicas")
     assert exit_code == 0
-    async with asking(primaries[1]) as redis:
+    async with client_of(primaries[1]) as redis:
         await redis.config_set("maxmemory-policy", "allkeys-lru")
         exit_code, (_, *others) = await check(
             server, f"redis+cluster://:{PASSWORD}@{hosts}", tmp_path
@@ -50,7 +50,7 @@ async def test_check_reports_each_primary_of_a_cluster(
 async def test_check_reports_the_primary_of_sentinels(
     redis_watched: Watched, server: Process, tmp_path: Path
 ) -> None:
-    """`check` reports the present primary."""
+    """`check` reports the current primary, or that the service is unknown."""
     primary = await redis_watched.primary()
     exit_code, (line, _) = await check(server, redis_watched.url, tmp_path)
     assert line.startswith(f"ok       redis 127.0.0.1:{primary.port}: Redis ")
@@ -61,10 +61,10 @@ async def test_check_reports_the_primary_of_sentinels(
     assert exit_code == 1
 
 
-async def test_address_of_another_kind_is_found_out(
+async def test_check_detects_a_server_of_another_kind(
     redis_cluster: Cluster, redis_watched: Watched, server: Process, tmp_path: Path
 ) -> None:
-    """An address that leads to no primary of its kind is found out, and is not waited for."""
+    """A server that is no primary of the address's kind fails the check at once."""
     node = redis_cluster.nodes[0]
     exit_code, [line, _] = await check(server, url_of(node), tmp_path)
     assert line == "FAILED   redis: runs in mode cluster: see REDIS_URL in docs/configuration.md"

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -12,6 +12,7 @@ import pytest
 
 from app.event import Event, Outcome
 from sinks.timescale.schema import migrate, timescaledb_version
+from sinks.timescale.session import Session, open_session
 from sinks.timescale.sink import TimescaleSink
 from tests.events import OCCURRED_AT, event, events, generation_of, stored, until_lost, write
 from tests.gateways import Services
@@ -279,9 +280,13 @@ async def test_lost_connection_is_replaced(sink: TimescaleSink, connection: Conn
 
 async def test_time_out_gives_the_connection_up(database_url: str, connection: Connection) -> None:
     """A write that takes too long raises, its statement ends, and the next write succeeds."""
-    sink = TimescaleSink(database_url, commit_timeout_s=0.3)
-    # The server does not give up by itself.
-    sink._batches._settings |= {"statement_timeout": "0", "lock_timeout": "0"}
+
+    async def open_patient(url: str, settings: Mapping[str, str], timeout_s: float) -> Session:
+        """A session whose server never gives up."""
+        never = {"statement_timeout": "0", "lock_timeout": "0"}
+        return await open_session(url, {**settings, **never}, timeout_s)
+
+    sink = TimescaleSink(database_url, commit_timeout_s=0.3, open_session=open_patient)
     await sink.ping()
     transaction = connection.transaction()
     await transaction.start()

@@ -14,8 +14,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from app.settings import SettingsError
-from app.telemetry import traces
 from app.telemetry import tracing as spans
+from app.telemetry.observer import traces_wanted
 from tests.client import get
 from tests.gateways import (
     PATIENCE_S,
@@ -218,12 +218,13 @@ async def test_missing_collector_fails_no_callback(run: RUNS) -> None:
 WITHOUT_EXTRA = 'import sys; sys.modules["opentelemetry"] = None  # as if it were not installed\n'
 OFF = """
 import sys
-from app.http.app import create_app
+from app.gateway import create_gateway
+from app.telemetry.observer import choose_observer
 from app.settings import read_settings
 
-gateway = create_app(read_settings()).ctx.gateway
-parts = (gateway.ingest, gateway.buffer, gateway.claims, gateway.sink, gateway.workspaces)
-print([name for part in parts for name in vars(part) if name in dir(type(part))])
+gateway = create_gateway(read_settings(), observer=choose_observer())
+parts = (gateway.handle, gateway.claims, gateway.sink)
+print([part for part in parts if part.__module__.startswith("app.telemetry")])
 # The rest is redis-py's, which imports what it finds.
 ours = ("app.telemetry.tracing", "opentelemetry.sdk.trace", "opentelemetry.exporter")
 print([name for name in sys.modules if name.startswith(ours)])
@@ -294,10 +295,10 @@ def test_wrong_variable_is_one_line(
 def test_exporter_or_endpoint_turns_traces_on() -> None:
     """An exporter or an endpoint turns traces on; the SDK's own default does not."""
     endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": NOBODY}
-    assert traces.is_wanted(endpoint)
-    assert traces.is_wanted({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": NOBODY})
-    assert traces.is_wanted({"OTEL_TRACES_EXPORTER": "otlp"})
-    assert not traces.is_wanted({"OTEL_TRACES_EXPORTER": "none"} | endpoint)
-    assert not traces.is_wanted({})
+    assert traces_wanted(endpoint)
+    assert traces_wanted({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": NOBODY})
+    assert traces_wanted({"OTEL_TRACES_EXPORTER": "otlp"})
+    assert not traces_wanted({"OTEL_TRACES_EXPORTER": "none"} | endpoint)
+    assert not traces_wanted({})
     with pytest.raises(SettingsError, match="OTEL_TRACES_EXPORTER"):
-        traces.is_wanted({"OTEL_TRACES_EXPORTER": "console"})
+        traces_wanted({"OTEL_TRACES_EXPORTER": "console"})

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from app.buffer import WriteBuffer
 from app.errors import Unavailable
 
+UNDECIDED = "undecided"
+
 
 class Store:
     """Commits numbers, when permitted, and records the batches."""
@@ -20,9 +22,11 @@ class Store:
         self.is_open = asyncio.Event()
         self.is_open.set()
         known = {"batch_max": 3, "buffer_max": 6, "batch_max_bytes": 100, "buffer_max_bytes": 1000}
-        self.buffer: WriteBuffer[int, str] = WriteBuffer(self.commit, **(known | limits))
+        self.buffer: WriteBuffer[int, str] = WriteBuffer(
+            self.commit, self.commit_one, undecided=UNDECIDED, **(known | limits)
+        )
 
-    async def commit(self, items: Sequence[int]) -> list[str | Exception | asyncio.Task[str]]:
+    async def commit(self, items: Sequence[int]) -> list[str]:
         """Return the result of each number; 666 fails them all."""
         self.batches.append(list(items))
         await self.is_open.wait()
@@ -30,15 +34,15 @@ class Store:
             raise LookupError("all of them")
         return [self.result(item) for item in items]
 
-    def result(self, item: int) -> str | Exception | asyncio.Task[str]:
-        """Return the result of one number."""
-        if item == 99:
-            return asyncio.create_task(self.late())
-        return ValueError("unlucky") if item == 13 else f"{item} done"
+    def result(self, item: int) -> str:
+        """Return the result of one number: 13 and 99 are undecided."""
+        return UNDECIDED if item in (13, 99) else f"{item} done"
 
-    async def late(self) -> str:
-        """Return long after the batch."""
+    async def commit_one(self, item: int) -> str:
+        """Return the result of an undecided number, long after its batch."""
         await asyncio.sleep(0.05)
+        if item == 13:
+            raise ValueError("unlucky")
         return "late"
 
     async def let_one_batch_through(self) -> None:
@@ -239,7 +243,7 @@ class Ledger(Store):
         self.left_out: Counter[str] = Counter()
         self.limits = limits
 
-    async def commit(self, items: Sequence[int]) -> list[str | Exception | asyncio.Task[str]]:
+    async def commit(self, items: Sequence[int]) -> list[str]:
         """Check a batch, and commit it."""
         size_bytes = sum(self.sizes[item] for item in items)
         assert len(items) <= self.limits["batch_max"]

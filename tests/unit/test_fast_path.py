@@ -3,7 +3,8 @@
 import pytest
 
 from app.errors import Answer
-from app.http.fast_path import USUAL, bytes_of
+from app.http.fast_path import CALLBACK, LazyHeaders
+from app.http.responses import response_bytes
 from tests.client import head
 from tests.gateways import query
 
@@ -35,12 +36,27 @@ TARGET = f"/ingest/adjust?{query()}"
 )  # fmt: skip
 def test_unusual_requests_go_through_sanic(request_bytes: bytes) -> None:
     """Requests with more about the body or the connection, or not quite HTTP, are Sanic's."""
-    assert not USUAL.match(request_bytes)
+    assert not CALLBACK.match(request_bytes)
+
+
+def test_headers_are_the_same_on_the_fast_path() -> None:
+    """An adapter finds every header under its name in lower case; of repeats the first counts."""
+    sent = head("GET", TARGET, headers={"X-Signature": " a:b ", "Connection": "keep-alive"})
+    plain = CALLBACK.match(sent.replace(b"\r\n\r\n", b"\r\nx-signature: c\r\n\r\n"))
+    assert plain
+    headers = LazyHeaders(plain[3])
+    assert headers["x-signature"] == "a:b "
+    assert headers.get_all("x-signature") == ["a:b ", "c"]
+    assert headers.get("x-nothing") is None
+    assert dict(headers) == {
+        "host": "gateway", "x-signature": "a:b ", "connection": "keep-alive",
+    }  # fmt: skip
+    assert len(headers) == 3
 
 
 def test_receipt_has_its_length_and_connection() -> None:
     """The head of a receipt has its length, and the state of the connection."""
-    assert bytes_of(Answer(200, b"{}"), keep_alive=True).startswith(
+    assert response_bytes(Answer(200, b"{}"), keep_alive=True).startswith(
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: keep-alive\r\n"
     )
-    assert b"\r\nconnection: close\r\n" in bytes_of(Answer(200, b"{}"), keep_alive=False)
+    assert b"\r\nconnection: close\r\n" in response_bytes(Answer(200, b"{}"), keep_alive=False)

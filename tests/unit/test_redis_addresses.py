@@ -7,8 +7,8 @@ from app.claims.discovery import Kind, read_address
 from app.settings import SettingsError
 
 
-def test_address_of_a_cluster_names_every_node() -> None:
-    """Every node is named, and each connection has the same user."""
+def test_address_of_a_cluster_names_its_nodes() -> None:
+    """Each node has its host and port, and all have the same user."""
     address = read_address("rediss+cluster://me:pa%40ss,word@one:7000,[::1]:7001,three")
     assert address.kind is Kind.CLUSTER
     assert [(endpoint["host"], endpoint["port"]) for endpoint in address.endpoints] == [
@@ -20,7 +20,7 @@ def test_address_of_a_cluster_names_every_node() -> None:
 
 
 def test_address_of_sentinels_ends_with_the_service() -> None:
-    """The last word is the service; options are those of the client."""
+    """The path is the service; options are redis-py's."""
     address = read_address("redis+sentinel://:word@one:26380,two/my%20claims?db=3")
     assert (address.kind, address.service) == (Kind.SENTINEL, "my claims")
     assert [(one["host"], one["port"], one["db"]) for one in address.endpoints] == [
@@ -47,10 +47,12 @@ def test_address_of_sentinels_ends_with_the_service() -> None:
         "://:pa55w0rd@one:port",
     ],
 )
-def test_wrong_address_is_one_line_without_the_password(rest: str) -> None:
-    """A wrong address is reported in one line that names the variable and hides the password."""
-    with pytest.raises(SettingsError, match=r"^REDIS_URL: not an address of the form redis") as why:
+def test_wrong_address_is_reported_without_its_password(rest: str) -> None:
+    """The error is one line that names the variable."""
+    with pytest.raises(
+        SettingsError, match=r"^REDIS_URL: not an address of the form redis"
+    ) as raised:
         read_address(f"redis{rest}")
-    assert "\n" not in str(why.value)
-    assert "pa55w0rd" not in str(why.value)
-    assert why.value.__cause__ is None
+    assert "\n" not in str(raised.value)
+    assert "pa55w0rd" not in str(raised.value)
+    assert raised.value.__cause__ is None

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from app.event import Drop, DropReason
 from app.telemetry import metrics
 from app.telemetry.exposition import exposition
-from app.telemetry.metrics import BY_WORKSPACE, count
+from app.telemetry.metrics import BY_WORKSPACE
+from app.telemetry.outcomes import count_drop
 from app.telemetry.tallies import CAPACITY_MIN, Tally, read
 from tests.loop_time import run_measured
 
@@ -24,8 +26,8 @@ def in_use() -> Iterator[Callable[[int], None]]:
     def use(number: int) -> None:
         BY_WORKSPACE.in_use = {("adjust", f"ws_{n}") for n in range(number)}
         for n in range(number):
-            count(metrics.WRITTEN, "adjust", f"ws_{n}", number=n)
-            count(metrics.DROPPED, "adjust", f"ws_{n}", "invalid_timestamp")
+            BY_WORKSPACE[metrics.WRITTEN].add(("adjust", f"ws_{n}"), n)
+            BY_WORKSPACE[metrics.DROPPED].add(("adjust", f"ws_{n}", "invalid_timestamp"))
 
     yield use
     BY_WORKSPACE.in_use = before
@@ -99,8 +101,8 @@ def test_tally_outlives_a_file_that_cannot_be_written(
     for n in range(CAPACITY_MIN):
         tally.add(("adjust", f"ws_{n}"), n)
     shutil.rmtree(folder)
-    monkeypatch.setitem(BY_WORKSPACE._tallies, metrics.WRITTEN, tally)
-    count(metrics.WRITTEN, "adjust", "new")
-    count(metrics.WRITTEN, "adjust", "ws_1")
+    monkeypatch.setitem(BY_WORKSPACE._tallies, metrics.DROPPED, tally)
+    for workspace in ("new", "ws_1"):
+        count_drop("adjust", workspace, Drop(DropReason.REFUSED))
     numbers = {("adjust", f"ws_{n}"): float(n) for n in range(CAPACITY_MIN)}
     assert dict(tally.snapshot()) == numbers | {("adjust", "ws_1"): 2.0}

@@ -1,0 +1,212 @@
+"""The gateway: the parts put together, without an HTTP server."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from math import nan
+from pathlib import Path
+
+import adapters
+from app.access import Access
+from app.buffer import WriteBuffer
+from app.claims import Claims
+from app.claims.redis import RedisClaims
+from app.commit import commit, commit_contested
+from app.event import Event, Outcome
+from app.ingest import Ingest, utc_now
+from app.readiness import BufferState, Readiness, clock_state, is_clock_right
+from app.settings import Settings
+from app.telemetry import metrics
+from app.telemetry.observer import UNOBSERVED, Observer
+from app.workspaces import Workspaces
+from sinks import Sink
+from sinks.timescale.sink import TimescaleSink
+
+LIMITS = {"batch_max_bytes": 64 * 1024, "buffer_max_bytes": 64 * 1024 * 1024}
+CLOSE_PER_COMMIT = 2
+PROBE_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """Everything between a request and its receipt. Knows no HTTP server, Redis or database."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        vendors: Mapping[str, adapters.Adapter],
+        workspaces: Workspaces,
+        claims: Claims,
+        sink: Sink,
+        observer: Observer = UNOBSERVED,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.settings = settings
+        self.vendors = vendors
+        self.workspaces = workspaces
+        self.observer = observer
+        self.claims = observer.claims(claims)
+        self.sink = observer.sink(sink)
+        self.buffer: WriteBuffer[Event, Outcome] = WriteBuffer(
+            observer.commit(partial(commit, claims=self.claims, sink=self.sink)),
+            observer.commit_one(partial(commit_contested, claims=self.claims, sink=self.sink)),
+            undecided=Outcome.CONTESTED,
+            batch_max=settings.batch_max_events,
+            buffer_max=settings.buffer_max_events,
+            **LIMITS,
+        )
+        self.access = Access(settings.vendors)
+        self.ingest = Ingest(
+            adapters={name: observer.adapter(adapter) for name, adapter in vendors.items()},
+            access=self.access,
+            workspaces=workspaces,
+            submit=observer.submit(self.buffer.submit),
+            is_clock_right=self.is_clock_right,
+            retention_d=settings.retention_d,
+            now=now,
+        )
+        # Returns the receipt of a callback once it is committed or dropped; raises GatewayError.
+        self.handle = observer.handle(self.ingest.handle)
+        self.is_draining = False
+        self.sink_answered = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new callbacks are welcome here."""
+        return self.sink_answered and not self.is_draining
+
+    def readiness(self) -> Readiness:
+        """Return the state of the gateway for its operators."""
+        return Readiness(
+            draining=self.is_draining,
+            sink="answered" if self.sink_answered else "waiting",
+            claims="bypassed" if self.claims.is_bypassed else "in use",
+            buffer=BufferState(len(self.buffer), self.settings.buffer_max_events),
+            clock=clock_state(self.sink.clock_ahead_s),
+        )
+
+    def is_clock_right(self) -> bool:
+        """Return whether the gateway's clock is known to agree with the database's."""
+        return is_clock_right(self.sink.clock_ahead_s)
+
+    def start(self) -> None:
+        """Start the background work, in the running loop."""
+        metrics.begin()
+        self.observer.start()
+        for vendor in self.vendors:
+            access = self.settings.vendors.get(vendor)
+            if access is None or not access.has_secret:
+                log.warning("no secret: every callback is answered 503", extra={"vendor": vendor})
+        for work in (self._ping_sink(), self._keep_gauges(), self.workspaces.watch()):
+            self._tasks.append(asyncio.create_task(work))
+
+    async def drain(self) -> None:
+        """Turn readiness red and go on serving until callers have gone elsewhere."""
+        self.is_draining = True
+        await asyncio.sleep(self.settings.drain_pause_s)
+
+    async def close(self) -> None:
+        """Commit the accepted events, then close the parts."""
+        for task in self._tasks:
+            task.cancel()
+        timeout_s = CLOSE_PER_COMMIT * self.settings.commit_timeout_s
+        try:
+            # No caller waits any more: a database that hangs is given up after the same time.
+            async with asyncio.timeout(timeout_s):
+                await self.buffer.close()
+        except TimeoutError:
+            log.error("events given up, unanswered", extra={"events": len(self.buffer)})
+        for part in (self.claims, self.sink, self.observer):
+            with suppress(TimeoutError):  # the end of the process closes the rest
+                async with asyncio.timeout(timeout_s):
+                    await part.close()
+
+    async def _ping_sink(self) -> None:
+        """Ping the sink until it has answered once: from then on the gateway is ready."""
+        while not self.sink_answered:
+            try:
+                await self.sink.ping()
+                self.sink_answered = True
+            except Exception as error:  # noqa: BLE001 - pinged again, whatever the error
+                log.warning("not ready: the sink does not answer", extra={"error": str(error)})
+                await asyncio.sleep(PROBE_S)
+
+    async def _keep_gauges(self) -> None:
+        """Keep the gauges, for a scrape that another worker answers; never returns."""
+        was_right = True
+        while True:
+            with suppress(OSError):  # a full disk: a gauge in a file stays as it was
+                self.measure()
+            is_right = self.is_clock_right()
+            if is_right != was_right and self.sink_answered:
+                was_right = is_right
+                _log_clock(is_right, self.sink.clock_ahead_s)
+            await asyncio.sleep(PROBE_S)
+
+    def measure(self) -> None:
+        """Set the gauges from plain numbers, which cost the path next to nothing.
+
+        A secret appears by its position in the list of its vendor only.
+        """
+        metrics.IN_FLIGHT.set(self.ingest.in_flight)
+        metrics.BUFFER_EVENTS.set(len(self.buffer))
+        metrics.BUFFER_LIMIT.set(self.settings.buffer_max_events)
+        ahead_s = self.sink.clock_ahead_s
+        metrics.CLOCK_AHEAD.set(nan if ahead_s is None else ahead_s)
+        last_used = metrics.BY_WORKSPACE[metrics.SECRET_LAST_USED]
+        for vendor, owners in self.access.used.items():
+            for owner, used in owners.items():
+                for position, is_used in enumerate(used):
+                    labels = (vendor, owner, str(position + 1))
+                    if is_used:
+                        last_used.set(labels, time.time())
+                        used[position] = False
+                    else:
+                        last_used.add(labels, 0)
+
+
+def create_gateway(
+    settings: Settings,
+    *,
+    claims: Claims | None = None,
+    sink: Sink | None = None,
+    observer: Observer = UNOBSERVED,
+) -> Gateway:
+    """Return a gateway of the settings' parts; raises WorkspacesError and SettingsError.
+
+    Tests hand in another claim store or sink.
+    """
+    vendors = adapters.load()
+    sink = sink or TimescaleSink(settings.database_url, commit_timeout_s=settings.commit_timeout_s)
+    claims = claims or RedisClaims(
+        settings.redis_url,
+        generation=lambda: sink.generation,
+        lease_s=settings.claim_lease_s,
+        seen_window_d=settings.seen_window_d,
+    )
+    return Gateway(
+        settings,
+        vendors=vendors,
+        workspaces=Workspaces(Path(settings.workspaces_file), vendors.keys()),
+        claims=claims,
+        sink=sink,
+        observer=observer,
+    )
+
+
+def _log_clock(is_right: bool, ahead_s: float | None) -> None:
+    if is_right:
+        log.info("the clock agrees with that of the database")
+    else:
+        log.error(
+            "the clock differs from that of the database, or that is not known: "
+            "times that it would refuse are answered 503",
+            extra={"ahead_s": ahead_s},
+        )

@@ -1,0 +1,44 @@
+"""The outcome of a callback becomes a metric here, and nowhere else."""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from operator import attrgetter
+
+from app.event import Drop, DropReason, Event, Outcome
+from app.telemetry.metrics import BY_WORKSPACE, DROPPED, DUPLICATE, FAILED, IGNORED, WRITTEN
+from app.telemetry.tallies import Tally
+
+_OWNER = attrgetter("vendor", "workspace_id")
+# A CONTESTED event counts when it is decided.
+_COUNTED: dict[Outcome, tuple[Tally, tuple[str, ...]]] = {
+    Outcome.WRITTEN: (BY_WORKSPACE[WRITTEN], ()),
+    Outcome.DUPLICATE: (BY_WORKSPACE[DUPLICATE], ()),
+    Outcome.REFUSED: (BY_WORKSPACE[DROPPED], (DropReason.REFUSED.value,)),
+    Outcome.FAILED: (BY_WORKSPACE[FAILED], ("write_failed",)),
+}
+
+
+def count_events(events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
+    """Count the events of a batch by outcome."""
+    # A full disk under the numbers of several workers fails no committed callback.
+    with suppress(OSError):
+        tally_of = Counter(zip(map(_OWNER, events), outcomes, strict=True))
+        for (owner, outcome), number in tally_of.items():
+            if counted := _COUNTED.get(outcome):
+                tally, reason = counted
+                tally.add(owner + reason, number)
+
+
+def count_drop(vendor: str, workspace: str, drop: Drop) -> None:
+    """Count a dropped callback; the workspace is empty where the app token has none."""
+    with suppress(OSError):
+        BY_WORKSPACE[DROPPED].add((vendor, workspace, drop.reason.value))
+        if drop.reason is DropReason.IGNORED:
+            BY_WORKSPACE[IGNORED].add((vendor, workspace, drop.subject))
+
+
+def count_failure(vendor: str, workspace: str, reason: str) -> None:
+    """Count a verified callback that is answered 500 or 503 without an attempt to write it."""
+    with suppress(OSError):
+        BY_WORKSPACE[FAILED].add((vendor, workspace, reason))

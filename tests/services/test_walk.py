@@ -1,0 +1,56 @@
+"""One warm callback is a short walk: few calls of the product, and few moves between its files."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+
+from tests.client import head
+from tests.gateways import ROOT, Gateways, query
+
+CALLS_MAX = 80
+MOVES_MAX = 30
+WARM = 20
+PRODUCT = tuple(str(ROOT / room) + "/" for room in ("app", "adapters", "sinks"))
+
+
+@contextmanager
+def calls_of_the_product() -> Iterator[list[tuple[str, str]]]:
+    """Collect file and function of each call of the product; a resumed coroutine is a call."""
+    calls: list[tuple[str, str]] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(PRODUCT):
+            path = Path(frame.f_code.co_filename).relative_to(ROOT)
+            calls.append((str(path), frame.f_code.co_qualname))
+
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+
+
+async def test_warm_get_is_a_short_walk(gateways: Gateways) -> None:
+    """A written callback makes at most 80 calls of the product and 30 moves between files."""
+    gateway = await gateways.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+
+    async def get(number: int) -> bytes:
+        writer.write(head("GET", f"/ingest/adjust?{query(user_id=f'u{number}')}"))
+        async with asyncio.timeout(10):
+            return await reader.readuntil(b"}")
+
+    for number in range(WARM):
+        await get(number)
+    with calls_of_the_product() as calls:
+        answer = await get(WARM)
+    writer.close()
+    assert b'"written":1' in answer
+    moves = sum(before != after for (before, _), (after, _) in pairwise(calls))
+    walk = "\n".join(f"{path} {function}" for path, function in calls)
+    assert len(calls) <= CALLS_MAX, walk
+    assert moves <= MOVES_MAX, walk
