@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from app.event import Drop, DropReason
 from app.telemetry import metrics
 from app.telemetry.exposition import exposition
 from app.telemetry.metrics import BY_WORKSPACE
+from app.telemetry.outcomes import count_drop
 from app.telemetry.tallies import CAPACITY_MIN, Tally, read
 from tests.gateways import Process, Services, workspaces_toml
 from tests.loop_time import run_measured
