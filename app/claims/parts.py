@@ -19,12 +19,6 @@ class Part:
         self.slot = key_slot(tag)
         self.unsettled: list[bytes] = []  # keys of committed events
 
-    def take_unsettled(self, number_max: int) -> list[bytes]:
-        """Remove keys for one call, the oldest first, and return them."""
-        keys = self.unsettled[:number_max]
-        del self.unsettled[:number_max]
-        return keys
-
 
 class Share(NamedTuple):
     """The events of a batch that belong to a part: their positions in it, and their keys."""
@@ -42,7 +36,7 @@ def shares_of(
         return ()
     name = generation.encode()
     if len(parts) == 1:
-        return [Share(parts[0], range(len(event_ids)), [name + id_ for id_ in event_ids])]
+        return (Share(parts[0], range(len(event_ids)), list(map(name.__add__, event_ids))),)
     return [
         Share(part, positions, [part.tag + name + event_ids[p] for p in positions])
         for part, positions in zip(parts, split(event_ids), strict=True)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 
 from redis.exceptions import AskError, ResponseError, TryAgainError
 
@@ -19,6 +20,8 @@ DISCOVERY_PAUSE_S = 0.25
 
 # The slot is on the move (MOVED is a kind of ASK); the server is well, and so are its other slots.
 _ELSEWHERE = (AskError, TryAgainError)
+
+_PACKED, _ANSWER = attrgetter("packed"), attrgetter("answer")
 
 
 @dataclass(slots=True)
@@ -57,10 +60,23 @@ class Primaries:
             async with asyncio.timeout(None) as timeout:
                 self._limit.add(timeout)
                 try:
-                    await self._run(calls)
+                    if self._discovering is None:  # the first time; later ones have no waiters
+                        self._discover_again()
+                        await self._discovered.wait()
+                    now = asyncio.get_running_loop().time()
+                    by_server: dict[_Server, list[Call]] = {}
+                    for call in calls:
+                        server = self._by_slot.get(call.slot)
+                        if server is not None and server.backoff_until <= now:
+                            by_server.setdefault(server, []).append(call)
+                    if len(by_server) == 1:  # always so with a single server: no task is needed
+                        [(server, its_calls)] = by_server.items()
+                        await server.run(its_calls)
+                    else:
+                        await asyncio.gather(*(s.run(its) for s, its in by_server.items()))
                 finally:
                     self._limit.remove(timeout)
-        if any(call.answer is None for call in calls):
+        if None in map(_ANSWER, calls):
             self._discover_again()
 
     async def close(self) -> None:
@@ -70,22 +86,6 @@ class Primaries:
             self._discovering.cancel()
         for server in set(self._by_slot.values()):
             await server.close()
-
-    async def _run(self, calls: Sequence[Call]) -> None:
-        if self._discovering is None:  # the first time; a later discovery has no waiters
-            self._discover_again()
-            await self._discovered.wait()
-        now = asyncio.get_running_loop().time()
-        by_server: dict[_Server, list[Call]] = {}
-        for call in calls:
-            server = self._by_slot.get(call.slot)
-            if server is not None and server.backoff_until <= now:
-                by_server.setdefault(server, []).append(call)
-        if len(by_server) == 1:  # always so with a single server: no task is needed
-            [(server, calls)] = by_server.items()
-            await server.run(calls)
-        else:
-            await asyncio.gather(*(server.run(calls) for server, calls in by_server.items()))
 
     def _discover_again(self) -> None:
         if self._discovering is None or self._discovering.done():
@@ -124,15 +124,23 @@ class _Server:
 
     async def run(self, calls: Sequence[Call]) -> None:
         """Send the calls, and fill in their answers."""
-        is_well = False
+        is_well = is_refused = False
         connection = self._idle.pop() if self._idle else self._connect(self.endpoint)
         try:
             if connection.is_connected and await connection.can_read():
                 await connection.disconnect()  # the server has closed it meanwhile
             if not connection.is_connected:
                 await connection.connect()
-            await connection.send_packed_command([call.packed for call in calls])
-            is_well = await _read(connection, calls)
+            await connection.send_packed_command(list(map(_PACKED, calls)))
+            for call in calls:
+                try:
+                    answer = await connection.read_response()
+                    call.answer = answer if isinstance(answer, bytes) else None
+                except _ELSEWHERE:
+                    pass
+                except ResponseError:
+                    is_refused = True
+            is_well = not is_refused
         except Exception:  # noqa: BLE001, S110 - without an answer, the database decides
             pass
         finally:
@@ -148,16 +156,3 @@ class _Server:
         self._is_closed = True
         while self._idle:
             await self._idle.pop().disconnect()
-
-
-async def _read(connection: Connection, calls: Sequence[Call]) -> bool:
-    """Fill in the answers; return whether the server is well."""
-    is_well = True
-    for call in calls:
-        try:
-            answer = await connection.read_response()
-        except ResponseError as error:
-            is_well = is_well and isinstance(error, _ELSEWHERE)
-        else:
-            call.answer = answer if isinstance(answer, bytes) else None
-    return is_well

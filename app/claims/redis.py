@@ -7,6 +7,8 @@ catches the duplicates.
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import NamedTuple
 
 from app.claims import Claim, cluster, scripts
 from app.claims.connection import Connect, make_connection
@@ -20,6 +22,16 @@ SETTLE_IDLE_S = 0.5
 # Bounds the memory while Redis is unavailable; the database recognises events beyond it.
 UNSETTLED_MAX = 50_000
 SETTLED_PER_CALL_MAX = 1_000
+
+_CALL = attrgetter("call")
+
+
+class Request(NamedTuple):
+    """A call for a share of a batch, and the committed events that it settles."""
+
+    share: Share
+    settled: Sequence[bytes]
+    call: Call
 
 
 class RedisClaims:
@@ -61,8 +73,10 @@ class RedisClaims:
         claims = [Claim.HELD] * len(event_ids)
         generation = self._generation()
         self._last_generation = generation or self._last_generation
-        shares = shares_of(event_ids, self._parts, generation)
-        if not shares or not await self._settle_and_claim(shares, claims):
+        requests = self._requests(shares_of(event_ids, self._parts, generation))
+        if requests:
+            await self._primaries.run(list(map(_CALL, requests)))
+        if not requests or not self._take_answers(requests, claims):
             CLAIMS_BYPASSED.inc()
         return claims
 
@@ -71,7 +85,8 @@ class RedisClaims:
         for part, _, keys in shares_of(event_ids, self._parts, self._generation()):
             part.unsettled += keys
             del part.unsettled[: -(UNSETTLED_MAX // len(self._parts))]
-        self._settle_later()
+        if self._settler is None:
+            self._settle_later()
 
     async def release(self, event_ids: Sequence[bytes]) -> None:
         """See `Claims`. A claim that cannot be released now ends with its lease."""
@@ -110,22 +125,29 @@ class RedisClaims:
         """Settle until nothing is left, or an answer is missing."""
         shares = [Share(part) for part in self._parts]
         while any(part.unsettled for part in self._parts):
-            if not await self._settle_and_claim(shares, []):
+            requests = self._requests(shares)
+            await self._primaries.run(list(map(_CALL, requests)))
+            if not self._take_answers(requests, []):
                 break
 
-    async def _settle_and_claim(self, shares: Sequence[Share], claims: list[Claim]) -> bool:
-        """Set the claims of the shares; return whether every call was answered."""
-        calls: list[tuple[Share, list[bytes], Call]] = []
+    def _requests(self, shares: Sequence[Share]) -> Sequence[Request]:
+        """Return a request for each share, which also settles committed events of its part."""
+        requests = []
+        settled_max = SETTLED_PER_CALL_MAX // len(self._parts)
         for share in shares:
-            settled = share.part.take_unsettled(SETTLED_PER_CALL_MAX // len(self._parts))
+            part = share.part
+            settled, part.unsettled = part.unsettled[:settled_max], part.unsettled[settled_max:]
             if share.keys or settled:
                 packed = scripts.settle_and_claim(
                     settled, share.keys, self._token, self._lease_ms, self._seen_ms
                 )
-                calls.append((share, settled, Call(share.part.slot, packed)))
-        await self._primaries.run([call for _, _, call in calls])
+                requests.append(Request(share, settled, Call(part.slot, packed)))
+        return requests
+
+    def _take_answers(self, requests: Sequence[Request], claims: list[Claim]) -> bool:
+        """Set the claims of answered requests; return whether every one was answered."""
         is_complete = True
-        for (part, positions, keys), settled, call in calls:
+        for (part, positions, keys), settled, call in requests:
             answer = call.answer
             if answer is None or len(answer) != len(keys):
                 part.unsettled[:0] = settled

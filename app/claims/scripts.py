@@ -6,6 +6,8 @@ second round trip whenever a server has lost them.
 
 from collections.abc import Sequence
 
+from hiredis import pack_command
+
 from app.claims import Claim
 from app.claims.connection import encode
 
@@ -46,7 +48,9 @@ def settle_and_claim(
     """Return a command that remembers committed events, then claims others."""
     number = len(settled) + len(claimed)
     arguments = (token, lease_ms, seen_ms, len(settled))
-    return encode("EVAL", _SETTLE_AND_CLAIM, number, *settled, *claimed, *arguments)
+    words = ("EVAL", _SETTLE_AND_CLAIM, number, *settled, *claimed, *arguments)
+    packed: bytes = pack_command(words)  # type: ignore[arg-type] # its stub allows only one word
+    return packed
 
 
 def release(keys: Sequence[bytes], token: bytes) -> bytes:

@@ -44,8 +44,8 @@ class Chunks:
         """Return the events whose times have a chunk, and the others; they come ordered by time."""
         if self._starts is None or not ordered:
             return ordered, []
-        place = self._place_of(ordered[0].occurred_at)
-        if place is not None and ordered[-1].occurred_at < self._ends[place]:
+        place = bisect_right(self._starts, ordered[0].occurred_at) - 1
+        if place >= 0 and ordered[-1].occurred_at < self._ends[place]:
             return ordered, []  # all in one chunk
         lacking = [event for event in ordered if not self.has(event)]
         return [event for event in ordered if self.has(event)] if lacking else ordered, lacking

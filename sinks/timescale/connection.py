@@ -60,14 +60,17 @@ class ReconnectingConnection:
     @property
     def generation(self) -> str | None:
         """The name of the data behind the connection; None while it is unknown."""
-        is_open = self._session is not None and not self._session.is_closed()
-        is_known = is_open and self._age_s(self._generation_at) < GENERATION_MAX_AGE_S
-        return self._generation if is_known else None
+        if self._loop is None or self._session is None or self._session.is_closed():
+            return None
+        is_fresh = self._loop.time() - self._generation_at < GENERATION_MAX_AGE_S
+        return self._generation if is_fresh else None
 
     @property
     def clock_ahead_s(self) -> float | None:
         """Our clock minus the server's, in seconds; None while it is unknown."""
-        return self._clock_ahead_s if self._age_s(self._clock_at) < CLOCK_MAX_AGE_S else None
+        if self._loop is None or self._loop.time() - self._clock_at >= CLOCK_MAX_AGE_S:
+            return None
+        return self._clock_ahead_s
 
     async def __aenter__(self) -> Session:
         await self._lock.acquire()
@@ -138,6 +141,3 @@ class ReconnectingConnection:
             closing = asyncio.create_task(hosts.close(session))
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
-
-    def _age_s(self, moment: float) -> float:
-        return inf if self._loop is None else self._loop.time() - moment

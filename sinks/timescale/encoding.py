@@ -39,43 +39,34 @@ def encode_rows(events: Sequence[Event]) -> bytes:
 
     Raises NotEncodable.
     """
-    rows = [_HEADER]
-    for event in events:
+    parts = [_HEADER]
+    for row, event in enumerate(events):
+        occurred_at = (event.occurred_at - _POSTGRES_EPOCH) // MICROSECOND
+        received_at = (event.received_at - _POSTGRES_EPOCH) // MICROSECOND
+        parts.append(_pack_fixed(len(COLUMNS), 16, event.event_id, 8, occurred_at, 8, received_at))
         try:
-            rows.append(_encode_row(event))
+            parts.append(
+                _repeated(event.workspace_id, event.vendor, event.app_token, event.event_type)
+            )
+            for text in (event.user_id, event.adid, event.idfa, event.gps_adid):
+                if text is None:
+                    parts.append(_NULL)
+                else:
+                    data = text.encode()
+                    parts += (_pack_length(len(data)), data)
+            parts.append(_repeated(event.os_name, event.country))
+            data = msgspec.json.encode(event.properties)
         except UnicodeEncodeError as error:
-            raise NotEncodable(error, len(rows) - 1) from None
-    rows.append(_TRAILER)
-    return b"".join(rows)
-
-
-def _encode_row(event: Event) -> bytes:
-    occurred_at = (event.occurred_at - _POSTGRES_EPOCH) // MICROSECOND
-    received_at = (event.received_at - _POSTGRES_EPOCH) // MICROSECOND
-    properties = msgspec.json.encode(event.properties)
-    return b"".join((
-        _pack_fixed(len(COLUMNS), 16, event.event_id, 8, occurred_at, 8, received_at),
-        _repeated(event.workspace_id, event.vendor, event.app_token, event.event_type),
-        _text(event.user_id),
-        _text(event.adid),
-        _text(event.idfa),
-        _text(event.gps_adid),
-        _repeated(event.os_name, event.country),
-        _pack_jsonb_head(len(properties) + 1, _JSONB_VERSION),
-        properties,
-    ))  # fmt: skip
-
-
-def _text(text: str | None) -> bytes:
-    if text is None:
-        return _NULL
-    data = text.encode()
-    return _pack_length(len(data)) + data
+            raise NotEncodable(error, row) from None
+        parts += (_pack_jsonb_head(len(data) + 1, _JSONB_VERSION), data)
+    parts.append(_TRAILER)
+    return b"".join(parts)
 
 
 @lru_cache(_REPEATED_MAX)
 def _repeated(*texts: str | None) -> bytes:
-    return b"".join(map(_text, texts))
+    encoded = [None if text is None else text.encode() for text in texts]
+    return b"".join(_NULL if data is None else _pack_length(len(data)) + data for data in encoded)
 
 
 def as_arrays(events: Sequence[Event]) -> list[list[object]]:

@@ -1,6 +1,6 @@
 """A session with PostgreSQL, direct or through a pooler, with its settings and transactions."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 import asyncpg
@@ -45,13 +45,13 @@ class Session(asyncpg.Connection):
         if not (self.is_pooled or self.is_closed()):
             await self.execute(f"SET lock_timeout = {self.lock_timeout_ms}")
 
-    async def copy(self, statement: str, data: bytes) -> str:
+    def copy(self, statement: str, data: bytes) -> Awaitable[str]:
         """Run a `COPY FROM STDIN`, and return its status.
 
         asyncpg's own `copy_to_table` composes the statement anew for each call.
         """
         # It would take bytes for the name of a file.
-        status: str = await self._copy_in(statement, memoryview(data), None)  # type: ignore[attr-defined]
+        status: Awaitable[str] = self._copy_in(statement, memoryview(data), None)  # type: ignore[attr-defined]
         return status
 
     @property

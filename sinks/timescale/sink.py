@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from operator import attrgetter
 
 from asyncpg.exceptions import PostgresError
 
@@ -34,6 +35,8 @@ IDENTITY_S = 1.0
 CHUNKS_S = 60.0
 
 log = logging.getLogger(__name__)
+
+_event_id = attrgetter("event_id")
 
 
 class TimescaleSink:
@@ -79,14 +82,16 @@ class TimescaleSink:
     async def write(self, events: Sequence[Event]) -> Sequence[Outcome]:
         """See `Sink`. Raises TimeoutError after the commit time-out."""
         async with asyncio.timeout(self._commit_timeout_s), self._batches as session:
-            self._start_background()
+            if not self._background:
+                self._start_background()
             outcomes = await write_batch(session, events, self._chunks)
-        return [outcomes[event.event_id] for event in events]
+        return list(map(outcomes.__getitem__, map(_event_id, events)))
 
     async def write_contested(self, event: Event) -> Outcome:
         """See `Sink`. Raises TimeoutError after the commit time-out."""
         async with asyncio.timeout(self._commit_timeout_s), self._contested as session:
-            self._start_background()
+            if not self._background:
+                self._start_background()
             outcome = await self._write_one(session, event)
             if not self._chunks.has(event):
                 with suppress(PostgresError):  # the event is written; `_keep_chunks` reads again
@@ -96,7 +101,8 @@ class TimescaleSink:
     async def ping(self) -> None:
         """See `Sink`. Raises TimeoutError after the commit time-out."""
         async with asyncio.timeout(self._commit_timeout_s), self._batches as session:
-            self._start_background()
+            if not self._background:
+                self._start_background()
             await session.fetchval("SELECT 1")
 
     async def close(self) -> None:
@@ -121,11 +127,10 @@ class TimescaleSink:
             raise
 
     def _start_background(self) -> None:
-        if not self._background:
-            self._background = [
-                asyncio.create_task(self._keep_chunks()),
-                asyncio.create_task(self._keep_identity()),
-            ]
+        self._background = [
+            asyncio.create_task(self._keep_chunks()),
+            asyncio.create_task(self._keep_identity()),
+        ]
 
     async def _keep_identity(self) -> None:
         while True:

@@ -1,6 +1,7 @@
 """One attempt at a write: a COPY of all events, or an INSERT of those that are not there yet."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from uuid import UUID
 
 from asyncpg.exceptions import PostgresError
@@ -25,6 +26,8 @@ SELECT * FROM unnest($1::uuid[], $2::timestamptz[])
 ON CONFLICT (event_id) DO NOTHING RETURNING event_id
 """
 
+_event_id, _has_stable_id = attrgetter("event_id"), attrgetter("has_stable_id")
+
 
 async def copy_events(session: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
     """Write all events with one COPY; one refused row fails it.
@@ -35,9 +38,9 @@ async def copy_events(session: Session, events: Sequence[Event]) -> dict[bytes, 
     # PgBouncer 1.24 may lose the server connection of a COPY that failed (its pull request 1470).
     if session.is_pooled:
         return await insert_events(session, events)
-    if not any(event.has_stable_id for event in events):
+    if True not in map(_has_stable_id, events):
         if await _copy_rows(session, events):
-            return {event.event_id: Outcome.WRITTEN for event in events}
+            return dict.fromkeys(map(_event_id, events), Outcome.WRITTEN)
         # The rows found are those of this COPY: the index would have refused it for older ones.
         return await _search(session, events, Outcome.WRITTEN)
     async with transaction(session):

@@ -14,7 +14,7 @@ own later: the last column.
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 
 import msgspec
@@ -33,11 +33,10 @@ HALVES_LOCK_TIMEOUT_S = 0.01
 # The most rows of a batch that are left out one after another, when the server names them.
 NAMED_MAX = 5
 
-Attempt = Callable[[Session, Sequence[Event]], Awaitable[dict[bytes, Outcome]]]
-
 log = logging.getLogger(__name__)
 
 _in_order_of_the_index = attrgetter("occurred_at", "event_id")
+_event_id = attrgetter("event_id")
 
 
 async def write_batch(
@@ -46,9 +45,15 @@ async def write_batch(
     """Write all events that can be written together; the others are CONTESTED."""
     # Writers that all lock rows in one order do not deadlock.
     ordered, lacking = chunks.split(sorted(events, key=_in_order_of_the_index))
-    outcomes = {event.event_id: Outcome.CONTESTED for event in lacking}
+    outcomes = dict.fromkeys(map(_event_id, lacking), Outcome.CONTESTED)
+    if not ordered:
+        return outcomes
     try:
-        return outcomes | await _copy_without_named_rows(session, ordered)
+        return outcomes | await copy_events(session, ordered)
+    except PostgresError as error:
+        failure = error
+    try:
+        return outcomes | await _copy_again(session, ordered, failure)
     except PostgresError as error:
         if classify(error).cause not in BLAMES_ROWS:
             raise
@@ -59,7 +64,7 @@ async def write_batch(
 async def write_one(session: Session, event: Event) -> Outcome:
     """Insert one event; raises where its outcome is not decided."""
     try:
-        outcomes = await _again_after_deadlock(insert_events, session, [event])
+        outcomes = await _insert_again_after_deadlock(session, [event])
     except PostgresError as error:
         if classify(error).cause is not Cause.ROW:
             raise
@@ -67,27 +72,36 @@ async def write_one(session: Session, event: Event) -> Outcome:
     return outcomes[event.event_id]
 
 
-async def _copy_without_named_rows(
-    session: Session, events: Sequence[Event]
+async def _copy_again(
+    session: Session, events: Sequence[Event], failure: PostgresError
 ) -> dict[bytes, Outcome]:
-    """Copy all events but a few that the server names as refused: these are CONTESTED."""
+    """Copy the events without the rows that the server names, or once more after a deadlock.
+
+    The named events are CONTESTED. `failure` is that of the first COPY; raises the last one.
+    """
     rest = list(events)
     named: dict[bytes, Outcome] = {}
-    while rest:
+    is_deadlock_over = False
+    while True:
+        if isinstance(failure, RowRefused) and len(named) < NAMED_MAX:
+            named[failure.event.event_id] = Outcome.CONTESTED
+            rest.remove(failure.event)
+        elif classify(failure).cause is Cause.DEADLOCK and not is_deadlock_over:
+            is_deadlock_over = True
+        else:
+            raise failure
+        if not rest:
+            return named
         try:
-            return named | await _again_after_deadlock(copy_events, session, rest)
-        except RowRefused as refused:
-            if len(named) == NAMED_MAX:
-                raise
-            named[refused.event.event_id] = Outcome.CONTESTED
-            rest.remove(refused.event)
-    return named
+            return named | await copy_events(session, rest)
+        except PostgresError as error:
+            failure = error
 
 
 async def _insert_by_halves(session: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
     """Insert the missing events; a row at fault, or locked, is left alone in the end: CONTESTED."""
     try:
-        return await _again_after_deadlock(insert_events, session, events)
+        return await _insert_again_after_deadlock(session, events)
     except PostgresError as error:
         if classify(error).cause not in BLAMES_ROWS:
             raise
@@ -124,12 +138,12 @@ async def _refused_or_written(session: Session, refused: Event) -> Outcome:
     return (await insert_events(session, [refused]))[refused.event_id]
 
 
-async def _again_after_deadlock(
-    attempt: Attempt, session: Session, events: Sequence[Event]
+async def _insert_again_after_deadlock(
+    session: Session, events: Sequence[Event]
 ) -> dict[bytes, Outcome]:
     try:
-        return await attempt(session, events)
+        return await insert_events(session, events)
     except PostgresError as error:
         if classify(error).cause is not Cause.DEADLOCK:
             raise
-    return await attempt(session, events)
+    return await insert_events(session, events)
