@@ -96,13 +96,13 @@ def test_tally_outlives_a_file_that_cannot_be_written(
     """New counts are lost then, everything else goes on, and no callback fails for it."""
     folder = tmp_path / "metrics"
     folder.mkdir()
-    tally = Tally(lambda labels: labels != ("adjust", "ws_0"))
+    tally = Tally(lambda labels: labels[1] != "ws_0")
     tally.share(folder / "a.tally")
     for n in range(CAPACITY_MIN):
-        tally.add(("adjust", f"ws_{n}"), n)
+        tally.add(("adjust", f"ws_{n}", "refused"), n)
     shutil.rmtree(folder)
     monkeypatch.setitem(BY_WORKSPACE._tallies, metrics.DROPPED, tally)
     for workspace in ("new", "ws_1"):
         count_drop("adjust", workspace, Drop(DropReason.REFUSED))
-    numbers = {("adjust", f"ws_{n}"): float(n) for n in range(CAPACITY_MIN)}
-    assert dict(tally.snapshot()) == numbers | {("adjust", "ws_1"): 2.0}
+    numbers = {("adjust", f"ws_{n}", "refused"): float(n) for n in range(CAPACITY_MIN)}
+    assert dict(tally.snapshot()) == numbers | {("adjust", "ws_1", "refused"): 2.0}
