@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import coverage
 import pytest
 import uvloop
 from hypothesis import settings
@@ -185,6 +186,19 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Stop the second measurement too that pytest-cov has in a worker: `no_cover` stops one."""
+    left = coverage.Coverage.current() if item.get_closest_marker("no_cover") else None
+    if left:
+        left.stop()
+    try:
+        yield
+    finally:
+        if left:
+            left.start()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,
@@ -229,6 +243,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test that needs the servers; a unit test needs none. Put LOAD first."""
     items.sort(key=lambda item: item.location[0] not in LOAD)
     for item in items:
+        if item.location[0] in LOAD:
+            item.add_marker("no_cover")  # nor are the processes of such a test slowed down
         if SERVERS.intersection(getattr(item, "fixturenames", ())):
             if UNIT in item.path.parents:
                 raise pytest.UsageError(f"{item.nodeid} needs servers: it is no unit test")

@@ -14,7 +14,7 @@ from sinks.timescale.encoding import as_arrays
 from sinks.timescale.sink import TimescaleSink
 from tests.events import events, stored, write
 
-COMMIT_TIMEOUT_S = 0.5
+COMMIT_TIMEOUT_S = 2.0
 # TCP gives up a cut wire after minutes.
 GIVEN_UP_MAX_S = 10.0
 

@@ -45,6 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [5_000, 20_000])
+@pytest.mark.no_cover
 def test_reload_holds_the_loop_20_ms_at_most(tmp_path: Path, number: int) -> None:
     """No call of a reload takes longer, however many apps there are, nor any app's first use."""
     path = written(tmp_path / "workspaces.toml", app(name='"old"'))

@@ -41,6 +41,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("sent", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.no_cover
 def test_parsing_of_any_head_is_cheap(sent: bytes) -> None:
     """Any 64 KB of a head are parsed in a few milliseconds at most."""
     costs = []

@@ -298,6 +298,7 @@ async def longest_step_s(work: Coroutine[Any, Any, object]) -> float:
     return longest_s
 
 
+@pytest.mark.no_cover
 async def test_most_parameters_hold_the_loop_for_less_than_20_ms() -> None:
     """A URL and a body that are full of encoded parameters are not taken apart in one go."""
     full = b"&".join(b"%%41%d=%%41%%42+" % number for number in range(PARAMETERS_MAX - 1))

@@ -4,6 +4,8 @@ from sys import getsizeof
 from time import thread_time
 from typing import cast
 
+import pytest
+
 from app.http import connection_limits as connections
 from app.http.connection_limits import Connection, ReceiveBudget
 
@@ -25,6 +27,7 @@ class Silent:
         self.refused = True
 
 
+@pytest.mark.no_cover
 def test_adding_up_is_cheap() -> None:
     """Adding up ten thousand connections, and choosing some of them, delays no callback."""
     costs = []

@@ -34,6 +34,7 @@ def in_use() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.mark.parametrize("number", [2_000, 10_000])
+@pytest.mark.no_cover
 def test_scrape_holds_the_loop_20_ms_at_most(in_use: Callable[[int], None], number: int) -> None:
     """However many workspaces there are, no call of a scrape takes longer."""
     in_use(number)
