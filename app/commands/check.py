@@ -159,7 +159,7 @@ def _check_redis_server(report: Report, kind: Kind, place: Place, server: dict[s
     name = "redis" if kind is Kind.SERVER else f"redis {place['host']}:{place['port']}"
     mode = server["redis_mode"]
     if mode != ("cluster" if kind is Kind.CLUSTER else "standalone"):
-        report.fail(name, f"runs in mode {mode}: see REDIS_URL in the README")
+        report.fail(name, f"runs in mode {mode}: see REDIS_URL in docs/configuration.md")
     elif server["role"] != "master":
         report.fail(name, "is a replica, which takes no claims")
     else:

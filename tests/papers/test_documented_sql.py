@@ -136,7 +136,7 @@ ANSWERS = {
 }  # fmt: skip
 # What sets something up, in place of asking: why it is not run here, and what runs it.
 ADMINISTRATIVE: Mapping[str, tuple[str, set[str]]] = {
-    "README.md: Through PgBouncer": (
+    "docs/deploying.md: Through PgBouncer": (
         "roles belong to the whole server: test_pgbouncer gives them to a role of its own",
         set(pgbouncer.ROLE_SETTINGS),
     ),

@@ -119,11 +119,11 @@ async def test_address_of_another_kind(
     """An address whose server is no primary of its kind is found out, and is not waited for."""
     node = redis_cluster.nodes[0]
     exit_code, [line, _] = await check(server, url_of(node), tmp_path)
-    assert line == "FAILED   redis: runs in mode cluster: see REDIS_URL in the README"
+    assert line == "FAILED   redis: runs in mode cluster: see REDIS_URL in docs/configuration.md"
     assert exit_code == 1
     sentinel = redis_watched.sentinels[0]
     exit_code, [line, _] = await check(server, f"redis://127.0.0.1:{sentinel.port}", tmp_path)
-    assert line == "FAILED   redis: runs in mode sentinel: see REDIS_URL in the README"
+    assert line == "FAILED   redis: runs in mode sentinel: see REDIS_URL in docs/configuration.md"
     primary = await redis_watched.primary()
     replica = next(one for one in redis_watched.servers if one is not primary)
     exit_code, [line, _] = await check(server, url_of(replica), tmp_path)
