@@ -115,7 +115,8 @@ def test_commands_and_files_of_a_page_exist(path: Path) -> None:
     text = path.read_text()
     assert set(re.findall(r"(?:`|\$ )make ([a-z-]+)", text)) <= TARGETS
     paths = re.findall(r"`((?:app|adapters|sinks|tests|k8s|bench|docs)/[\w./-]*)`", text)
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+    written = {"bench/results/"}  # by the bench
+    assert [path for path in paths if not (ROOT / path).exists() and path not in written] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_name)
