@@ -34,7 +34,7 @@ def test_open_work_is_left_behind() -> None:
     assert [path for path in texts() if marker.search(path.read_text())] == []
 
 
-def test_a_setting_is_documented_wrongly() -> None:
+def test_every_setting_is_documented() -> None:
     """The page on configuration lists exactly the settings that exist, each with its default."""
     page = (DOCS / "configuration.md").read_text()
     rows = dict(re.findall(r"^\| `([A-Z_]+)` \| *`?([^|`]*?)`? *\|", page, re.MULTILINE))
@@ -49,7 +49,7 @@ def test_a_setting_is_documented_wrongly() -> None:
     }
 
 
-def test_a_metric_is_undocumented() -> None:
+def test_every_metric_is_documented() -> None:
     """The page on observability lists exactly the metrics, with their labels and drop reasons."""
     page = (DOCS / "observability.md").read_text()
     rows = {
@@ -68,7 +68,7 @@ def test_a_metric_is_undocumented() -> None:
     assert set(re.findall(r"`(\w+)`", meaning)) - {"dropped"} == {r.value for r in DropReason}
 
 
-def test_a_promise_is_held_by_nothing() -> None:
+def test_every_promise_is_held_by_a_test() -> None:
     """Each failure mode names the tests and faults that hold it, and every fault has its row."""
     page = (DOCS / "failure-modes.md").read_text()
     rows = re.findall(r"^\|.*\| ([^|]*) \|$", page, re.MULTILINE)
