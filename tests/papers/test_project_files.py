@@ -15,22 +15,9 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 GITHUB = ROOT / ".github"
 WORKFLOW: dict[Any, Any] = yaml.safe_load((GITHUB / "workflows/test.yaml").read_text())
 TEMPLATES = sorted((GITHUB / "ISSUE_TEMPLATE").glob("*.md"))
-FOLDERS = ("app", "adapters", "sinks", "tests", "bench", "docs", "k8s", ".github")
-# Reports of the bench are in no commit.
-PAGES = sorted(
-    path
-    for path in (*ROOT.glob("*.md"), *(p for name in FOLDERS for p in (ROOT / name).rglob("*.md")))
-    if ROOT / "bench/results" not in path.parents
-)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 JOB_KEYS = {"name", "runs-on", "timeout-minutes", "strategy", "container", "steps"}
 STEP_KEYS = {"name", "uses", "with", "run"}
-
-
-def page_name(path: Path) -> str:
-    """The place of a page in the repository."""
-    return str(path.relative_to(ROOT))
 
 
 def jobs() -> list[dict[str, Any]]:
@@ -102,63 +89,6 @@ def test_builds_leave_nothing_to_commit() -> None:
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     assert {"*.egg-info/", "/build/", "/dist/"} <= set(ignored)
     assert "**/*.egg-info" in (ROOT / ".dockerignore").read_text().splitlines()
-
-
-def prose(path: Path) -> str:
-    """The text of a page, without its blocks of code."""
-    return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("path", PAGES, ids=page_name)
-def test_commands_and_files_of_a_page_exist(path: Path) -> None:
-    """Each `make` target and each file of ours that a page names is there."""
-    text = path.read_text()
-    assert set(re.findall(r"(?:`|\$ )make ([a-z-]+)", text)) <= TARGETS
-    paths = re.findall(r"`((?:app|adapters|sinks|tests|k8s|bench|docs)/[\w./-]*)`", text)
-    written = {"bench/results/"}  # by the bench
-    assert [path for path in paths if not (ROOT / path).exists() and path not in written] == []
-
-
-@pytest.mark.parametrize("path", PAGES, ids=page_name)
-def test_links_of_a_page_lead_somewhere(path: Path) -> None:
-    """The file of each link exists, and has the heading that is named."""
-    for target in re.findall(r"\]\(([^)]+)\)", prose(path)):
-        if re.match(r"\w+:", target):
-            continue
-        name, _, anchor = target.partition("#")
-        file = path.parent / name if name else path
-        assert file.exists(), target
-        assert not anchor or anchor in anchors(file), target
-
-
-def anchors(path: Path) -> set[str]:
-    """The anchors that GitHub gives to the headings of a page."""
-    headings = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings}
-
-
-def test_documentation_is_reached_from_the_readme() -> None:
-    """Each page in `docs/` is linked from the README or from another page."""
-    linked = {
-        (path.parent / target.partition("#")[0]).resolve()
-        for path in PAGES
-        for target in re.findall(r"\]\(([^)#:]+)", prose(path))
-    }
-    assert [path for path in (ROOT / "docs").rglob("*.md") if path.resolve() not in linked] == []
-
-
-def test_messages_name_pages_that_exist() -> None:
-    """Each page of the documentation that the code names is there."""
-    sources = [
-        path
-        for room in ("app", "adapters", "sinks", "bench")
-        for path in (ROOT / room).rglob("*.py")
-    ]
-    named = {
-        page for path in sources for page in re.findall(r"\bdocs/[\w/-]+\.md", path.read_text())
-    }
-    assert named
-    assert [page for page in named if not (ROOT / page).exists()] == []
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
