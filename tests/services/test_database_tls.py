@@ -22,7 +22,7 @@ from tests.outcomes import COMMITTED, callbacks, outcome, serving, until_told
 from tests.postgres_topologies import HYPERTABLE, Maker, making, tell
 from tests.services.test_commands import run
 
-TLS, CLIENT = "TLS to the database", "A client certificate in place of a password"
+TLS, CLIENT = "TLS to the database", "Client certificates"
 ROLE = "flokit_gateway"
 GRANTS = (
     f"CREATE ROLE {ROLE} LOGIN PASSWORD 'change-me'",
