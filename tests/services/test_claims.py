@@ -13,7 +13,6 @@ from redis.asyncio import Redis
 from app.claims import Claim
 from app.claims.redis import RedisClaims
 from app.commit import commit
-from app.errors import WriteFailed
 from app.event import Outcome
 from sinks.timescale.sink import TimescaleSink
 from tests.events import event, events, stored, until_lost
