@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CODE := app adapters sinks bench tests
-CHECKS := tests/papers/test_house.py tests/papers/test_papers.py tests/papers/test_project_files.py
+CHECKS := $(patsubst %,tests/papers/test_%.py,house pages engineers_pages papers project_files)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-quick check-code bench bench-quick bench-curves faults format lock clean
@@ -18,7 +18,7 @@ run: $(VENV)/run-ready ## start everything on this machine; Ctrl-C stops it
 test: check-code ## all checks and tests, on a real TimescaleDB and a real Redis
 	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --cov
 
-test-quick: check-code ## tests without a process, and the checks: under a minute
+test-quick: check-code ## unit tests, which start no process, and the checks: under a minute
 	@$(BIN)/python -m pytest tests/unit $(CHECKS)
 
 check-code: $(VENV)/ready ## format, lint, types

@@ -85,8 +85,8 @@ def _event(
     entries = STABLE_ID if app.stable_id is None else app.stable_id
     stable_names, stable_id = _stable_id(present, entries, ignored)
     is_own = app.stable_id is not None and stable_id is not None
-    os_name = normalize.os_name(present.get("os_name", ""))
-    country = normalize.country(present.get("country", ""))
+    os_name = normalize.OS_NAMES.get(present.get("os_name", "").lower())
+    country = normalize.country(present["country"]) if "country" in present else None
     return Event(
         event_id=event_id(
             vendor=app.vendor, app_token=app.app_token, event_type=event_type,

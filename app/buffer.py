@@ -186,19 +186,21 @@ class WriteBuffer(Generic[Item, Result]):
         return batch, items
 
     def _deliver(self, batch: Sequence[_Place[Item, Result]], results: Sequence[Result]) -> None:
+        left = []
         for place, result in zip(batch, results, strict=True):
             if result is self._undecided:
                 self._postpone(place)
                 continue
-            self._leave(place)
             if not place.future.done():  # its caller may have gone away
                 place.future.set_result(result)
+            left.append(place)
+        self._leave(left)
 
     def _fail(self, batch: Sequence[_Place[Item, Result]], error: Exception) -> None:
         for place in batch:
-            self._leave(place)
             if not place.future.done():
                 place.future.set_exception(error)
+        self._leave(batch)
 
     def _postpone(self, place: _Place[Item, Result]) -> None:
         line = place.line
@@ -208,11 +210,11 @@ class WriteBuffer(Generic[Item, Result]):
         if self._decider is None:
             self._decider = asyncio.create_task(self._decide())
 
-    def _leave(self, place: _Place[Item, Result]) -> None:
-        line = place.line
-        line.count -= 1
-        line.size_bytes -= place.size_bytes
-        self._count -= 1
-        self._bytes -= place.size_bytes
-        if not line.count:
-            del self._lines[line.owner]
+    def _leave(self, places: Sequence[_Place[Item, Result]]) -> None:
+        for _, size_bytes, line, _ in places:
+            line.count -= 1
+            line.size_bytes -= size_bytes
+            self._count -= 1
+            self._bytes -= size_bytes
+            if not line.count:
+                del self._lines[line.owner]

@@ -9,6 +9,7 @@ import msgspec
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+ID_BYTES = 16
 
 # Before 2010 there was no MMP; a clock that runs ahead does so by less than a day.
 OLDEST_OCCURRED_AT = datetime(2010, 1, 1, tzinfo=UTC)
@@ -36,6 +37,9 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True):
     def accepts(self, occurred_at: datetime) -> bool:
         """Whether an event of this moment may be kept: not too old, and not from the future."""
         return self.occurred_from <= occurred_at <= self.received_at + AHEAD_MAX or self.any_time
+
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 # One parameter, or several that identify an event only together.
@@ -133,7 +137,8 @@ def event_id(
     """
     moment = (occurred_at - EPOCH) // MICROSECOND
     identity = (moment, raw_event_id) if stable_id is None else ("stable", stable_id)
-    return digest((vendor, app_token, user, event_type, identity))
+    parts = (vendor, app_token, user, event_type, identity)
+    return blake2b(_encode(parts), digest_size=ID_BYTES).digest()
 
 
 def digest(parts: object) -> bytes:
@@ -141,4 +146,4 @@ def digest(parts: object) -> bytes:
 
     MessagePack writes each part with its type and length: no two lists give the same bytes.
     """
-    return blake2b(msgspec.msgpack.encode(parts), digest_size=16).digest()
+    return blake2b(_encode(parts), digest_size=ID_BYTES).digest()

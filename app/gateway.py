@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from math import nan
+from operator import attrgetter
 from pathlib import Path
 
 import adapters
@@ -187,7 +188,7 @@ def create_gateway(
     sink = sink or TimescaleSink(settings.database_url, commit_timeout_s=settings.commit_timeout_s)
     claims = claims or RedisClaims(
         settings.redis_url,
-        generation=lambda: sink.generation,
+        generation=partial(attrgetter("generation"), sink),
         lease_s=settings.claim_lease_s,
         seen_window_d=settings.seen_window_d,
     )

@@ -24,23 +24,6 @@ def escape(raw: bytes) -> bytes:
     return _UNSAFE_BYTE.sub(lambda match: b"%%%02X" % match[0][0], raw)
 
 
-def find(query: bytes, name: bytes) -> bytes | None:
-    """Return the value of the first parameter that begins with `name`, still encoded, or None.
-
-    `name` ends with the equals sign, and counts where it is sent literally. Nothing else of the
-    query is taken apart, so that a stranger's request costs next to nothing.
-    """
-    if query.startswith(name):
-        start = len(name)
-    else:
-        place = query.find(b"&" + name)
-        if place < 0:
-            return None
-        start = place + 1 + len(name)
-    end = query.find(b"&", start)
-    return query[start:] if end < 0 else query[start:end]
-
-
 def clean(text: str) -> str:
     """Return text that any database can store: no NUL, no lone surrogate, no space around it."""
     if not text.isascii():

@@ -17,7 +17,8 @@ class Sink(Protocol):
     def generation(self) -> str | None:
         """The name of the data that `write` goes to; None while it is unknown.
 
-        A copy, a restored backup or another database has another name.
+        A copy, a restored backup or another database has another name. While it is None no claim
+        is taken: slower, never wrong.
         """
         ...
 

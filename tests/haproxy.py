@@ -34,7 +34,7 @@ def documented(page: str, first: str) -> str:
 # The documented ones, on sockets of ours and with checks in quick succession. A machine that is
 # busy may take its time to answer a check; a refused connection and a 503 count at once.
 GATEWAYS = Configuration(
-    documented("README.md", "global\n    tune.bufsize"),
+    documented("docs/deploying.md", "global\n    tune.bufsize"),
     STATS
     | {
         "defaults\n": "defaults\n    timeout check 20s\n",

@@ -19,8 +19,8 @@ from app.dev.processes import free_port
 from bench.testbed.gateway import as_nobody
 from tests.gateways import PATIENCE_S, POLL_S, ROOT
 
-# The README's own, on a port of ours, for any database of the test's server.
-TEXT = (ROOT / "README.md").read_text()
+# The documented one, on a port of ours, for any database of the test's server.
+TEXT = (ROOT / "docs/deploying.md").read_text()
 CONFIG = TEXT[TEXT.index("[databases]\nflokit = ") :].partition("```")[0]
 ROLE_SETTINGS = [line for line in TEXT.splitlines() if line.startswith("ALTER ROLE flokit SET ")]
 
@@ -33,7 +33,7 @@ class Arrangement(NamedTuple):
     synchronous_commit: str
 
 
-README = Arrangement(ROLE_SETTINGS, {"default_pool_size": "3"}, "on")
+DOCUMENTED = Arrangement(ROLE_SETTINGS, {"default_pool_size": "3"}, "on")
 # The opposite: no setting helps the gateway.
 BARE = Arrangement(
     [
@@ -84,7 +84,7 @@ class PgBouncer:
         return urlunsplit(("postgresql", netloc, f"/{database}", "", ""))
 
     def role_settings(self) -> list[str]:
-        """The README's settings of the role."""
+        """The documented settings of the role."""
         return [line.replace("ROLE flokit", f"ROLE {self.role}") for line in ROLE_SETTINGS]
 
     def configure(self, **aliases: str) -> None:
@@ -101,7 +101,7 @@ class PgBouncer:
             "listen_port = 6432\n": f"listen_port = {port}",
             "/etc/pgbouncer/userlist.txt": str(users),
         }.items():
-            assert text.count(written) == 1, f"not in the README's configuration: {written}"
+            assert text.count(written) == 1, f"not in the documented configuration: {written}"
             text = text.replace(written, used)
         text += "".join(f"{name} = {value}\n" for name, value in self.settings.items())
         (self.folder / "pgbouncer.ini").write_text(text)
@@ -153,7 +153,7 @@ class PgBouncer:
 def pgbouncer(
     program: Path, folder: Path, server_url: str, role: str, password: str, **settings: str
 ) -> Iterator[PgBouncer]:
-    """Run PgBouncer as the README sets it up; `settings` come on top."""
+    """Run PgBouncer as documented; `settings` come on top."""
     folder.mkdir()
     bouncer = PgBouncer(program, folder, server_url, role, password, settings)
     try:

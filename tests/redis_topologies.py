@@ -17,7 +17,7 @@ from app.dev.processes import Server, free_port
 from bench.testbed.gateway import bound
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test
-# The rights of a user of the gateway in a cluster, as documented.
+# The rights that docs/deploying.md lists for a cluster.
 USER, USER_PASSWORD = "gateway", "the-gateways-own"
 RIGHTS = "+eval +get +set +del +cluster|slots"
 PRIMARIES = 3

@@ -5,12 +5,10 @@ import resource
 from collections.abc import Iterable
 from operator import attrgetter
 from sys import getsizeof
-from time import monotonic
 from types import SimpleNamespace
 
 from sanic import Sanic
 from sanic.config import Config
-from sanic.exceptions import RequestCancelled
 from sanic.http import Stage
 from sanic.server.protocols.http_protocol import HttpProtocol
 
@@ -57,7 +55,7 @@ class ReceiveBudget:
 class Connection(HttpProtocol):
     """Sanic's own class, within limits."""
 
-    __slots__ = ("_budget", "_buffer_max", "_more", "_unread", "address")
+    __slots__ = ("_budget", "_unread", "address")
 
     def __init__(
         self,
@@ -70,9 +68,7 @@ class Connection(HttpProtocol):
     ) -> None:
         super().__init__(loop=loop, app=app, connections=connections)
         self._budget = budget
-        self._buffer_max: int = self.app.config.REQUEST_BUFFER_SIZE
         self._unread: asyncio.TimerHandle | None = None
-        self._more: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept a connection; close old ones where there are too many."""
@@ -137,34 +133,6 @@ class Connection(HttpProtocol):
         UNANSWERED.labels(reason).inc()
         if self.transport is not None:
             self.transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        """Buffer received bytes, and wake the waiter for them."""
-        self._time = monotonic()
-        self.recv_buffer += data
-        if len(self.recv_buffer) >= self._buffer_max and self.transport is not None:
-            self.transport.pause_reading()
-        if self._more is not None and not self._more.done():
-            self._more.set_result(None)
-        self._budget.received += len(data)
-        if self._budget.received >= ADD_UP_BYTES:
-            self._budget.enforce(self.connections)
-
-    async def receive_more(self) -> None:
-        """Wait until more has come in; a future costs less than the event of Sanic."""
-        if self.transport is not None:
-            self.transport.resume_reading()
-        self._more = self.loop.create_future()
-        await self._more
-
-    async def send(self, data: bytes) -> None:
-        """Send bytes once the transport takes more; raises RequestCancelled if it is closed."""
-        if not self._can_write.is_set():
-            await self._can_write.wait()
-        if self.transport is None or self.transport.is_closing():
-            raise RequestCancelled
-        self.transport.write(data)
-        self._time = monotonic()
 
     def close_if_idle(self) -> bool:
         """Close the connection, unless a request has arrived that nobody has looked at yet."""

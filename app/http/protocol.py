@@ -8,17 +8,18 @@ is safe, and else its connection is closed: the vendor tries again.
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from time import monotonic
 from types import SimpleNamespace
 
 from sanic import Request, Sanic
 from sanic.config import Config
-from sanic.exceptions import BadRequest
+from sanic.exceptions import BadRequest, RequestCancelled
 from sanic.http import Http, Stage
 
 from app.access import counted_address
 from app.errors import Answer, MalformedBody, Unreadable
 from app.gateway import Gateway
-from app.http.connection_limits import Connection, ReceiveBudget
+from app.http.connection_limits import ADD_UP_BYTES, Connection, ReceiveBudget
 from app.http.fast_path import CALLBACK, HEADER, LazyHeaders
 from app.http.head import HEAD_MAX_BYTES, find_end, has_break, mend, skip_empty_lines
 from app.http.responses import GatewayErrors, Unanswered, response_bytes
@@ -188,7 +189,7 @@ class GatewayHttp(Http):
 class GatewayProtocol(Connection):
     """A connection to the gateway."""
 
-    __slots__ = ("errors", "gateway")
+    __slots__ = ("_buffer_max", "_more", "errors", "gateway")
     HTTP_CLASS = GatewayHttp
 
     def __init__(
@@ -205,6 +206,36 @@ class GatewayProtocol(Connection):
         super().__init__(budget=budget, loop=loop, app=app, connections=connections)
         self.gateway = gateway
         self.errors = errors
+        self._buffer_max: int = self.app.config.REQUEST_BUFFER_SIZE
+        self._more: asyncio.Future[None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Buffer received bytes, and wake the waiter for them."""
+        self._time = monotonic()
+        self.recv_buffer += data
+        if len(self.recv_buffer) >= self._buffer_max and self.transport is not None:
+            self.transport.pause_reading()
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
+        self._budget.received += len(data)
+        if self._budget.received >= ADD_UP_BYTES:
+            self._budget.enforce(self.connections)
+
+    async def receive_more(self) -> None:
+        """Wait until more has come in; a future costs less than the event of Sanic."""
+        if self.transport is not None:
+            self.transport.resume_reading()
+        self._more = self.loop.create_future()
+        await self._more
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes once the transport takes more; raises RequestCancelled if it is closed."""
+        if not self._can_write.is_set():
+            await self._can_write.wait()
+        if self.transport is None or self.transport.is_closing():
+            raise RequestCancelled
+        self.transport.write(data)
+        self._time = monotonic()
 
 
 async def read_body(request: Request) -> bytes:

@@ -1,7 +1,7 @@
 """Those that are measured side by side: one file each, started as `python -m bench.contenders.X`.
 
-All of them take the environment of a gateway (README, "Settings"), and all that speak HTTP answer
-the same callbacks under the same URL.
+All of them take the environment of a gateway (docs/configuration.md), and all that speak HTTP
+answer the same callbacks under the same URL.
 """
 
 from typing import NamedTuple

@@ -14,7 +14,7 @@ own later: the last column.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from operator import attrgetter
 
 import msgspec
@@ -32,6 +32,8 @@ BATCH_LOCK_TIMEOUT_S = 0.1
 HALVES_LOCK_TIMEOUT_S = 0.01
 # The most rows of a batch that are left out one after another, when the server names them.
 NAMED_MAX = 5
+
+Attempt = Callable[[Session, Sequence[Event]], Awaitable[dict[bytes, Outcome]]]
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ async def write_batch(
 async def write_one(session: Session, event: Event) -> Outcome:
     """Insert one event; raises where its outcome is not decided."""
     try:
-        outcomes = await _insert_again_after_deadlock(session, [event])
+        outcomes = await _again_after_deadlock(insert_events, session, [event])
     except PostgresError as error:
         if classify(error).cause is not Cause.ROW:
             raise
@@ -101,7 +103,7 @@ async def _copy_again(
 async def _insert_by_halves(session: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:
     """Insert the missing events; a row at fault, or locked, is left alone in the end: CONTESTED."""
     try:
-        return await _insert_again_after_deadlock(session, events)
+        return await _again_after_deadlock(insert_events, session, events)
     except PostgresError as error:
         if classify(error).cause not in BLAMES_ROWS:
             raise
@@ -138,12 +140,12 @@ async def _refused_or_written(session: Session, refused: Event) -> Outcome:
     return (await insert_events(session, [refused]))[refused.event_id]
 
 
-async def _insert_again_after_deadlock(
-    session: Session, events: Sequence[Event]
+async def _again_after_deadlock(
+    attempt: Attempt, session: Session, events: Sequence[Event]
 ) -> dict[bytes, Outcome]:
     try:
-        return await insert_events(session, events)
+        return await attempt(session, events)
     except PostgresError as error:
         if classify(error).cause is not Cause.DEADLOCK:
             raise
-    return await insert_events(session, events)
+    return await attempt(session, events)

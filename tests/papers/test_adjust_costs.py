@@ -24,7 +24,7 @@ DOCUMENTED = {
     kept: int(number.replace(",", ""))
     for kept, number in re.findall(
         r"^\| `?(keep = \[\]|everything)`? \| ([\d,]+) \|$",
-        SECTIONS["What is stored"],
+        SECTIONS["Stored data"],
         re.MULTILINE,
     )
 }

@@ -240,7 +240,7 @@ async def test_mistake_has_the_symptom_of_the_page(
 ) -> None:
     """A URL that is set up wrongly is dropped for the reason on the page."""
     assert await outcome(gateway, url.target({}, **sent)) == reason
-    assert f"`{reason}`" in SECTIONS["When something is wrong"] or reason == "ignored"
+    assert f"`{reason}`" in SECTIONS["Troubleshooting"] or reason == "ignored"
 
 
 async def test_omitted_parameters_are_stored_nowhere(
@@ -310,7 +310,7 @@ def test_placeholders_of_the_page_have_values() -> None:
 
 def test_words_for_nothing_are_those_of_the_page() -> None:
     """The page lists exactly the words for an absent value."""
-    [block] = re.findall(r"```\n(.*?)\n```", SECTIONS["Machine-made nothing"], re.DOTALL)
+    [block] = re.findall(r"```\n(.*?)\n```", SECTIONS["Null-like values"], re.DOTALL)
     assert set(block.replace("object object", "object_object").split()) == {
         word.replace(" ", "_") for word in normalize.NOTHING
     }

@@ -136,7 +136,7 @@ ANSWERS = {
 }  # fmt: skip
 # Blocks that set something up: why they are not run here, and the tests that run them.
 ADMINISTRATIVE: Mapping[str, tuple[str, set[str]]] = {
-    "README.md: Through PgBouncer": (
+    "docs/deploying.md: Through PgBouncer": (
         "roles belong to the whole server: test_pgbouncer gives them to a role of its own",
         set(pgbouncer.ROLE_SETTINGS),
     ),

@@ -52,7 +52,7 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
 PARTS = {"Access", "Ingest", "RedisClaims", "TimescaleSink", "Workspaces", "WriteBuffer"}
 # Below it are the modules that keep connections to callers, Redis and the database.
 REQUEST_PATH = (
-    "app/http/head.py", "app/http/fast_path.py", "app/http/protocol.py", "app/gateway.py",
+    "app/http/head.py", "app/http/fast_path.py", "app/http/protocol.py",
     "app/ingest.py", "app/parameters.py", "app/access.py", "adapters/adjust.py",
     "app/normalize.py", "app/event.py", "app/errors.py", "app/buffer.py", "app/commit.py",
     "app/claims/redis.py", "app/claims/scripts.py", "sinks/timescale/sink.py",

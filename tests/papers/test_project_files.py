@@ -16,9 +16,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 GITHUB = ROOT / ".github"
 WORKFLOW: dict[Any, Any] = yaml.safe_load((GITHUB / "workflows/test.yaml").read_text())
 TEMPLATES = sorted((GITHUB / "ISSUE_TEMPLATE").glob("*.md"))
-PAPERS = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 JOB_KEYS = {"name", "runs-on", "timeout-minutes", "strategy", "container", "steps"}
 STEP_KEYS = {"name", "uses", "with", "run"}
 
@@ -97,37 +95,6 @@ def test_builds_leave_nothing_to_commit() -> None:
 def test_files_of_load_exist() -> None:
     """The files of tests that never run beside each other are named as they are."""
     assert [path for path in LOAD if not (ROOT / path).exists()] == []
-
-
-@pytest.mark.parametrize("name", PAPERS)
-def test_commands_in_the_papers_exist(name: str) -> None:
-    """Each `make` target and each file of ours that a paper names is there."""
-    text = (ROOT / name).read_text()
-    assert set(re.findall(r"(?:`|\$ )make ([a-z-]+)", text)) <= TARGETS
-    paths = re.findall(r"`((?:app|adapters|sinks|tests|k8s|bench)/[\w./-]*)`", text)
-    assert [path for path in paths if not (ROOT / path).exists()] == []
-
-
-def links() -> list[tuple[Path, str]]:
-    """Each link from a paper to another file of the repository, with the file it stands in."""
-    texts = [*(ROOT / name for name in PAPERS), *GITHUB.rglob("*.md")]
-    return [
-        (path, target)
-        for path in texts
-        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text())
-    ]
-
-
-def test_links_in_the_papers_lead_somewhere() -> None:
-    """The file of each link exists, and has the heading that is named."""
-    assert len(links()) > 5
-    for path, target in links():
-        name, _, anchor = target.partition("#")
-        file = path.parent / name
-        assert file.exists(), target
-        headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
-        anchors = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
-        assert not anchor or anchor in anchors, target
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)

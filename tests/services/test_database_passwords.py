@@ -15,7 +15,7 @@ from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, unti
 from tests.postgres_topologies import HYPERTABLE, Maker, ask, tell
 from tests.services.test_commands import run
 
-FILE, CHANGE = "A password file", "A password is changed"
+FILE, CHANGE = "A password file", "Changing the password"
 ROLE, OLD, NEW = "flokit_gateway", "the old:one", "the-new-one"
 COUNT = "SELECT count(*) FROM events WHERE user_id = ANY($1)"
 END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'flokit_gateway%'"

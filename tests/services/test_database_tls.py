@@ -19,7 +19,7 @@ from tests.postgres_topologies import HYPERTABLE, Maker, tell
 from tests.services.test_commands import run
 from tests.unit.test_check_connection import CHAIN, VERIFIED
 
-TLS, CLIENT = "TLS to the database", "A client certificate in place of a password"
+TLS, CLIENT = "TLS to the database", "Client certificates"
 ROLE = "flokit_gateway"
 GRANTS = (
     f"CREATE ROLE {ROLE} LOGIN PASSWORD 'change-me'",

@@ -23,7 +23,7 @@ from tests.adversity.test_exactly_once import AlwaysHeld
 from tests.adversity.test_poison import NO_XX
 from tests.events import event, events, generation_of, stored, write
 from tests.gateways import Gateways, Process, Services, environment
-from tests.pgbouncer import BARE, README, Arrangement, PgBouncer, find_pgbouncer, pgbouncer
+from tests.pgbouncer import BARE, DOCUMENTED, Arrangement, PgBouncer, find_pgbouncer, pgbouncer
 from tests.services import test_timescale
 from tests.services.test_commands import run
 
@@ -42,7 +42,7 @@ def program() -> Path:
         pytest.skip(str(why))
 
 
-@pytest.fixture(params=[README, BARE], ids=["readme", "bare"])
+@pytest.fixture(params=[DOCUMENTED, BARE], ids=["documented", "bare"])
 def arrangement(request: pytest.FixtureRequest) -> Arrangement:
     """The configuration of PgBouncer."""
     arrangement: Arrangement = request.param
@@ -324,7 +324,7 @@ async def test_check_reports_missing_settings_of_the_role(
     assert "ok       pooler: " in ended.stdout
     lines = [line.partition(" ALTER ROLE ") for line in ended.stdout.splitlines()]
     told = {f"ALTER ROLE {mend}": said for said, _, mend in lines if mend}
-    if arrangement == README:
+    if arrangement == DOCUMENTED:
         assert (ended.returncode, told) == (0, {})
         return
     assert (ended.returncode, list(told)) == (1, bouncer.role_settings())
@@ -352,7 +352,7 @@ async def test_gateway_warns_of_missing_settings_of_the_role(
         assert (await process.callback()).status == 200
     log = process.log.read_text()
     told = [line for line in bouncer.role_settings() if line in log]
-    assert told == ([] if arrangement == README else bouncer.role_settings())
+    assert told == ([] if arrangement == DOCUMENTED else bouncer.role_settings())
 
 
 IS_IN_SOMEBODYS_WAY = """
