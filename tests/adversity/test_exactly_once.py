@@ -13,8 +13,8 @@ from app.claims.redis import Claims, RedisClaims
 from app.commit import commit, commit_contested
 from app.errors import WriteFailed
 from app.event import Claim, Outcome
+from bench.testbed.client import head
 from sinks.timescale.sink import TimescaleSink
-from tests.client import head
 from tests.events import event, events, stored
 from tests.gateways import Gateways, Running, Services, make_claims, query, workspaces_toml
 from tests.services.test_vectors import receipt, send

@@ -9,8 +9,9 @@ import asyncpg
 import pytest
 import redis.asyncio as redis
 
+from bench.testbed.process import ROOT
 from tests import leaks
-from tests.gateways import ROOT, SECRET, Services
+from tests.gateways import SECRET, Services
 
 # Not the secret itself: the search at the end of the run would find it too.
 PLANTED = "planted-by-a-test"

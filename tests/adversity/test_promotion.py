@@ -11,8 +11,9 @@ import pytest
 
 from app.dev.embedded import EmbeddedError
 from app.dev.processes import free_port
+from bench.testbed.process import PATIENCE_S, POLL_S
 from tests.deploying import lines, statements
-from tests.gateways import PATIENCE_S, POLL_S, Services, environment
+from tests.gateways import Services, environment
 from tests.haproxy import DATABASE, HAProxy, find_haproxy, haproxy
 from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
 from tests.postgres_topologies import (

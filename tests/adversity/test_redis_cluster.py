@@ -15,10 +15,11 @@ from app.claims.redis import CLUSTER_PARTS, RedisClaims, _hash_tags
 from app.dev.processes import Server
 from app.event import Claim
 from app.telemetry.metrics import CLAIMS_BYPASSED
-from bench.faults.ledger import Told
 from bench.testbed.callbacks import SECRET, WORKSPACES
+from bench.testbed.ledger import AnswerKind
+from bench.testbed.process import PATIENCE_S
 from tests.adversity.test_rolling import assert_exactly_once, calling
-from tests.gateways import PATIENCE_S, Process
+from tests.gateways import Process
 from tests.redis_topologies import PASSWORD, SLOTS, Cluster, asking
 
 MAKE = Callable[..., RedisClaims]
@@ -267,5 +268,9 @@ async def test_primary_killed_under_load(
         killed.start()
         await redis_cluster.until_whole()
         await until_claims_work(processes)
-    assert vendor.ledger.tally().keys() == {Told.WRITTEN, Told.DUPLICATE, Told.DROPPED}
+    assert vendor.ledger.tally().keys() == {
+        AnswerKind.WRITTEN,
+        AnswerKind.DUPLICATE,
+        AnswerKind.DROPPED,
+    }
     await assert_exactly_once(vendor, connection)

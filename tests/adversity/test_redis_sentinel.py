@@ -11,8 +11,8 @@ import pytest
 from app.claims.redis import RedisClaims
 from app.dev.processes import free_port
 from app.event import Claim
-from bench.faults.ledger import Told
 from bench.testbed.callbacks import SECRET, WORKSPACES
+from bench.testbed.ledger import AnswerKind
 from tests.adversity.test_redis_cluster import (
     BYPASSED,
     MAKE,
@@ -60,12 +60,16 @@ async def test_primary_killed_under_load_of_sentinels(
             assert (await process.metrics())[BYPASSED] > quiet
             await redis_watched.rejoin(killed)
             await until_claims_work([process])
-    assert vendor.ledger.tally().keys() == {Told.WRITTEN, Told.DUPLICATE, Told.DROPPED}
+    assert vendor.ledger.tally().keys() == {
+        AnswerKind.WRITTEN,
+        AnswerKind.DUPLICATE,
+        AnswerKind.DROPPED,
+    }
     await assert_exactly_once(vendor, connection)
 
 
 async def test_planned_switch(make: MAKE, redis_watched: Watched) -> None:
-    """Told to switch, Sentinels do; each gateway follows, whatever it was connected to."""
+    """AnswerKind to switch, Sentinels do; each gateway follows, whatever it was connected to."""
     first, second = make(redis_watched.url), make(redis_watched.url)
     await until_all_answer(first, second)
     before = await redis_watched.primary()

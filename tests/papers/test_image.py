@@ -24,8 +24,8 @@ from app import workspaces_file
 from app.dev.embedded import EmbeddedError, unpack
 from app.dev.processes import free_port
 from app.settings import Settings, read_settings
-from bench.testbed.gateway import bound
-from tests.gateways import ROOT, Process, Services, inherited
+from bench.testbed.process import ROOT, bound, inherited
+from tests.gateways import Process, Services
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 # Where every user may write: in the container there is no such place.

@@ -13,7 +13,7 @@ from zipfile import ZipFile
 import pytest
 
 from app.version import VERSION
-from tests.gateways import ROOT, inherited
+from bench.testbed.process import ROOT, inherited
 
 PACKAGES = ("app", "adapters", "sinks")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")

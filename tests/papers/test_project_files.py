@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.gateways import ROOT
+from bench.testbed.process import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 GITHUB = ROOT / ".github"

@@ -15,7 +15,7 @@ from app.http import app as server
 from app.http.app import UNVERIFIED_PAUSE_S
 from app.settings import SECRET_MAX, SettingsError, VendorAccess, read_settings, secret_owner
 from app.telemetry.metrics import REJECTED
-from tests.client import exchange, get, head, post
+from bench.testbed.client import exchange, get, head, post
 from tests.gateways import SECRET, Gateways, environment, query
 
 SHARED, OURS, THEIRS = "shared", "ours", "theirs"

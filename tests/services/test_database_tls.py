@@ -13,7 +13,7 @@ from app.commands.check_database import check_connection
 from app.commands.report import Report
 from app.dev.processes import ENVIRONMENT, Server
 from app.dev.programs import Programs
-from bench.testbed.gateway import as_nobody
+from bench.testbed.process import as_nobody
 from sinks.timescale import hosts
 from sinks.timescale.inspection import Wire
 from tests.deploying import commands, lines, statements

@@ -8,7 +8,7 @@ from sanic.compat import Header
 
 from app.errors import Answer
 from app.http.fast_path import USUAL, LazyHeaders, UsualCallback, bytes_of
-from tests.client import head
+from bench.testbed.client import head
 from tests.gateways import Gateways, query
 
 TARGET = f"/ingest/adjust?{query()}"

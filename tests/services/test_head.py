@@ -13,7 +13,7 @@ from app.errors import Unreadable
 from app.http.fast_path import USUAL
 from app.http.head import HEAD_MAX_BYTES, HEADER_LINES_MAX, find_end, mend
 from app.telemetry.metrics import UNANSWERED as UNANSWERED_TOTAL
-from tests.client import UNANSWERED, exchange, get, head, read_answer
+from bench.testbed.client import UNANSWERED, exchange, get, head, read_answer
 from tests.gateways import Gateways, Process, Running, query
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}

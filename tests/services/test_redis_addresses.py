@@ -10,7 +10,8 @@ from redis.asyncio.connection import SSLConnection
 
 from app.claims.addresses import Kind, read_address
 from app.settings import SettingsError
-from tests.gateways import ROOT, Process, environment, inherited
+from bench.testbed.process import ROOT, inherited
+from tests.gateways import Process, environment
 from tests.redis_topologies import PASSWORD, SERVICE, Cluster, Watched, asking, url_of
 
 
