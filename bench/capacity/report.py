@@ -44,11 +44,11 @@ def tables(results: CapacityResults) -> str:
             "Measured, by the number of callers:\n",
             markdown_table(_LEVELS, map(_level_row, costs.levels)),
         ]
-    asked, answered = (costs.sent_bytes[name].at(1) for name in _CALLER)
+    request, answer = (costs.sent_bytes[name].at(1) for name in _CALLER)
     sizes = (
         f"Measured: {costs.table_bytes:.0f} bytes of table and {costs.index_bytes:.0f} of indexes"
-        f" a row, {costs.redis_bytes:.0f} bytes of Redis an event, {asked:.0f} bytes of request"
-        f" and {answered:.0f} of answer, {costs.refused_us:.0f} µs of CPU for a refusal.\n"
+        f" a row, {costs.redis_bytes:.0f} bytes of Redis an event, {request:.0f} bytes of request"
+        f" and {answer:.0f} of answer, {costs.refused_us:.0f} µs of CPU for a refusal.\n"
     )
     parts += [
         sizes,

@@ -21,7 +21,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 from uuid import UUID
 
@@ -69,7 +68,7 @@ def read_apps(path: Path) -> dict[str, App]:
     }
 
 
-def row(sent: Mapping[str, str], app: App, event_type: str) -> tuple[Any, ...]:
+def row(sent: Mapping[str, str], app: App, event_type: str) -> tuple[UUID, *tuple[object, ...]]:
     """Return an event as the parameters of the INSERT; raises ValueError for a wrong time."""
     created_at = sent["created_at"]
     if created_at.isdigit():

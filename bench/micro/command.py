@@ -14,6 +14,7 @@ from bench.testbed.console import markdown_table
 from bench.testbed.environment import open_environment
 from bench.testbed.figures import median_of
 from bench.testbed.machine import describe_machine
+from bench.testbed.process import BenchError
 from bench.testbed.results import Commands
 
 ROUNDS = 9
@@ -26,17 +27,19 @@ def add_command(commands: Commands) -> None:
     """Add `micro` to the commands of the bench."""
     text = "the cost of single parts of the gateway, for an event"
     parser = commands.add_parser("micro", help=text, description=text)
-    parser.add_argument(
-        "names", nargs="*", choices=[*PARTS, []], metavar="NAME",
-        help=f"of {', '.join(PARTS)}; else all of them",
-    )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(PARTS)}; else all of them")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="default: %(default)s")
     documents.add_option(parser)
     parser.set_defaults(run=_command)
 
 
 async def measure(names: Sequence[str], rounds: int) -> tuple[Mapping[str, list[float]], str]:
-    """Return the microseconds an event of each round, by part, and the servers in use."""
+    """Return the microseconds an event of each round, by part, and the servers in use.
+
+    Raises EmbeddedError and BenchError.
+    """
+    if unknown := set(names) - PARTS.keys():
+        raise BenchError(f"unknown parts: {', '.join(sorted(unknown))}")
     found: dict[str, list[float]] = {name: [] for name in names}
     async with AsyncExitStack() as stack:
         environment, servers = None, "no servers"

@@ -172,13 +172,13 @@ def _small(measured: Measured, limits: Limits) -> Iterator[Promise]:
 
 def _afterwards(measured: Measured, limits: Limits) -> Iterator[Promise]:
     before, after = (measured.phases[name] for name in ("before", "afterwards"))
-    usual = percentile(before.of(AnswerKind.WRITTEN), 0.5)
+    alone = percentile(before.of(AnswerKind.WRITTEN), 0.5)
     waited = after.of(AnswerKind.WRITTEN)
     yield Promise(
         "afterwards everything is accepted, as fast as before",
-        f"p50 below {limits.light_ratio:g} * {_ms(usual)}",
+        f"p50 below {limits.light_ratio:g} * {_ms(alone)}",
         f"{len(waited):,} of {after.sent:,}; {_percentiles(waited)}",
-        len(waited) == after.sent and percentile(waited, 0.5) < limits.light_ratio * usual,
+        len(waited) == after.sent and percentile(waited, 0.5) < limits.light_ratio * alone,
     )
     left = measured.left_in_buffer
     yield Promise("afterwards nothing is left in the buffer", "0", f"{left}", left == 0)

@@ -55,7 +55,7 @@ class CurvesResults(results.Results, frozen=True, kw_only=True):
 
 
 def rows(curves: Curves) -> Iterator[tuple[str, ...]]:
-    """Return the one table: a row for each point, of medians of its rounds."""
+    """Yield the rows of the table: one for each point, with medians of its rounds."""
     for rate, rounds in sorted(curves.latencies.items()):
         yield _latency_row(rate, rounds)
     for curve, points in curves.peaks.items():

@@ -38,7 +38,7 @@ class EventKind(Enum):
 
     PLAIN = "plain"
     REDELIVERED = "redelivered"  # later, in another form
-    TWINS = "twins"  # at the same moment, to different processes
+    CONTESTED = "contested"  # at the same moment, to different processes
     REPEATED = "repeated"  # at the same moment, to one process
     HUNG_UP = "hung_up"  # the caller closes half-way, and retries
     STABLE = "stable"  # with a stable ID, and redelivered with another time
@@ -51,7 +51,7 @@ class EventKind(Enum):
 SHARES: dict[EventKind, int] = {
     EventKind.PLAIN: 620,
     EventKind.REDELIVERED: 80,
-    EventKind.TWINS: 60,
+    EventKind.CONTESTED: 60,
     EventKind.REPEATED: 40,
     EventKind.HUNG_UP: 60,
     EventKind.STABLE: 80,
@@ -190,7 +190,7 @@ def _redelivered(sent: dict[str, str], times: Sequence[datetime], random: Random
     ]
 
 
-def _twins(sent: dict[str, str], times: Sequence[datetime], random: Random) -> list[Delivery]:
+def _contested(sent: dict[str, str], times: Sequence[datetime], random: Random) -> list[Delivery]:
     first = random.randrange(60)
     return [
         replace(_delivery(sent, times[0], random), process=first + place)
@@ -228,7 +228,7 @@ _DELIVERIES: Mapping[
 ] = {
     EventKind.PLAIN: _plain,
     EventKind.REDELIVERED: _redelivered,
-    EventKind.TWINS: _twins,
+    EventKind.CONTESTED: _contested,
     EventKind.REPEATED: _repeated,
     EventKind.HUNG_UP: _hung_up,
     EventKind.STABLE: _stable,
