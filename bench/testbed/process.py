@@ -99,7 +99,9 @@ class Program:
         """Return when a condition holds; raises BenchError after an end or the time limit."""
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
-            if self.exit_code is not None or time.monotonic() > deadline:
+            # A test may have started the process by other means.
+            has_ended = self._popen is not None and self._popen.poll() is not None
+            if has_ended or time.monotonic() > deadline:
                 last = " | ".join(self.log.read_text(errors="replace").splitlines()[-4:])
                 raise BenchError(f"a process does not become ready, see {self.log}: {last}")
             time.sleep(POLL_S)

@@ -17,13 +17,25 @@ from bench.testbed.console import Progress
 from bench.testbed.deliveries import EventKind
 from bench.testbed.process import PATIENCE_S, ROOT
 
+# Of every day of a short run. A row without a chunk is inserted with ON CONFLICT, which fails without
+# the unique index; the others are copied.
+CHUNKS = """
+INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, app_token,
+                    event_type, properties)
+SELECT gen_random_uuid(), day, day, '', '', '', '', '{}'
+FROM generate_series('2024-02-18 12:00Z', '2024-03-01 12:00Z', interval '1 day') AS day
+"""
 # The faults and statements against each saboteur, and the kind of broken promise to be found.
 SABOTAGE: dict[str, tuple[Sequence[str], Sequence[str], str]] = {
     "seen-when-claimed": (["gateway_killed_between_claim_and_commit"], [], "lost"),
     "busy-is-duplicate": ([], [], "lied"),
     "answers-before-commit": ([], [], "lied"),
     "never-refuses": ([], [], "stuck"),
-    "no-unique-index": (["redis_flushed"], ["DROP INDEX events_occurred_at_event_id"], "doubled"),
+    "no-unique-index": (
+        ["redis_flushed"],
+        [CHUNKS, "DELETE FROM events", "DROP INDEX events_occurred_at_event_id"],
+        "doubled",
+    ),
 }
 
 
