@@ -17,8 +17,8 @@ from bench.testbed.console import Progress
 from bench.testbed.deliveries import EventKind
 from bench.testbed.process import PATIENCE_S, ROOT
 
-# Of every day of a short run. A row without a chunk is inserted with ON CONFLICT, which fails without
-# the unique index; the others are copied.
+# Of every day of a short run. A row without a chunk is inserted with ON CONFLICT, which fails
+# without the unique index; the others are copied.
 CHUNKS = """
 INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, app_token,
                     event_type, properties)
