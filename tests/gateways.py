@@ -21,7 +21,7 @@ from app.settings import read_settings
 from bench.testbed.callbacks import workspace_toml
 from bench.testbed.client import Answer, fetch, get, metrics, post
 from bench.testbed.database import execute, locked_events
-from bench.testbed.process import OK, PATIENCE_S, Server
+from bench.testbed.process import OK, PATIENCE_S, ServerProcess
 from sinks import Sink
 from sinks.timescale.sink import TimescaleSink
 from tests import leaks
@@ -181,7 +181,7 @@ class Gateways:
                 await running.stop()
 
 
-class Process(Target, Server):
+class Process(Target, ServerProcess):
     """`python -m app serve` as a process of its own."""
 
     def __init__(self, database_url: str, redis_url: str, folder: Path, **settings: str) -> None:

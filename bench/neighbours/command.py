@@ -20,7 +20,7 @@ from bench.testbed.environment import DEFAULT_TIMEOUTS, Environment, open_enviro
 from bench.testbed.figures import percentile
 from bench.testbed.ledger import AnswerKind
 from bench.testbed.machine import Machine, describe_machine
-from bench.testbed.process import SERVE, Program, Server
+from bench.testbed.process import SERVE, Program, ServerProcess
 from bench.testbed.results import Commands
 from bench.testbed.usage import peak_memory_bytes, reset_peak_memory
 
@@ -80,7 +80,7 @@ async def run(
 
 
 async def _measure(
-    environment: Environment, gateway: Server, name: str, duration_s: float, file: Path
+    environment: Environment, gateway: ServerProcess, name: str, duration_s: float, file: Path
 ) -> Neighbours:
     callers = Callers(gateway.port, _requests(name))
     try:
@@ -105,7 +105,7 @@ async def _measure(
 
 @asynccontextmanager
 async def _disturbed(
-    environment: Environment, gateway: Server, name: str, file: Path
+    environment: Environment, gateway: ServerProcess, name: str, file: Path
 ) -> AsyncIterator[None]:
     if name == ALONE:
         yield

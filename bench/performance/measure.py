@@ -22,7 +22,7 @@ from bench.testbed.load import (
     run_k6,
     run_wrk,
 )
-from bench.testbed.process import Server
+from bench.testbed.process import ServerProcess
 from bench.testbed.usage import cpu_s, cpu_times, peak_memory_bytes, reset_peak_memory
 from sinks.timescale import schema
 
@@ -88,7 +88,7 @@ class Running(NamedTuple):
     """A started contender."""
 
     contender: Contender
-    process: Server
+    process: ServerProcess
 
 
 class Bench:

@@ -16,7 +16,7 @@ from app.dev.processes import free_port
 from bench.testbed import database
 from bench.testbed.callbacks import SECRET, WORKSPACES
 from bench.testbed.gateway import Gateway
-from bench.testbed.process import SERVE, Server
+from bench.testbed.process import SERVE, ServerProcess
 from bench.testbed.proxy import Proxy
 from sinks.timescale import schema
 
@@ -54,14 +54,15 @@ class Environment:
     @asynccontextmanager
     async def serve(
         self, name: str, arguments: Sequence[str], settings: Mapping[str, str], ready: str
-    ) -> AsyncIterator[Server]:
+    ) -> AsyncIterator[ServerProcess]:
         """Run a server beside the gateways, without proxies, which would cost CPU.
 
-        `settings` add to `environ`; see `Server` for the other parameters. Raises BenchError.
+        `settings` add to `environ`; see `ServerProcess` for the other parameters. Raises
+        BenchError.
         """
         log = self.folder / f"{name}.log"
         environ = dict(self.environ) | dict(settings)
-        server = Server(free_port(), environ, log, arguments=arguments, ready=ready)
+        server = ServerProcess(free_port(), environ, log, arguments=arguments, ready=ready)
         try:
             await server.start_ready()
             yield server

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from bench.testbed.process import SERVE, Server
+from bench.testbed.process import SERVE, ServerProcess
 from bench.testbed.proxy import Proxy
 
 
-class Gateway(Server):
+class Gateway(ServerProcess):
     """`python -m app serve`, or other `arguments`.
 
     `database` and `redis` are its only ways to the servers.

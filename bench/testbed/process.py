@@ -124,7 +124,7 @@ class Program:
         self.stop()
 
 
-class Server(Program):
+class ServerProcess(Program):
     """An HTTP server on a port that it keeps: `python` with `arguments`.
 
     `ready` is the path that answers 200 once it serves.

@@ -87,10 +87,11 @@ def test_seed_determines_the_run() -> None:
 STARTS_ONE = """
 import asyncio, os, sys
 from pathlib import Path
-from bench.testbed.process import Server
+from bench.testbed.process import ServerProcess
 
 async def main():
-    process = Server(1, {}, Path(sys.argv[1]), arguments=["-c", "import time; time.sleep(60)"])
+    sleep = ["-c", "import time; time.sleep(60)"]
+    process = ServerProcess(1, {}, Path(sys.argv[1]), arguments=sleep)
     process.start()
     print(process.pid, flush=True)
     await asyncio.sleep(60)

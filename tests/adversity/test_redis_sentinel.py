@@ -69,7 +69,7 @@ async def test_primary_killed_under_load_of_sentinels(
 
 
 async def test_planned_switch(make: MAKE, redis_watched: Watched) -> None:
-    """AnswerKind to switch, Sentinels do; each gateway follows, whatever it was connected to."""
+    """Told to switch, Sentinels do; each gateway follows, whatever it was connected to."""
     first, second = make(redis_watched.url), make(redis_watched.url)
     await until_all_answer(first, second)
     before = await redis_watched.primary()
