@@ -24,10 +24,9 @@ async def execute(url: str, *statements: str) -> None:
 
 
 @asynccontextmanager
-async def locked_events(url: str) -> AsyncIterator[None]:
-    """Hold a lock on the table `events` against every other use."""
+async def locked_events(url: str, *settings: str) -> AsyncIterator[None]:
+    """Hold a lock on the table `events` against every other use; `settings` come before it."""
     async with connected(url) as connection, connection.transaction():
-        # The lock waits in any order of chunks, and is never the victim of a deadlock.
-        await connection.execute("SET LOCAL deadlock_timeout = '1min'")
-        await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+        for statement in (*settings, "LOCK TABLE events IN ACCESS EXCLUSIVE MODE"):
+            await connection.execute(statement)
         yield
