@@ -33,6 +33,7 @@ SCRAPE_S = 1.0
 RATE_WINDOW = "10s"
 CALLBACKS_PER_S = 150.0
 COLUMNS = 4
+GATEWAYS = 2
 # Of a hundred callbacks: duplicates, with an unknown app, unmapped, with a wrong secret.
 DUPLICATE, UNKNOWN, UNMAPPED, WRONG_SECRET = 15, 1, 4, 1
 
@@ -90,10 +91,11 @@ def fill(expression: str, rate: str = "1m") -> str:
     return expression.replace("$__rate_interval", rate).replace("$workspace", ".*")
 
 
-def _request(number: int) -> tuple[str, bytes]:
+def _request(gateway: int, number: int) -> tuple[str, bytes]:
+    number = GATEWAYS * number + gateway
     random = Random(number)  # noqa: S311 - repeatable
     dice = random.randrange(100) - DUPLICATE
-    sent = parameters(number if dice >= 0 else number - 1, random)
+    sent = parameters(number if dice >= 0 else number - GATEWAYS, random)
     changes = ["app_token"] * UNKNOWN + ["event_token"] * UNMAPPED
     if 0 <= dice < len(changes):
         sent[changes[dice]] = "unknown"
@@ -123,10 +125,10 @@ async def run(progress: Progress, picture: Path, duration_s: float) -> list[str]
     Raises EmbeddedError and BenchError.
     """
     secrets = {"ADJUST_CALLBACK_SECRET": f"{SECRET},the-old-one"}
-    async with open_environment(settings=secrets) as environment:
+    async with open_environment(gateways=GATEWAYS, settings=secrets) as environment:
         ports = [gateway.port for gateway in environment.gateways]
         async with run_prometheus(environment.folder, ports, SCRAPE_S) as prometheus:
-            callers = [Callers(port, _request) for port in ports]
+            callers = [Callers(port, partial(_request, n)) for n, port in enumerate(ports)]
             offers = [
                 asyncio.create_task(each.offer(CALLBACKS_PER_S, duration_s)) for each in callers
             ]
@@ -173,7 +175,7 @@ def _draw(panels: Sequence[Drawn], picture: Path) -> None:
                 axes.plot([at for at, _ in points], [value for _, value in points], label=legend)
             axes.set_ylim(bottom=0)
             if panel.lines:
-                axes.legend(fontsize=5, frameon=False, loc="upper left")
+                axes.legend(fontsize=5, frameon=False, loc="center left")
         figure.savefig(picture, metadata={"Software": None})
 
 
