@@ -1,1 +1,1 @@
-"""What proves the promises: load, faults, and an oracle that counts."""
+"""Load, faults and measurements of the gateway, by processes on this machine."""

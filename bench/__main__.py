@@ -1,4 +1,4 @@
-"""The commands of the bench: each starts what it needs, on this machine, and ends it."""
+"""The commands of the bench: each starts its own servers on this machine, and stops them."""
 
 import argparse
 import asyncio
@@ -10,22 +10,22 @@ import uvloop
 from app.dev.embedded import EmbeddedError
 from bench.capacity import command as capacity
 from bench.dashboard import command as dashboard
-from bench.faults import command as trial
+from bench.faults import command as faults
+from bench.micro import command as micro
 from bench.neighbours import command as neighbours
 from bench.overload import command as overload
 from bench.performance import compare, curves
-from bench.testbed.gateway import BenchError
+from bench.testbed.process import BenchError
 
 
 def main() -> int:
-    """Run one command and return its exit code: 0 all promises kept, 1 not, 2 not measured."""
+    """Run one command and return its exit code: 0 all targets met, 1 not all, 2 not measured."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (trial, overload, neighbours, compare, curves, capacity, dashboard):
+    for command in (faults, overload, neighbours, compare, curves, capacity, dashboard, micro):
         command.add_command(commands)
     arguments = parser.parse_args()
-    # Also in the background of a shell, which has the first ignored. Whoever tells us to end by
-    # the second wants nothing left behind either.
+    # A shell ignores SIGINT for its background jobs. SIGTERM stops all servers as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
@@ -36,7 +36,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: everything is stopped, nothing is reported", file=sys.stderr)
+        print("interrupted: everything is stopped, without a report", file=sys.stderr)
         return 130
 
 

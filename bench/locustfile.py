@@ -13,7 +13,7 @@ In the environment:
     DURATION     seconds                                          (60)
     CALLERS      users of locust, each with a connection          (20)
     DUPLICATES   share of callbacks that were sent before, 0 to 1 (0)
-    UNMAPPED     share with a token that nobody has mapped        (0)
+    UNMAPPED     share of unmapped events, 0 to 1                 (0)
     P99_MS       the threshold of the 99th percentile             (500)
     RUN          names the users of the app                       (the time)
 
@@ -43,7 +43,7 @@ UNMAPPED = float(os.environ.get("UNMAPPED", "0"))
 P99_MS = float(os.environ.get("P99_MS", "500"))
 STARTED = int(time.time())
 RUN = os.environ.get("RUN", str(STARTED))
-# Repeats come this many callbacks after the first at the earliest.
+# Duplicates come this many callbacks after the first at the earliest.
 LAG = 100
 
 _numbers = itertools.count()
@@ -82,7 +82,7 @@ class Vendor(FastHttpUser):
     wait_time = constant_throughput(RATE / CALLERS)
 
     def on_start(self) -> None:
-        """Begin at any time: the callers do not all send at once."""
+        """Begin at a random moment: the callers do not all send at once."""
         time.sleep(_random.uniform(0, CALLERS / RATE))
 
     @task
@@ -100,16 +100,16 @@ class Vendor(FastHttpUser):
         with self.client.get(
             path, name="callback", allow_redirects=False, catch_response=True
         ) as answer:
-            # Locust takes a redirect, or any 2xx, for a success; a vendor would not.
+            # To locust a redirect, or any 2xx, is a success; to a vendor it is not.
             if answer.status_code != 200:  # noqa: PLR2004
                 answer.failure(f"status {answer.status_code}")
 
 
 class Steady(LoadTestShape):
-    """All callers at once, for as long as was asked for."""
+    """All callers at once, for DURATION seconds."""
 
     def tick(self) -> tuple[int, float] | None:
-        """Return how many callers there are now; None ends the run."""
+        """Return the number of callers; None ends the run."""
         ran_s: float = self.get_run_time()  # type: ignore[no-untyped-call]
         return (CALLERS, CALLERS) if ran_s < DURATION_S else None
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from tests.gateways import ROOT, SECRET
+from bench.testbed.process import ROOT
+from tests.gateways import SECRET
 
 PAGE = (ROOT / "docs" / "adjust.md").read_text()
 SECTIONS: dict[str, str] = dict(

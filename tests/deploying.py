@@ -2,7 +2,7 @@
 
 import re
 
-from tests.gateways import ROOT
+from bench.testbed.process import ROOT
 
 PAGE = "docs/deploying-database.md"
 

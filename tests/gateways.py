@@ -1,25 +1,14 @@
 """Gateways for tests: in this process, and as processes of their own."""
 
 import asyncio
-import json
 import os
-import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from typing import Self
-from urllib.error import URLError
 from urllib.parse import urlsplit, urlunsplit
-from urllib.request import urlopen
 
-import asyncpg
-import coverage
 import msgspec
 
 from app.claims import Claims
@@ -28,20 +17,17 @@ from app.dev.processes import free_port
 from app.gateway import create_gateway
 from app.http.server import Server
 from app.settings import read_settings
-from bench.testbed.gateway import bound
+from bench.testbed.callbacks import workspace_toml
+from bench.testbed.client import Answer, fetch, get, metrics, post
+from bench.testbed.database import execute, locked_events
+from bench.testbed.process import OK, PATIENCE_S, ServerProcess
 from sinks import Sink
 from sinks.timescale.sink import TimescaleSink
 from tests import leaks
-from tests.client import Answer, get, post
 
-ROOT = Path(__file__).parent.parent
 SECRET = "s3cr3t"  # noqa: S105 - the vectors' own
-EVENTS = {"g3mz3t": "purchase", "bkrfgq": "coins", "g3mfiw": "level", "f0ob4r": "signup"}
-# How long a gateway may take to start or to stop on a busy machine.
-PATIENCE_S = 30.0
-POLL_S = 0.02
-# How long one that is about to be stopped may take to return its metrics: it may be frozen.
-LAST_WORDS_S = 1.0
+# The limit of the last scrape of a process: it may be frozen.
+LAST_METRICS_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,13 +44,7 @@ class Services:
 
     async def execute(self, database: str | None, *statements: str) -> None:
         """Run statements, each in a transaction of its own."""
-        url = self.url_of(database) if database else self.database_url
-        connection = await asyncpg.connect(url)
-        try:
-            for statement in statements:
-                await connection.execute(statement)
-        finally:
-            await connection.close()
+        await execute(self.url_of(database) if database else self.database_url, *statements)
 
 
 @contextmanager
@@ -86,14 +66,8 @@ def make_claims(services: Services, sink: TimescaleSink, lease_s: float = 15) ->
 
 
 def workspaces_toml(*app_tokens: str, more: str = "") -> str:
-    """A workspaces file in which each app token has the vectors' mapping."""
-    apps = "".join(
-        f'\n[[workspaces.apps]]\nvendor = "adjust"\napp_token = "{token}"\n'
-        f"events = {{ {', '.join(f'{key} = {json.dumps(to)}' for key, to in EVENTS.items())} }}\n"
-        f"{more}"
-        for token in app_tokens
-    )
-    return f'[[workspaces]]\nid = "ws_test"\n{apps}'
+    """Return a workspaces file in which each app token has the vectors' mapping."""
+    return workspace_toml("ws_test", *app_tokens, more=more)
 
 
 def environment(database_url: str, redis_url: str, folder: Path, **more: str) -> dict[str, str]:
@@ -146,9 +120,7 @@ class Target:
 
     async def metrics(self) -> dict[str, float]:
         """The metrics of the gateway, by series."""
-        text = (await get(self.port, "/metrics")).body.decode()
-        lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
-        return {series: float(value) for series, _, value in lines}
+        return await metrics(self.port)
 
 
 class Running(Target):
@@ -190,21 +162,11 @@ class Gateways:
 
     async def execute(self, *statements: str) -> None:
         """Run statements in the test's database, each in a transaction of its own."""
-        connection = await asyncpg.connect(self.database_url)
-        for statement in statements:
-            await connection.execute(statement)
-        await connection.close()
+        await execute(self.database_url, *statements)
 
-    @asynccontextmanager
-    async def locked_events(self) -> AsyncIterator[None]:
-        """Lock `events` meanwhile, so that no other connection can write to it."""
-        connection = await asyncpg.connect(self.database_url)
-        try:
-            async with connection.transaction():
-                await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
-                yield
-        finally:
-            await connection.close()
+    def locked_events(self) -> AbstractAsyncContextManager[None]:
+        """Hold a lock on the table `events` against every other use."""
+        return locked_events(self.database_url)
 
     async def stop(self) -> None:
         """Stop those that still run."""
@@ -213,96 +175,26 @@ class Gateways:
                 await running.stop()
 
 
-class Process(Target):
+class Process(Target, ServerProcess):
     """`python -m app serve` as a process of its own."""
 
     def __init__(self, database_url: str, redis_url: str, folder: Path, **settings: str) -> None:
         self.folder = folder
         self.database_url = database_url
-        self.port = free_port()
-        self.environ = environment(database_url, redis_url, folder, PORT=str(self.port), **settings)
-        self.log = folder / "gateway.log"
-        self._popen: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        with self.log.open("ab") as log:
-            self._popen = subprocess.Popen(
-                bound([sys.executable, "-m", "app", "serve"]),
-                cwd=ROOT,
-                env=inherited() | self.environ,
-                stdout=log,
-                stderr=log,
-            )
-        return self
+        environ = environment(database_url, redis_url, folder, **settings)
+        super().__init__(free_port(), environ, folder / "gateway.log")
 
     def __exit__(self, *_: object) -> None:
-        metrics = self._last_metrics()
-        self.signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            self.wait()
-        self.signal(signal.SIGKILL)
-        self.wait()
-        assert SECRET.encode() not in metrics, "the secret stands in the metrics"
-
-    def _last_metrics(self) -> bytes:
-        """The metrics, where the process is still there and able to return them."""
-        assert self._popen is not None
-        if self._popen.poll() is None:
-            with suppress(OSError, HTTPException):
-                url = f"http://127.0.0.1:{self.port}/metrics"
-                with urlopen(url, timeout=LAST_WORDS_S) as answer:
-                    return bytes(answer.read())
-        return b""
-
-    @property
-    def pid(self) -> int:
-        """The process ID."""
-        assert self._popen is not None
-        return self._popen.pid
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal, if the process still runs."""
-        assert self._popen is not None
-        self._popen.send_signal(number)
-
-    def wait(self, timeout_s: float = PATIENCE_S) -> int:
-        """Wait for the end, and return the exit code."""
-        assert self._popen is not None
-        return self._popen.wait(timeout_s)
-
-    def wait_until_ready(self) -> None:
-        """Return when `/readyz` is green."""
-        self._wait_until_green("/readyz")
+        # Without an answer where the process has ended, or is frozen.
+        metrics = fetch(self.port, "/metrics", LAST_METRICS_S).body
+        self.stop()
+        assert SECRET.encode() not in metrics, "the secret is in the metrics"
 
     def wait_until_alive(self) -> None:
-        """Return when it answers, ready or not."""
-        self._wait_until_green("/healthz")
-
-    def _wait_until_green(self, path: str) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while self.status(path) != 200:
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(POLL_S)
+        """Return when the process answers, ready or not."""
+        self.wait_until(lambda: self.status("/healthz") == OK)
 
     async def buffered(self) -> int:
-        """The number of events that are accepted and not committed."""
+        """Return the number of accepted, uncommitted events."""
         answer = msgspec.json.decode((await get(self.port, "/readyz")).body)
         return int(answer["buffer"]["events"])
-
-    def status(self, path: str) -> int:
-        """The status of a GET; 0 where there is no answer."""
-        try:
-            with urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE_S) as answer:
-                return int(answer.status)
-        except URLError as error:
-            return int(getattr(error, "code", 0))
-        except OSError:
-            return 0
-
-
-def inherited() -> dict[str, str]:
-    """The part of this environment that a process needs: no setting of the gateway."""
-    found = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    if coverage.Coverage.current() is not None:  # measured in the process too
-        found["COVERAGE_PROCESS_START"] = str(ROOT / "pyproject.toml")
-    return found

@@ -2,18 +2,15 @@
 
 import csv
 import shutil
-import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from app.dev.embedded import EmbeddedError, unpack
-from bench.testbed.gateway import bound
-from tests.gateways import PATIENCE_S, POLL_S, ROOT
+from bench.testbed.process import PATIENCE_S, POLL_S, ROOT, Program
 
 STATS = {"global\n": "global\n    stats socket fd@{stats} level user\n"}
 
@@ -100,7 +97,6 @@ def haproxy(
         # It inherits its sockets: no other program can take their ports.
         socket.create_server(("127.0.0.1", 0)) as door,
         socket.create_server(("127.0.0.1", 0)) as stats,
-        log.open("ab") as output,
     ):
         text = given.text
         for written, used in given.here.items():
@@ -108,18 +104,11 @@ def haproxy(
             text = text.replace(written, used.format(door=door.fileno(), stats=stats.fileno()))
         lines = (f"    server {name} 127.0.0.1:{port}\n" for name, port in servers.items())
         config.write_text(text + "".join(lines))
-        process = subprocess.Popen(
-            bound([str(program), "-db", "-f", str(config)]),
+        process = Program(
+            [str(program), "-db", "-f", str(config)],
+            log,
             pass_fds=[door.fileno(), stats.fileno()],
-            stdout=output,
-            stderr=output,
         )
-        try:
+        with process:
             yield HAProxy(door.getsockname()[1], stats.getsockname()[1])
-            assert process.poll() is None, log.read_text()
-        finally:
-            process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE_S)
-            process.kill()
-            process.wait()
+            assert process.exit_code is None, log.read_text()

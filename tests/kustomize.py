@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from app.dev.embedded import EmbeddedError, unpack
-from tests.gateways import ROOT
+from bench.testbed.process import ROOT
 
 K8S = ROOT / "k8s"
 OVERLAY = K8S / "overlays/example"

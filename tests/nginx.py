@@ -1,9 +1,6 @@
 """A real nginx, set up as ingress-nginx would do it from the example's files."""
 
 import shutil
-import signal
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +9,7 @@ import yaml
 
 from app.dev.embedded import EmbeddedError, unpack
 from app.dev.processes import free_port
-from bench.testbed.gateway import bound
-from tests.gateways import PATIENCE_S, POLL_S
+from bench.testbed.process import Program
 from tests.kustomize import K8S, of_kind, the
 
 CONTROLLER: dict[str, str] = yaml.safe_load((K8S / "cluster/ingress-nginx.yaml").read_text())[
@@ -93,15 +89,7 @@ def nginx(folder: Path, servers: list[int], **changed: str) -> Iterator[int]:
     port, log = free_port(), folder / "error.log"
     (folder / "nginx.conf").write_text(configuration(port, servers, **changed))
     command = [find_nginx(), "-p", str(folder), "-c", "nginx.conf", "-e", str(log)]
-    process = subprocess.Popen(bound(command))
-    try:
-        deadline = time.monotonic() + PATIENCE_S
-        while not (folder / "nginx.pid").exists():  # written when it listens
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(POLL_S)
+    with Program(command, folder / "output.log") as process:
+        process.wait_until((folder / "nginx.pid").exists)  # written when it listens
         yield port
-        assert process.poll() is None, log.read_text()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(PATIENCE_S)
+        assert process.exit_code is None, log.read_text()

@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 from redis.asyncio import Redis
 
-from tests.client import Answer
-from tests.gateways import PATIENCE_S, POLL_S, Process, Target
+from bench.testbed.client import Answer
+from bench.testbed.process import PATIENCE_S, POLL_S
+from tests.gateways import Process, Target
 
 Parameters = Mapping[str, str]
 COMMITTED = {"written", "duplicate"}

@@ -3,8 +3,6 @@
 import shutil
 import signal
 import socket
-import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,8 +14,7 @@ import asyncpg
 
 from app.dev.embedded import EmbeddedError, unpack
 from app.dev.processes import free_port
-from bench.testbed.gateway import as_nobody
-from tests.gateways import PATIENCE_S, POLL_S, ROOT
+from bench.testbed.process import ROOT, Program, as_nobody
 
 # The documented one, on a port of ours, for any database of the test's server.
 TEXT = (ROOT / "docs/deploying.md").read_text()
@@ -76,7 +73,7 @@ class PgBouncer:
     password: str
     settings: Mapping[str, str]
     port: int = 0
-    _process: subprocess.Popen[bytes] | None = None
+    _process: Program | None = None
 
     def url_of(self, database: str) -> str:
         """The address of a database behind it."""
@@ -110,18 +107,10 @@ class PgBouncer:
         """Start it, and return when it listens."""
         self.port = self.port or free_port()
         self.configure()
-        log = self.folder / "pgbouncer.log"
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                as_nobody([str(self.program), str(self.folder / "pgbouncer.ini")]),
-                stdout=output,
-                stderr=output,
-            )
-        deadline = time.monotonic() + PATIENCE_S
-        while not self._listens():
-            assert self._process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(POLL_S)
+        command = as_nobody([str(self.program), str(self.folder / "pgbouncer.ini")])
+        self._process = Program(command, self.folder / "pgbouncer.log")
+        self._process.start()
+        self._process.wait_until(self._listens)
 
     def _listens(self) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
@@ -131,16 +120,12 @@ class PgBouncer:
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal, if it runs."""
         if self._process is not None:
-            self._process.send_signal(number)
+            self._process.signal(number)
 
     def stop(self, farewell: signal.Signals = signal.SIGQUIT) -> None:
         """End it at once: its clients' connections close."""
         if self._process is not None:
-            self.send_signal(farewell)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(PATIENCE_S)
-            self._process.kill()
-            self._process.wait()
+            self._process.stop(farewell)
 
     async def command(self, text: str) -> None:
         """Run a command in its console."""

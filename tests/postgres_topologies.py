@@ -16,7 +16,7 @@ import asyncpg
 from app.dev.embedded import INIT_TIMEOUT_S, TIMESCALEDB_CONF
 from app.dev.processes import ENVIRONMENT, Server, free_port, run
 from app.dev.programs import Programs
-from bench.testbed.gateway import as_nobody
+from bench.testbed.process import as_nobody
 from sinks.timescale.schema import migrate
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test

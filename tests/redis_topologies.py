@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from app.dev.processes import Server, free_port
-from bench.testbed.gateway import bound
+from bench.testbed.process import bound
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test
 # The rights that docs/deploying.md lists for a cluster.

@@ -1,1 +1,1 @@
-"""How much of everything some rates of callbacks need, and what the autoscaler does then."""
+"""The needs of some rates of callbacks: pods, databases, Redis, disk and network."""

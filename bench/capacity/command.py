@@ -1,43 +1,34 @@
-"""`capacity`: how much of everything some rates of callbacks need, and what the autoscaler does."""
+"""`capacity`: pods, databases, Redis, disk and network for some rates of callbacks."""
 
 import argparse
-import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from bench.capacity.costs import Costs, load, measure
 from bench.capacity.manifests import MANIFESTS, read
 from bench.capacity.model import RATES, Assumptions, Model, described
-from bench.capacity.plots import draw
-from bench.capacity.report import Report, print_report, write
-from bench.capacity.scenarios import stories, tell, usual_rate
-from bench.testbed.gateway import BenchError
-from bench.testbed.machine import look_at_machine
-from bench.testbed.report import Progress
-from bench.testbed.results import add_options
+from bench.capacity.report import CapacityResults, curve_rates, notes, plot, tables
+from bench.testbed import documents, results
+from bench.testbed.machine import describe_machine
+from bench.testbed.process import BenchError
 
 SECONDS = 5.0
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: results.Commands) -> None:
     """Add `capacity` to the commands of the bench."""
-    text = "pods, databases, Redis, disk and network for 1k to 1M callbacks/s; and the autoscaler"
+    text = "pods, databases, Redis, disk and network for 1k to 1M callbacks/s"
     assumed = "; ".join(f"{name}={value} ({why})" for name, value, why in described(Assumptions()))
     parser = commands.add_parser(
         "capacity",
         help=text,
-        description=f"{text}, simulated. Half a minute of load measures what an event costs here.",
+        description=f"{text}. Half a minute of load measures the cost of an event on this machine.",
         epilog=f"Assumptions, and their defaults: {assumed}.",
     )
-    parser.add_argument(
-        "--costs",
-        type=Path,
-        help="costs.json of a former run, here or elsewhere: nothing is measured",
-    )
+    parser.add_argument("--costs", type=Path, help="costs.json of a former run: no measurement")
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="of load, four times (default: %(default)g)"
     )
@@ -50,22 +41,14 @@ def add_command(commands: Any) -> None:
         default=MANIFESTS,
         help="folder with the HorizontalPodAutoscaler and its Deployment (default: k8s/base)",
     )
-    parser.add_argument(
-        "--usual",
-        type=float,
-        help="callbacks/s before the spike (default: a tenth of what maxReplicas take)",
-    )
-    parser.add_argument("--picture", type=Path, help="also draw the simulation here: .svg or .png")
-    add_options(parser)
+    results.add_options(parser)
+    documents.add_option(parser)
     parser.set_defaults(run=_command)
 
 
 def assumptions(words: Sequence[str]) -> Assumptions:
-    """Return the defaults with what NAME=VALUE says instead; raises BenchError."""
-    given: dict[str, object] = {}
-    for word in words:
-        name, _, value = word.partition("=")
-        given[name] = value.split(",") if name == "retries_s" else value
+    """Return the defaults, changed by each NAME=VALUE; raises BenchError."""
+    given = {name: value for name, _, value in (word.partition("=") for word in words)}
     try:
         return msgspec.convert(given, Assumptions, strict=False)
     except msgspec.ValidationError as error:
@@ -74,34 +57,39 @@ def assumptions(words: Sequence[str]) -> Assumptions:
 
 async def _command(arguments: argparse.Namespace) -> int:
     began = datetime.now(UTC)
-    # First what may be wrong with what we were told.
+    # Before half a minute of load: wrong options are found here.
     assumed = assumptions(arguments.assume)
     deployed = read(arguments.manifests)
     costs = await _costs(arguments)
     model = Model(costs, deployed, assumed)
-    usual = arguments.usual or usual_rate(model)
-    to_tell = stories(model, usual)
-    told, runs = [], {}
-    with Progress(len(to_tell), "stories") as progress:
-        for number, (as_deployed, scenario) in enumerate(to_tell):
-            progress.show(number)
-            progress.say(scenario.name)
-            story, moments = await asyncio.to_thread(tell, as_deployed, scenario)
-            told.append(story)
-            runs[scenario.name] = moments
-    report = Report(
+    found = CapacityResults(
         began=began,
-        machine=look_at_machine(costs.machine.servers if costs.machine else "not known"),
+        ended=datetime.now(UTC),
+        machine=costs.machine or describe_machine("servers not known"),
+        schedule=None,
         costs=costs,
         assumed=assumed,
         deployed=deployed,
         needs=[model.need(rate) for rate in RATES],
-        stories=told,
+        curve=[model.need(rate) for rate in curve_rates(RATES)],
     )
-    print_report(report)
-    if arguments.picture is not None:
-        draw(runs, deployed, arguments.picture)
-    print(f"report: {write(report, runs, arguments.results)}")
+    text = tables(found)
+    print(text, *notes(found), sep="\n")
+    lines = [
+        "# Capacity",
+        "",
+        *found.facts(),
+        *(f"- {name} = {value}: {meaning}" for name, value, meaning in described(assumed)),
+        "- another run can use `costs.json`: `--costs costs.json`",
+        "",
+        text,
+        *(f"- {note}" for note in notes(found)),
+        "",
+    ]
+    report = results.write(found, "capacity", arguments.results, lines, [plot(found)])
+    (report.parent / "costs.json").write_bytes(msgspec.json.format(msgspec.json.encode(costs)))
+    print(f"report: {report}")
+    documents.write(arguments, "capacity", found.machine, text)
     return 0
 
 

@@ -1,16 +1,15 @@
-"""Those that are measured side by side: one file each, started as `python -m bench.contenders.X`.
+"""The contenders of `compare`, one file each, started as `python -m bench.contenders.NAME`.
 
-All of them take the environment of a gateway (docs/configuration.md), and all that speak HTTP
-answer the same callbacks under the same URL.
+All take the environment of a gateway; the HTTP servers answer the same callbacks at the same URL.
 """
 
 from typing import NamedTuple
 
-PATH = "/ingest/adjust"
+from bench.testbed.callbacks import ENDPOINT
 
 
 class Contender(NamedTuple):
-    """What a server is started with; `ready` is the path that answers 200 once it serves."""
+    """The command of a server; `ready` is the path that answers 200 once it serves."""
 
     name: str
     ready: str
@@ -24,5 +23,5 @@ class Contender(NamedTuple):
 
 GATEWAY = Contender("gateway", "/readyz")
 AFTERNOON = Contender("afternoon", "/readyz")
-# Answers without a look at what it was sent, and writes nothing.
-FLOOR = Contender("floor", PATH, is_durable=False)
+# Ignores the request, and writes nothing.
+FLOOR = Contender("floor", ENDPOINT, is_durable=False)

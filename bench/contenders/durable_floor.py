@@ -1,8 +1,8 @@
 """The durable floor: one claim in Redis and one COPY of one row, one after the other.
 
-What durability itself costs, without HTTP and without anybody else: no gateway that claims and
+The cost of durability alone, without HTTP and without contention: no gateway that claims and
 commits can answer sooner. Begins RATE of them a second for DURATION seconds, one at a time, and
-prints what they took as JSON.
+prints the percentiles as JSON.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import uvloop
 from redis.asyncio import Redis
 
 from app.event import Event
-from bench.overload.verdict import percentile
+from bench.testbed.figures import percentile
 from sinks.timescale.encoding import COLUMNS, encode_rows
 
 # Its own connections, prepared statements and caches are warm by then.
@@ -46,7 +46,7 @@ def _event() -> Event:
 
 
 async def run(rate: float, duration_s: float) -> list[float]:
-    """Return how long each took, in milliseconds, sorted."""
+    """Return the latencies in milliseconds, sorted."""
     redis = Redis.from_url(os.environ["REDIS_URL"])
     connection = await asyncpg.connect(os.environ["DATABASE_URL"])
     claim = redis.register_script(_CLAIM)

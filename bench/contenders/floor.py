@@ -1,7 +1,7 @@
 """The floor: Sanic with one route, whose constant answer is as long as a receipt.
 
 The same settings, loop, socket and process as the gateway, without its own connection class, so
-that what Sanic itself costs is told apart from what the gateway adds.
+that the difference of the two is the cost of the gateway.
 """
 
 import asyncio
@@ -19,16 +19,16 @@ from app.http.app import sanic_config
 from app.http.server import BACKLOG, listen
 from app.ingest import RECEIPTS
 from app.settings import Settings, read_settings
-from bench.contenders import PATH
+from bench.testbed.callbacks import ENDPOINT
 
 BODY = RECEIPTS[Outcome.WRITTEN]
 
 
 def create_app() -> Sanic[Config, SimpleNamespace]:
-    """Return an application that has nothing to do."""
+    """Return an application with an empty handler."""
     app = Sanic("flokit-floor", config=sanic_config(), configure_logging=False)
 
-    @app.route(PATH, ["GET", "POST"], ignore_body=True)
+    @app.route(ENDPOINT, ["GET", "POST"], ignore_body=True)
     async def answer(_: Request) -> HTTPResponse:
         return HTTPResponse(BODY, content_type="application/json")
 
@@ -38,16 +38,16 @@ def create_app() -> Sanic[Config, SimpleNamespace]:
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
     listener = listen(settings)
-    # Without a type, since most of Sanic's methods have none.
+    # Most of Sanic's methods have no types.
     server: Any = await create_app().create_server(
         sock=listener, backlog=BACKLOG, return_asyncio_server=True
     )
     await server.startup()
-    told = asyncio.Event()
+    ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
     await server.after_start()
-    await told.wait()
+    await ended.wait()
     server.close()
 
 

@@ -1,1 +1,1 @@
-"""The panels of the dashboard, drawn without Grafana."""
+"""The panels of the Grafana dashboard, as a picture."""

@@ -1,4 +1,4 @@
-"""The oracle: the table holds what the vendor was told, no less and no more, or it says why not."""
+"""The oracle: it compares the table with the vendor's ledger, and names every difference."""
 
 from array import array
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from datetime import datetime
 import asyncpg
 import msgspec
 
-from bench.faults.ledger import Ledger, Told
-from bench.faults.stories import Author, Row
+from bench.testbed.deliveries import EventGenerator, Row
+from bench.testbed.ledger import AnswerKind, Ledger
 
 _NEVER = float("inf")
 _FETCH_ROWS = 5_000
@@ -19,18 +19,18 @@ SELECT user_id, workspace_id, vendor, app_token, event_type, occurred_at, os_nam
        extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 AS committed_at
 FROM events
 """
-# No callback of the bench deserves any of these.
-_NEVER_DESERVED = {
-    Told.REFUSED: "told 4xx",
-    Told.OTHER_2XX: "told a 2xx outside the contract",
-    Told.OTHER_5XX: "told a 5xx outside the contract",
-    Told.NOT_HTTP: "told something that is not HTTP",
+# Wrong for every callback of the bench.
+_ALWAYS_WRONG = {
+    AnswerKind.REFUSED: "answered 4xx",
+    AnswerKind.OTHER_2XX: "answered with a 2xx outside the contract",
+    AnswerKind.OTHER_5XX: "answered with a 5xx outside the contract",
+    AnswerKind.NOT_HTTP: "answered with other bytes than HTTP",
 }
 
 
 @dataclass
 class Verdict:
-    """What does not hold: for each kind of fault its stories, with a sentence for each."""
+    """The broken promises: for each kind the numbers of its events, with a reason."""
 
     lost: dict[int, str] = field(default_factory=dict)
     doubled: dict[int, str] = field(default_factory=dict)
@@ -44,72 +44,72 @@ class Verdict:
 
 
 class _Table:
-    """What the database holds, by story; a million of them take 20 MB."""
+    """The rows of the database, by event; a million events take 20 MB."""
 
-    def __init__(self, stories: int) -> None:
-        self.rows = array("L", bytes(8 * stories))
-        self.wrong = array("b", bytes(stories))
+    def __init__(self, events: int) -> None:
+        self.rows = array("L", bytes(8 * events))
+        self.wrong = array("b", bytes(events))
         self.unwanted: set[int] = set()
-        self.committed_at = array("d", [_NEVER]) * stories
+        self.committed_at = array("d", [_NEVER]) * events
         self.strangers = 0
 
 
 async def judge(
-    connection: asyncpg.Connection, author: Author, ledger: Ledger, stories: int
+    connection: asyncpg.Connection, generator: EventGenerator, ledger: Ledger, events: int
 ) -> Verdict:
-    """Compare ledger and table, for the stories of the author below `stories`."""
-    table = await _read(connection, author, stories)
+    """Compare ledger and table, for the events of the generator below `events`."""
+    table = await _read(connection, generator, events)
     verdict = Verdict(rows=sum(table.rows))
     if table.strangers:
-        verdict.doubled[-1] = f"{table.strangers} rows that belong to no callback"
-    told_kept, told_written = _judge_answers(author, ledger, table, verdict)
-    for number in range(stories):
+        verdict.doubled[-1] = f"{table.strangers} rows of no callback"
+    kept, written = _judge_answers(generator, ledger, table, verdict)
+    for number in range(events):
         rows = table.rows[number]
         if rows > 1:
             verdict.doubled[number] = f"{rows} rows"
-        if told_kept[number] and rows == 0:
-            verdict.lost[number] = "told written or duplicate, and there is no row"
+        if kept[number] and rows == 0:
+            verdict.lost[number] = "answered written or duplicate, without a row"
         elif table.wrong[number]:
             verdict.lost[number] = "its row has another content"
-        if told_written[number] > 1:
-            verdict.lied[number] = f"told written {told_written[number]} times"
-    verdict.lied |= dict.fromkeys(table.unwanted, "to be dropped, and there is a row")
+        if written[number] > 1:
+            verdict.lied[number] = f"answered written {written[number]} times"
+    verdict.lied |= dict.fromkeys(table.unwanted, "to be dropped, with a row")
     return verdict
 
 
 def _judge_answers(
-    author: Author, ledger: Ledger, table: _Table, verdict: Verdict
+    generator: EventGenerator, ledger: Ledger, table: _Table, verdict: Verdict
 ) -> tuple["array[int]", "array[int]"]:
-    """Judge each answer by itself; returns how often each story was told kept, and written."""
-    told_kept = array("L", bytes(8 * len(table.rows)))
-    told_written = array("L", bytes(8 * len(table.rows)))
-    for number, told, answered_at in ledger:
-        if told in _NEVER_DESERVED:
-            verdict.lied[number] = _NEVER_DESERVED[told]
-        elif told is Told.DROPPED:
-            if author.write(number).row is not None:
-                verdict.lied[number] = "told dropped, and nothing is wrong with it"
-        elif told in (Told.WRITTEN, Told.DUPLICATE):
-            told_kept[number] += 1
-            told_written[number] += told is Told.WRITTEN
-            # A row that is not there was never committed: it is lost as well.
+    """Judge each answer; returns the numbers of `written` or `duplicate`, and of `written`."""
+    kept = array("L", bytes(8 * len(table.rows)))
+    written = array("L", bytes(8 * len(table.rows)))
+    for number, kind, answered_at in ledger:
+        if kind in _ALWAYS_WRONG:
+            verdict.lied[number] = _ALWAYS_WRONG[kind]
+        elif kind is AnswerKind.DROPPED:
+            if generator.event(number).row is not None:
+                verdict.lied[number] = "answered dropped, without a reason"
+        elif kind in (AnswerKind.WRITTEN, AnswerKind.DUPLICATE):
+            kept[number] += 1
+            written[number] += kind is AnswerKind.WRITTEN
+            # A missing row was never committed: its event is lost as well.
             if answered_at < table.committed_at[number] < _NEVER:
                 early_s = table.committed_at[number] - answered_at
-                verdict.lied[number] = f"told {told.value} {early_s:.3f} s before the commit"
-    return told_kept, told_written
+                verdict.lied[number] = f"answered {kind.value} {early_s:.3f} s before the commit"
+    return kept, written
 
 
-async def _read(connection: asyncpg.Connection, author: Author, stories: int) -> _Table:
-    table = _Table(stories)
+async def _read(connection: asyncpg.Connection, generator: EventGenerator, events: int) -> _Table:
+    table = _Table(events)
     async with connection.transaction():
         async for record in connection.cursor(_ROWS, prefetch=_FETCH_ROWS):
             number = _number(record["user_id"])
-            if number is None or number >= stories:
+            if number is None or number >= events:
                 table.strangers += 1
                 continue
             table.rows[number] += 1
             table.committed_at[number] = min(table.committed_at[number], record["committed_at"])
-            expected = author.write(number).row
+            expected = generator.event(number).row
             if expected is None:
                 table.unwanted.add(number)
             elif any(_differences(record, expected)):
@@ -123,14 +123,14 @@ def _number(user_id: str | None) -> int | None:
 
 
 def _differences(record: asyncpg.Record, expected: Row) -> Iterator[str]:
-    """Yield the columns whose content is not what was sent."""
+    """Yield the columns that differ from the callback."""
     for column in ("workspace_id", "app_token", "event_type", "os_name", "country", "adid"):
         if record[column] != getattr(expected, column):
             yield column
     occurred_at: datetime = record["occurred_at"]
     if occurred_at not in expected.occurred_at:
         yield "occurred_at"
-    # The bench sends the latter two as placeholders that were not filled in.
+    # `gps_adid` and `idfa` are sent as unfilled placeholders.
     if (record["vendor"], record["gps_adid"], record["idfa"]) != ("adjust", None, None):
         yield "vendor, gps_adid or idfa"
     if msgspec.json.decode(record["properties"]) != expected.properties:

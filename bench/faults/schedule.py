@@ -1,19 +1,19 @@
-"""What is sent and what strikes when: the same for the same seed and sizes."""
+"""The schedule of a run: its callbacks and faults, the same for the same seed and sizes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
 from bench.faults.faults import FAULTS, NEW_DAY
-from bench.faults.stories import SHARES, Author, Plot
+from bench.testbed.deliveries import SHARES, EventGenerator, EventKind
 
-# The last of the callbacks, after the last strike, so that it too is seen to be over.
+# The share of the callbacks after the last fault, which show that it is over.
 _TAIL = 0.02
 
 
 @dataclass(frozen=True)
-class Strike:
-    """A fault of this name, against a gateway of this number, when so many stories are begun."""
+class Injection:
+    """A fault of this name against the gateway of this number, when so many events have begun."""
 
     at: int
     fault: str
@@ -21,44 +21,44 @@ class Strike:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is sent, how fast at most (stories a second), to how many gateways, and what strikes."""
+class Schedule:
+    """The callbacks, their maximum rate (events a second), the gateways, and the faults."""
 
     seed: int
     callbacks: int
-    strikes: Sequence[Strike]
+    injections: Sequence[Injection]
     rate: float
     gateways: int = 2
-    shares: Mapping[Plot, int] = field(default_factory=lambda: SHARES)
+    shares: Mapping[EventKind, int] = field(default_factory=lambda: SHARES)
 
     @property
-    def author(self) -> Author:
-        """Who writes the callbacks of this plan."""
-        new_days = [strike.at for strike in self.strikes if strike.fault in NEW_DAY]
-        return Author(self.seed, self.shares, new_days, probes_from=self.callbacks)
+    def generator(self) -> EventGenerator:
+        """The generator of the schedule's events."""
+        new_days = [injection.at for injection in self.injections if injection.fault in NEW_DAY]
+        return EventGenerator(self.seed, self.shares, new_days, probes_from=self.callbacks)
 
 
-def make_plan(
+def make_schedule(
     *,
     seed: int,
     callbacks: int,
-    strikes: int,
+    injections: int,
     rate: float,
     kinds: Sequence[str] = tuple(FAULTS),
     gateways: int = 2,
-    shares: Mapping[Plot, int] = SHARES,
-) -> Plan:
-    """Return a plan in which each kind strikes as often as any other, in an order of the seed."""
-    random = Random(seed)  # noqa: S311 - repeatable is wanted
-    names = [kinds[number % len(kinds)] for number in range(strikes)]
+    shares: Mapping[EventKind, int] = SHARES,
+) -> Schedule:
+    """Return a schedule with each fault equally often, in an order of the seed."""
+    random = Random(seed)  # noqa: S311 - repeatable
+    names = [kinds[number % len(kinds)] for number in range(injections)]
     random.shuffle(names)
-    span = callbacks * (1 - _TAIL) / max(strikes, 1)
-    places = [int((number + random.random() * 0.5) * span) for number in range(strikes)]
-    return Plan(
+    span = callbacks * (1 - _TAIL) / max(injections, 1)
+    places = [int((number + random.random() * 0.5) * span) for number in range(injections)]
+    return Schedule(
         seed,
         callbacks,
         [
-            Strike(at, name, random.randrange(gateways))
+            Injection(at, name, random.randrange(gateways))
             for at, name in zip(places, names, strict=True)
         ],
         rate,
@@ -67,7 +67,7 @@ def make_plan(
     )
 
 
-def short_plan(seed: int) -> Plan:
-    """Return a plan of 20,000 callbacks and a fault of every kind, for two minutes."""
-    # Slow enough for callbacks to come all through each fault.
-    return make_plan(seed=seed, callbacks=20_000, strikes=len(FAULTS), rate=170)
+def short_schedule(seed: int) -> Schedule:
+    """Return a schedule of 20,000 callbacks and each fault once, for two minutes."""
+    # Slow enough for callbacks throughout each fault.
+    return make_schedule(seed=seed, callbacks=20_000, injections=len(FAULTS), rate=170)

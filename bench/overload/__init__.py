@@ -1,1 +1,1 @@
-"""Ten times the load that a slow sink takes."""
+"""Ten times the capacity of a slow sink."""

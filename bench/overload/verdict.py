@@ -1,4 +1,4 @@
-"""What an overload has shown, and which of the promises were kept."""
+"""The figures of an overload, and the promises that they keep or break."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import NamedTuple
 
-from bench.faults.ledger import Told
 from bench.testbed.callers import Record
+from bench.testbed.figures import percentile
+from bench.testbed.ledger import AnswerKind
 
 BIG, SMALL = "ws_shop", "ws_game"
 _MB = 1024 * 1024
@@ -16,23 +17,23 @@ _OUTCOMES = ("written", "duplicate", "dropped", "failed")
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is still kept; a test on a busy machine is more patient than the bench."""
+    """The limits of the promises; a test on a busy machine has wider ones than the bench."""
 
     refused_p99_s: float = 0.25
     probe_max_s: float = 1.0
-    # A connection, its request, its task and its event, while they wait.
+    # A connection, its request, its task and its event.
     place_bytes: int = 24 * 1024
     plateau_bytes: int = 8 * _MB
     goodput_ratio: float = 0.9
-    # How much longer than (places / goodput) anybody may wait: commits vary.
+    # Of the longest wait over (places / goodput): commits vary.
     wait_ratio: float = 1.25
-    # How much of the median wait of the big workspace the small one may see.
+    # Of the median wait of the small workspace over that of the big one.
     small_wait_ratio: float = 0.25
     light_ratio: float = 1.5
 
 
 class Sample(NamedTuple):
-    """How the process was at one moment: its memory, and how fast it said that it was alive."""
+    """The process at one moment: its memory, and the latency of a health check."""
 
     memory_bytes: int
     probe_s: float
@@ -40,7 +41,7 @@ class Sample(NamedTuple):
 
 @dataclass
 class Measured:
-    """Everything that was seen, by phase."""
+    """Everything measured, by phase."""
 
     offered: float
     buffer_max: int
@@ -48,7 +49,7 @@ class Measured:
     phases: dict[str, Record] = field(default_factory=dict)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    told: Counter[Told] = field(default_factory=Counter)
+    answers: Counter[AnswerKind] = field(default_factory=Counter)
     left_in_buffer: int = 0
     rows: int = 0
 
@@ -63,11 +64,11 @@ class Promise(NamedTuple):
 
 
 def judge(measured: Measured, limits: Limits) -> list[Promise]:
-    """Return every promise with what was measured."""
+    """Return every promise with its measured figure."""
     parts: Sequence[Callable[[Measured, Limits], Iterator[Promise]]] = (
         _refusals, _accepted, _memory, _small, _afterwards, _books,
     )  # fmt: skip
-    return [claim for part in parts for claim in part(measured, limits)]
+    return [promise for part in parts for promise in part(measured, limits)]
 
 
 def _refusals(measured: Measured, limits: Limits) -> Iterator[Promise]:
@@ -79,8 +80,8 @@ def _refusals(measured: Measured, limits: Limits) -> Iterator[Promise]:
         f"{rate:,.0f}/s for {overload.duration_s:.0f} s",
         rate > 4 * saturated.goodput,
     )
-    refused = overload.of(Told.UNAVAILABLE)
-    others = overload.number() - len(refused) - overload.number(Told.WRITTEN)
+    refused = overload.of(AnswerKind.UNAVAILABLE)
+    others = overload.number() - len(refused) - overload.number(AnswerKind.WRITTEN)
     yield Promise(
         "refusals are 503 with Retry-After",
         "all of them, and nothing else but 200",
@@ -88,14 +89,14 @@ def _refusals(measured: Measured, limits: Limits) -> Iterator[Promise]:
         bool(refused) and not others,
     )
     yield Promise(
-        "refusals come fast",
+        "refusals are fast",
         f"p99 below {_ms(limits.refused_p99_s)}",
         _percentiles(refused),
         percentile(refused, 0.99) < limits.refused_p99_s,
     )
     probes = sorted(sample.probe_s for sample in measured.samples["overload"])
     yield Promise(
-        "/healthz is answered meanwhile",
+        "/healthz is answered",
         f"each time below {_ms(limits.probe_max_s)}",
         _percentiles(probes),
         probes[-1] < limits.probe_max_s,
@@ -111,7 +112,7 @@ def _accepted(measured: Measured, limits: Limits) -> Iterator[Promise]:
         f"{ratio:.0%}: {overload.goodput:.0f}/s",
         ratio >= limits.goodput_ratio,
     )
-    waited = overload.of(Told.WRITTEN)
+    waited = overload.of(AnswerKind.WRITTEN)
     bound = limits.wait_ratio * measured.buffer_max / overload.goodput
     yield Promise(
         "an accepted callback waits for a bounded time",
@@ -151,18 +152,18 @@ def _memory(measured: Measured, limits: Limits) -> Iterator[Promise]:
 
 def _small(measured: Measured, limits: Limits) -> Iterator[Promise]:
     overload = measured.phases["overload"]
-    written, sent = overload.number(Told.WRITTEN, SMALL), overload.number(None, SMALL)
+    written, sent = overload.number(AnswerKind.WRITTEN, SMALL), overload.number(None, SMALL)
     yield Promise(
         "the small workspace is accepted",
         "all of it",
-        f"{written:,} of {sent:,}; of the big one {overload.number(Told.WRITTEN, BIG):,} "
+        f"{written:,} of {sent:,}; of the big one {overload.number(AnswerKind.WRITTEN, BIG):,} "
         f"of {overload.number(None, BIG):,}",
         written == sent > 0,
     )
-    of_small, of_big = overload.of(Told.WRITTEN, SMALL), overload.of(Told.WRITTEN, BIG)
+    of_small, of_big = overload.of(AnswerKind.WRITTEN, SMALL), overload.of(AnswerKind.WRITTEN, BIG)
     bound = limits.small_wait_ratio * percentile(of_big, 0.5)
     yield Promise(
-        "and does not wait behind the big one",
+        "the small workspace does not wait behind the big one",
         f"p50 below {limits.small_wait_ratio:.0%} of the big one's {percentile(of_big, 0.5):.1f} s",
         _percentiles(of_small),
         percentile(of_small, 0.5) < bound,
@@ -171,13 +172,13 @@ def _small(measured: Measured, limits: Limits) -> Iterator[Promise]:
 
 def _afterwards(measured: Measured, limits: Limits) -> Iterator[Promise]:
     before, after = (measured.phases[name] for name in ("before", "afterwards"))
-    usual = percentile(before.of(Told.WRITTEN), 0.5)
-    waited = after.of(Told.WRITTEN)
+    alone = percentile(before.of(AnswerKind.WRITTEN), 0.5)
+    waited = after.of(AnswerKind.WRITTEN)
     yield Promise(
         "afterwards everything is accepted, as fast as before",
-        f"p50 below {limits.light_ratio:g} * {_ms(usual)}",
+        f"p50 below {limits.light_ratio:g} * {_ms(alone)}",
         f"{len(waited):,} of {after.sent:,}; {_percentiles(waited)}",
-        len(waited) == after.sent and percentile(waited, 0.5) < limits.light_ratio * usual,
+        len(waited) == after.sent and percentile(waited, 0.5) < limits.light_ratio * alone,
     )
     left = measured.left_in_buffer
     yield Promise("afterwards nothing is left in the buffer", "0", f"{left}", left == 0)
@@ -194,26 +195,21 @@ def _books(measured: Measured, _: Limits) -> Iterator[Promise]:
         )
         for name in ("received", *_OUTCOMES)
     }
-    told = measured.told
+    answers = measured.answers
+    written, refused = answers[AnswerKind.WRITTEN], answers[AnswerKind.UNAVAILABLE]
     yield Promise(
         "received = written + duplicate + dropped + failed",
-        "as the callers counted: "
-        f"{sum(told.values()):,} = {told[Told.WRITTEN]:,} + 0 + 0 + {told[Told.UNAVAILABLE]:,}",
+        f"as the callers counted: {sum(answers.values()):,} = {written:,} + 0 + 0 + {refused:,}",
         " + ".join(f"{counted[name]:,}" for name in _OUTCOMES) + f" = {counted['received']:,}",
-        counted["received"] == sum(counted[name] for name in _OUTCOMES) == sum(told.values())
-        and (counted["written"], counted["failed"]) == (told[Told.WRITTEN], told[Told.UNAVAILABLE]),
+        counted["received"] == sum(counted[name] for name in _OUTCOMES) == sum(answers.values())
+        and (counted["written"], counted["failed"]) == (written, refused),
     )
     yield Promise(
-        "one row for each that was told written",
-        f"{told[Told.WRITTEN]:,}",
+        "one row for each answer `written`",
+        f"{written:,}",
         f"{measured.rows:,}",
-        measured.rows == told[Told.WRITTEN],
+        measured.rows == written,
     )
-
-
-def percentile(latencies: Sequence[float], share: float) -> float:
-    """Return a percentile of what is sorted; 0 where there is nothing."""
-    return latencies[min(len(latencies) - 1, int(share * len(latencies)))] if latencies else 0.0
 
 
 def _percentiles(latencies: Sequence[float]) -> str:

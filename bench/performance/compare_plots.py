@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
+from matplotlib.axes import Axes
+
+from bench.performance.measure import COSTS, PERCENTILES
 from bench.performance.targets import (
     AFTERNOON,
     AFTERNOON_80,
@@ -14,12 +16,11 @@ from bench.performance.targets import (
     GATEWAY,
     GATEWAY_80,
     Rounds,
-    median_of,
 )
+from bench.testbed.figures import median_of
 from bench.testbed.results import Plot
 
 _PEAKS = (FLOOR, GATEWAY, DUPLICATES, EMPTY, FULL, AFTERNOON)
-_PERCENTILES = {"p50": "p50_ms", "p95": "p95_ms", "p99": "p99_ms", "p99.9": "p999_ms"}
 
 
 def plots(rounds: Rounds) -> Iterator[Plot]:
@@ -30,20 +31,18 @@ def plots(rounds: Rounds) -> Iterator[Plot]:
     yield Plot("latency", title, partial(_latency, rounds))
 
 
-def _cpu(rounds: Rounds, axes: Any) -> None:
+def _cpu(rounds: Rounds, axes: Axes) -> None:
     names = [name for name in _PEAKS if name in rounds.peaks]
     left = [0.0] * len(names)
-    for label in ("server", "database", "redis"):
-        costs = [
-            median_of(getattr(r.cost, f"{label}_us") for r in rounds.peaks[name]) for name in names
-        ]
-        axes.barh(names, costs, left=left, label=label.capitalize())
+    for label, of in COSTS.items():
+        costs = [median_of(of(r) for r in rounds.peaks[name]) for name in names]
+        axes.barh(names, costs, left=left, label=label)
         left = [sum(pair) for pair in zip(left, costs, strict=True)]
     axes.invert_yaxis()
     axes.legend()
 
 
-def _peaks(rounds: Rounds, axes: Any) -> None:
+def _peaks(rounds: Rounds, axes: Axes) -> None:
     names = [name for name in _PEAKS if name in rounds.peaks]
     axes.barh(names, [median_of(r.rate for r in rounds.peaks[name]) for name in names], alpha=0.6)
     for name in names:
@@ -52,10 +51,10 @@ def _peaks(rounds: Rounds, axes: Any) -> None:
     axes.invert_yaxis()
 
 
-def _latency(rounds: Rounds, axes: Any) -> None:
+def _latency(rounds: Rounds, axes: Axes) -> None:
     for name in (GATEWAY_80, AFTERNOON_80):
         several = rounds.latencies[name]
-        values = [median_of(getattr(r.k6, key) for r in several) for key in _PERCENTILES.values()]
-        axes.plot(list(_PERCENTILES), values, "o-", label=name)
+        values = [median_of(of(r) for r in several) for of in PERCENTILES.values()]
+        axes.plot(list(PERCENTILES), values, "o-", label=name)
     axes.set_yscale("log")
     axes.legend()

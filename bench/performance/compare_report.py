@@ -1,38 +1,42 @@
-"""What `compare` leaves behind: JSON with every figure, and a report in Markdown with plots."""
+"""The report of `compare`: JSON with every figure, and Markdown with plots."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from bench.performance.compare_plots import plots
-from bench.performance.targets import Rounds, Verdict, median_of
+from bench.performance.measure import PERCENTILES
+from bench.performance.schedules import CompareSchedule
+from bench.performance.targets import Rounds, Verdict
 from bench.testbed import results
-from bench.testbed.report import markdown_table
+from bench.testbed.console import markdown_table
+from bench.testbed.figures import median_of
 
 HEADINGS = ("figure", "target", "measured", "verdict")
 
 
-class Report(results.Report, frozen=True, kw_only=True):
+class CompareResults(results.Results, frozen=True, kw_only=True):
     """One run."""
 
+    schedule: CompareSchedule
     rounds: Rounds
     verdicts: list[Verdict]
 
 
-def rows(report: Report) -> Iterable[tuple[str, str, str, str]]:
-    """Return the one table; in a short run the figures mean too little to be judged."""
+def rows(report: CompareResults) -> Iterable[tuple[str, str, str, str]]:
+    """Return the table of targets; the figures of a short run are too inexact for a verdict."""
     for verdict in report.verdicts:
-        is_judged = report.plan.is_judged or verdict is report.verdicts[-1]
+        is_judged = report.schedule.is_judged or verdict is report.verdicts[-1]
         judged = verdict.verdict if is_judged else "not judged"
         yield verdict.figure, verdict.target, verdict.measured, judged
 
 
-def write(report: Report, folder: Path) -> Path:
+def write(report: CompareResults, folder: Path) -> Path:
     """Write everything into a folder of the run's own, and return the report's path."""
-    kind = "compare" if report.plan.is_judged else "quick"
+    kind = "compare" if report.schedule.is_judged else "quick"
     return results.write(report, kind, folder, _markdown(report), plots(report.rounds))
 
 
-def _markdown(report: Report) -> list[str]:
+def _markdown(report: CompareResults) -> list[str]:
     pools = report.rounds.pool_rates.items()
     problems = [f"- {problem}" for problem in report.rounds.problems()]
     return [
@@ -65,7 +69,7 @@ _COSTS = (
     "Redis, µs",
     "memory of the server, MB",
 )
-_PERCENTILES = ("p50, ms", "p95, ms", "p99, ms", "p99.9, ms")
+_PERCENTILES = tuple(f"{name}, ms" for name in PERCENTILES)
 
 
 def _peak_rows(rounds: Rounds) -> Iterable[tuple[object, ...]]:
@@ -86,9 +90,6 @@ def _latency_rows(rounds: Rounds) -> Iterable[tuple[object, ...]]:
         yield (
             name,
             round(median_of(r.k6.offered for r in several)),
-            *(median_of(getattr(r.k6, field) for r in several) for field in _FIELDS),
+            *(median_of(of(r) for r in several) for of in PERCENTILES.values()),
             sum(r.k6.late for r in several),
         )
-
-
-_FIELDS = ("p50_ms", "p95_ms", "p99_ms", "p999_ms")

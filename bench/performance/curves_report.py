@@ -1,17 +1,18 @@
-"""What `curves` leaves behind: JSON with every round, one table, and a plot for each curve."""
+"""The report of `curves`: JSON with every round, one table, and a plot for each curve."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import msgspec
+from matplotlib.axes import Axes
 
-from bench.performance.measure import Footprint, LatencyRound, PeakRound
-from bench.performance.targets import MB, median_of
+from bench.performance.measure import COSTS, PERCENTILES, Footprint, LatencyRound, PeakRound
+from bench.performance.schedules import CurvesSchedule
+from bench.performance.targets import MB
 from bench.testbed import results
-from bench.testbed.report import markdown_table
+from bench.testbed.console import markdown_table
+from bench.testbed.figures import median_of
 from bench.testbed.results import Plot
 
 RATES, CONNECTIONS, WORKERS = "callbacks/s offered", "connections", "workers"
@@ -22,8 +23,6 @@ HEADINGS = (
     "at", "of", "answers/s", "gateway, µs", "database, µs", "Redis, µs",
     "p50, ms", "p95, ms", "p99, ms", "p99.9, ms", "more",
 )  # fmt: skip
-_PERCENTILES = {"p50": "p50_ms", "p95": "p95_ms", "p99": "p99_ms", "p99.9": "p999_ms"}
-_PROCESSES = {"gateway": "server_us", "database": "database_us", "Redis": "redis_us"}
 
 
 class Curves(msgspec.Struct):
@@ -33,7 +32,7 @@ class Curves(msgspec.Struct):
     peaks: dict[str, dict[int, list[PeakRound]]] = {}
     redis_bytes: dict[int, int] = {}  # by remembered events
     table: Footprint = Footprint(0, 0, 0)
-    idle_bytes: int = 0  # memory of a worker that has not yet served anybody
+    idle_bytes: int = 0  # memory of a worker before its first request
 
     def problems(self) -> list[str]:
         """Return every round whose answers and rows do not agree."""
@@ -48,14 +47,15 @@ class Curves(msgspec.Struct):
         ]
 
 
-class Report(results.Report, frozen=True, kw_only=True):
+class CurvesResults(results.Results, frozen=True, kw_only=True):
     """One run."""
 
+    schedule: CurvesSchedule
     curves: Curves
 
 
 def rows(curves: Curves) -> Iterator[tuple[str, ...]]:
-    """Return the one table: a row for each point, of medians of its rounds."""
+    """Yield the rows of the table: one for each point, with medians of its rounds."""
     for rate, rounds in sorted(curves.latencies.items()):
         yield _latency_row(rate, rounds)
     for curve, points in curves.peaks.items():
@@ -66,8 +66,8 @@ def rows(curves: Curves) -> Iterator[tuple[str, ...]]:
         yield f"{keys:,}", REMEMBERED, *blank, f"{size / keys:.0f} bytes each"
     table = curves.table
     parts = [size / max(1, table.rows) for size in (table.table_bytes, table.indexes_bytes)]
-    told = f"{sum(parts):.0f} bytes each: table {parts[0]:.0f}, indexes {parts[1]:.0f}"
-    yield f"{table.rows:,}", "rows on disk", *blank, told
+    each = f"{sum(parts):.0f} bytes each: table {parts[0]:.0f}, indexes {parts[1]:.0f}"
+    yield f"{table.rows:,}", "rows on disk", *blank, each
     yield "1", "idle worker", *blank, f"{curves.idle_bytes / MB:.0f} MB"
 
 
@@ -76,33 +76,34 @@ def _latency_row(rate: int, rounds: Sequence[LatencyRound]) -> tuple[str, ...]:
     more = {"not sent in time": late, "refused": refused}
     answered = median_of(r.k6.offered * r.k6.sent / (r.k6.sent + r.k6.late) for r in rounds)
     return (
-        f"{rate:,}", RATES, f"{answered:,.0f}", *[""] * len(_PROCESSES),
-        *(f"{_median(rounds, f'k6.{name}'):.1f}" for name in _PERCENTILES.values()),
+        f"{rate:,}", RATES, f"{answered:,.0f}", *[""] * len(COSTS),
+        *(f"{median_of(of(r) for r in rounds):.1f}" for of in PERCENTILES.values()),
         ", ".join(f"{number:,} {what}" for what, number in more.items() if number),
     )  # fmt: skip
 
 
 def _peak_row(curve: str, point: int, rounds: Sequence[PeakRound]) -> tuple[str, ...]:
-    percentiles = list(_PERCENTILES.values())[:-1]  # wrk has no more
     return (
-        f"{point:,}", curve, f"{_median(rounds, 'rate'):,.0f}",
-        *(f"{_median(rounds, f'cost.{name}'):.1f}" for name in _PROCESSES.values()),
-        *(f"{_median(rounds, f'wrk.{name}'):.1f}" for name in percentiles), "",
-        f"{_median(rounds, 'peak_memory_bytes') / MB:.0f} MB a worker",
+        f"{point:,}", curve, f"{median_of(r.rate for r in rounds):,.0f}",
+        *(f"{median_of(of(r) for r in rounds):.1f}" for of in COSTS.values()),
+        f"{median_of(r.wrk.p50_ms for r in rounds):.1f}",
+        f"{median_of(r.wrk.p95_ms for r in rounds):.1f}",
+        f"{median_of(r.wrk.p99_ms for r in rounds):.1f}", "",
+        f"{median_of(r.peak_memory_bytes for r in rounds) / MB:.0f} MB a worker",
     )  # fmt: skip
 
 
-def write(report: Report, folder: Path) -> Path:
+def write(report: CurvesResults, folder: Path) -> Path:
     """Write everything into a folder of the run's own, and return the report's path."""
-    kind = "curves-quick" if report.plan.is_quick else "curves"
+    kind = "curves-quick" if report.schedule.is_quick else "curves"
     text = [
         "# The gateway over rate, connections, table size, duplicates and workers",
         "",
         *report.facts(),
         "",
         "Medians of rounds; every round is in `results.json`. Costs are CPU of each process for",
-        "one callback. At a fixed rate the load is k6's, which takes more of the same cores than",
-        "the gateway does; all else is wrk's, with 64 connections where nothing else is said.",
+        "one callback. k6 offers the fixed rates, and takes more of the same cores than the",
+        "gateway; wrk offers everything else, with 64 connections unless stated.",
         "",
         markdown_table(HEADINGS, rows(report.curves)),
         *(f"- {problem}" for problem in report.curves.problems()),
@@ -125,13 +126,9 @@ def plots(curves: Curves) -> Iterator[Plot]:
     yield Plot("redis", title, partial(_bytes, curves.redis_bytes))
 
 
-def _median(rounds: Iterable[Any], path: str) -> float:
-    return median_of(attrgetter(path)(round_) for round_ in rounds)
-
-
-def _latencies(points: Mapping[int, list[LatencyRound]], axes: Any) -> None:
-    for label, name in _PERCENTILES.items():
-        values = [_median(several, f"k6.{name}") for _, several in sorted(points.items())]
+def _latencies(points: Mapping[int, list[LatencyRound]], axes: Axes) -> None:
+    for label, of in PERCENTILES.items():
+        values = [median_of(of(r) for r in several) for _, several in sorted(points.items())]
         axes.plot(sorted(points), values, "o-", markersize=3, label=label)
     axes.set_yscale("log")
     axes.set_ylabel("ms")
@@ -139,20 +136,23 @@ def _latencies(points: Mapping[int, list[LatencyRound]], axes: Any) -> None:
     axes.legend()
 
 
-def _rates(points: Mapping[int, list[PeakRound]], axes: Any) -> None:
+def _rates(points: Mapping[int, list[PeakRound]], axes: Axes) -> None:
     for point, several in sorted(points.items()):
         axes.plot([point] * len(several), [r.rate for r in several], "k.", markersize=4)
-    axes.plot(sorted(points), [_median(several, "rate") for _, several in sorted(points.items())])
+    axes.plot(
+        sorted(points),
+        [median_of(r.rate for r in several) for _, several in sorted(points.items())],
+    )
     axes.set_xscale("log", base=2)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(CONNECTIONS)
 
 
-def _costs(curves: Mapping[str, Mapping[int, list[PeakRound]]], axes: Any) -> None:
+def _costs(curves: Mapping[str, Mapping[int, list[PeakRound]]], axes: Axes) -> None:
     for (curve, points), line in zip(curves.items(), ("o-", "x--"), strict=False):
         axes.set_prop_cycle(None)
-        for label, name in _PROCESSES.items():
-            values = [_median(several, f"cost.{name}") for _, several in sorted(points.items())]
+        for label, of in COSTS.items():
+            values = [median_of(of(r) for r in several) for _, several in sorted(points.items())]
             several_curves = f", {curve}" if len(curves) > 1 else ""
             axes.plot(sorted(points), values, line, markersize=4, label=label + several_curves)
         if curve != DUPLICATES:
@@ -162,15 +162,19 @@ def _costs(curves: Mapping[str, Mapping[int, list[PeakRound]]], axes: Any) -> No
     axes.legend(fontsize=7)
 
 
-def _workers(points: Mapping[int, list[PeakRound]], axes: Any) -> None:
+def _workers(points: Mapping[int, list[PeakRound]], axes: Axes) -> None:
     names = [str(point) for point in sorted(points)]
-    axes.barh(names, [_median(several, "rate") for _, several in sorted(points.items())], alpha=0.6)
+    axes.barh(
+        names,
+        [median_of(r.rate for r in several) for _, several in sorted(points.items())],
+        alpha=0.6,
+    )
     for point, several in points.items():
         axes.plot([r.rate for r in several], [str(point)] * len(several), "k.", markersize=4)
     axes.set_ylabel(WORKERS)
 
 
-def _bytes(points: Mapping[int, int], axes: Any) -> None:
+def _bytes(points: Mapping[int, int], axes: Axes) -> None:
     axes.plot(sorted(points), [size / keys for keys, size in sorted(points.items())], "o-")
     axes.set_ylim(bottom=0)
     axes.set_xlabel(REMEMBERED)

@@ -1,24 +1,18 @@
-"""The pieces of every measurement: a clean start, a contender under load, what it cost, the books.
-
-`Bench` has one method for each: `start` a contender, find its `peak` with wrk and what each process
-pays for it, its `latency` at a fixed rate with k6, and what the table and Redis hold.
-"""
+"""Measurements of a running contender: its peak rate and costs, its latency, and its rows."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
-from redis.asyncio import Redis
 
 from bench.contenders import Contender
 from bench.performance.footprint import sizes
-from bench.testbed.environment import Stage
-from bench.testbed.gateway import Process
+from bench.testbed.environment import DEFAULT_TIMEOUTS, Environment
 from bench.testbed.load import (
     CONNECTIONS,
     FRESH,
@@ -29,17 +23,16 @@ from bench.testbed.load import (
     run_k6,
     run_wrk,
 )
-from bench.testbed.processes import cpu_s, cpu_times, forget_peak_memory, peak_memory_bytes
+from bench.testbed.process import ServerProcess
+from bench.testbed.usage import cpu_s, cpu_times, peak_memory_bytes, reset_peak_memory
 from sinks.timescale import schema
 
-# Those of the product; the stage's are for faults.
-SETTINGS = {"COMMIT_TIMEOUT_S": "5", "CLAIM_LEASE_S": "15"}
-# What was under way when wrk hung up is committed soon after, and settled within a second.
-BOOKS_TIMEOUT_S = 5.0
+# Callbacks in flight at the end of wrk are committed soon after, and settled within a second.
+COMMITTED_TIMEOUT_S = 5.0
 SETTLED_S = 1.2
 PAUSE_S = 0.6
 _POLL_S = 0.2
-# What k6 may send more than asked for, where a duration begins and where it ends.
+# Of k6, beyond its rate, at the begin and the end of a duration.
 _EXTRA = 4
 
 
@@ -53,65 +46,77 @@ class Cost(msgspec.Struct, frozen=True):
 
 
 class PeakRound(msgspec.Struct, frozen=True):
-    """One round in closed loop: how many answers a second, and what each has cost."""
+    """One round in a closed loop: the answers a second, and the cost of each."""
 
     rate: float
     cost: Cost
     rows: int  # written by this round
     peak_memory_bytes: int  # of the server's largest process
     wrk: Peak
-    problem: str = ""  # why the round does not count as durable
+    problem: str = ""  # a difference of rows and answers, or a missing answer
 
 
 class LatencyRound(msgspec.Struct, frozen=True):
-    """One round in open loop."""
+    """One round in an open loop."""
 
     rows: int
     k6: Latency
     problem: str = ""
 
 
+COSTS: dict[str, Callable[[PeakRound], float]] = {
+    "server": lambda round_: round_.cost.server_us,
+    "database": lambda round_: round_.cost.database_us,
+    "Redis": lambda round_: round_.cost.redis_us,
+}
+PERCENTILES: dict[str, Callable[[LatencyRound], float]] = {
+    "p50": lambda round_: round_.k6.p50_ms,
+    "p95": lambda round_: round_.k6.p95_ms,
+    "p99": lambda round_: round_.k6.p99_ms,
+    "p99.9": lambda round_: round_.k6.p999_ms,
+}
+
+
 class Footprint(msgspec.Struct, frozen=True):
-    """What the table takes up, over all its chunks."""
+    """The size of the table, over all its chunks."""
 
     rows: int
-    table_bytes: int  # with what PostgreSQL keeps beside long values
+    table_bytes: int  # TOAST included
     indexes_bytes: int
 
 
 class Running(NamedTuple):
-    """A contender that has been started."""
+    """A started contender."""
 
     contender: Contender
-    process: Process
+    process: ServerProcess
 
 
 class Bench:
-    """Measures contenders on the servers of a stage. Finding what is wrong is up to the caller."""
+    """Measures contenders on the servers of an environment."""
 
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
 
     @asynccontextmanager
     async def start(
         self, contender: Contender, settings: Mapping[str, str] = MappingProxyType({})
     ) -> AsyncIterator[Running]:
         """Run a contender directly on the servers, with these settings; raises BenchError."""
-        serving = self.stage.serve(
-            contender.name, contender.arguments, SETTINGS | dict(settings), contender.ready
+        serving = self.environment.serve(
+            contender.name, contender.arguments, DEFAULT_TIMEOUTS | dict(settings), contender.ready
         )
         async with serving as process:
             yield Running(contender, process)
 
     async def clear(self) -> None:
-        """Forget every event, and leave little over that the next round would pay for."""
+        """Delete every event, and write everything back that the next round would pay for."""
         await asyncio.sleep(PAUSE_S)
-        connection = await self.stage.connect()
-        await connection.execute("TRUNCATE events, stable_events")
-        await schema.keep_chunk_ahead(connection, datetime.now(UTC))
-        await connection.execute("CHECKPOINT")
-        await connection.close()
-        async with Redis.from_url(self.stage.servers.redis_url) as redis:
+        async with self.environment.connected() as connection:
+            await connection.execute("TRUNCATE events, stable_events")
+            await schema.keep_chunk_ahead(connection, datetime.now(UTC))
+            await connection.execute("CHECKPOINT")
+        async with self.environment.redis() as redis:
             await redis.flushall()
 
     async def peak(
@@ -122,14 +127,14 @@ class Bench:
         mix: Mix = FRESH,
         connections: int = CONNECTIONS,
     ) -> PeakRound:
-        """Keep so many connections busy. What is in the table and in Redis stays there."""
+        """Load a contender in a closed loop; rows and claims of earlier rounds stay."""
         rows = await self.rows()
-        forget_peak_memory(running.process.pid)
+        reset_peak_memory(running.process.pid)
         before = self._cpu_s(running)
         wrk = await run_wrk(
             running.process.port,
             duration_s,
-            folder=self.stage.folder,
+            folder=self.environment.folder,
             mix=mix,
             connections=connections,
         )
@@ -167,14 +172,14 @@ class Bench:
     ) -> LatencyRound:
         """Send callbacks at a fixed rate; percentiles begin after the warm-up.
 
-        `may_refuse` is for rates that are too high: that some callbacks get a 5xx is no problem.
+        `may_refuse` is for rates beyond the capacity, where a 5xx is no problem.
         """
         rows = await self.rows()
         k6 = await run_k6(
             running.process.port,
             rate,
             duration_s,
-            folder=self.stage.folder,
+            folder=self.environment.folder,
             mix=mix,
             warm_up_s=warm_up_s,
         )
@@ -185,43 +190,37 @@ class Bench:
         return LatencyRound(rows=written, k6=k6, problem=problem)
 
     async def durable_floor(self, rate: float, duration_s: float) -> dict[str, float]:
-        """Claim and copy one row at a time."""
-        environ = self.stage.environ
-        return await run_durable_floor(environ, rate, duration_s, folder=self.stage.folder)
+        """Measure a claim and a COPY of one row at a time."""
+        environ = self.environment.environ
+        return await run_durable_floor(environ, rate, duration_s, folder=self.environment.folder)
 
     async def rows(self) -> int:
-        """Return how many events are in the table."""
-        connection = await self.stage.connect()
-        try:
+        """Return the number of rows."""
+        async with self.environment.connected() as connection:
             return int(await connection.fetchval("SELECT count(*) FROM events"))
-        finally:
-            await connection.close()
 
     async def table_bytes(self) -> Footprint:
-        """Return what the events in the table take up on disk."""
-        connection = await self.stage.connect()
-        try:
+        """Return the size of the table on disk."""
+        async with self.environment.connected() as connection:
             return Footprint(await self.rows(), *await sizes(connection))
-        finally:
-            await connection.close()
 
     async def remembered(self) -> tuple[int, int]:
-        """Return how many keys Redis holds once all is settled, and how many bytes it uses."""
+        """Return the number of keys in Redis after the last settling, and its used memory."""
         await asyncio.sleep(SETTLED_S)
-        async with Redis.from_url(self.stage.servers.redis_url) as redis:
+        async with self.environment.redis() as redis:
             memory = await redis.info("memory")
             return int(await redis.dbsize()), int(memory["used_memory"])
 
     def _cpu_s(self, running: Running) -> tuple[float, float, float, float]:
-        servers = self.stage.servers
+        servers = self.environment.servers
         server = cpu_times(running.process.pid)
         return sum(server), server.user_s, cpu_s(servers.postgres.pid), cpu_s(servers.redis.pid)
 
     async def _written(self, before: int, least: int) -> int:
-        deadline = time.monotonic() + BOOKS_TIMEOUT_S
+        deadline = time.monotonic() + COMMITTED_TIMEOUT_S
         written = -1
         while True:
-            # Until no more of them come: they would be taken for rows of the next round.
+            # Until the number is stable: late rows would count for the next round.
             last, written = written, await self.rows() - before
             if last == written >= least or time.monotonic() > deadline:
                 return written
@@ -229,15 +228,15 @@ class Bench:
 
 
 def sent_at_most(k6: Latency, duration_s: float) -> float:
-    """Return how many callbacks k6 can have sent: those it tells of, or else what it was told to.
+    """Return the most callbacks that k6 can have sent: its count, or its rate times the duration.
 
-    It does not wait for ever at the end of a warm-up: of some it may not have seen the answers.
+    Its count lacks callbacks without an answer at the end of a warm-up.
     """
     return max(k6.sent, round(k6.offered) * duration_s + _EXTRA)
 
 
 def balance(rows: int, least: int, most: float) -> str:
-    """Return what is wrong with the number of rows; empty where it is right."""
+    """Return the fault of the number of rows; empty if it is right."""
     if rows < least:
         return f"{least - rows} rows fewer than were answered"
     return f"{rows - most:.0f} rows more than were sent" if rows > most else ""

@@ -1,15 +1,15 @@
-"""What the gateway is to reach, and by how much it does not: the targets of issue 4."""
+"""The targets of `compare`, and the verdicts on its figures."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from statistics import median
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from bench.performance.measure import LatencyRound, PeakRound
+from bench.testbed.figures import median_of
 
 MB = 1024 * 1024
-# What the rounds are called, in the results as in the figures.
+# The names of the rounds, in results and figures.
 GATEWAY, FLOOR, AFTERNOON = "gateway", "floor", "afternoon"
 DUPLICATES = "gateway, 50 % duplicates"
 EMPTY, FULL = "gateway, empty table", "gateway, full table"
@@ -32,7 +32,7 @@ class Rounds(msgspec.Struct):
 
     @property
     def pool_size(self) -> int:
-        """Return the size of pool with which the afternoon version takes most."""
+        """Return the pool size of the afternoon version with the highest rate."""
         return max(self.pool_rates, key=lambda size: median_of(self.pool_rates[size]))
 
     def problems(self) -> list[str]:
@@ -47,7 +47,7 @@ class Rounds(msgspec.Struct):
         ]
 
     def number(self) -> int:
-        """Return how many rounds there were whose rows were counted."""
+        """Return the number of rounds."""
         peaks, latencies = self.peaks.values(), self.latencies.values()
         return sum(map(len, peaks)) + sum(map(len, latencies))
 
@@ -62,7 +62,7 @@ class Target(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """What was measured, and what it was made of."""
+    """A measured value, and its parts."""
 
     value: float
     made_of: str = ""
@@ -88,7 +88,6 @@ DUPLICATE_RATIO = Target("throughput with 50 % duplicates ÷ with none", 1, is_m
 FULL_RATIO = Target("CPU of gateway and database per event, full table ÷ empty", 1.2)
 MEMORY = Target("memory of a worker at peak", 150, unit=" MB")
 REDIS = Target("Redis memory per remembered event, plain keys", 160, unit=" bytes")
-# In the order of the issue.
 TARGETS = (
     CPU, PEAK, P50, P99, P99_RATIO, P50_RATIO, DUPLICATE_RATIO, FULL_RATIO, MEMORY, REDIS,
 )  # fmt: skip
@@ -103,8 +102,8 @@ def figures(rounds: Rounds) -> dict[Target, Figure]:
 
 def _of_peaks(peaks: Mapping[str, list[PeakRound]]) -> Iterator[tuple[Target, Figure]]:
     gateway, floor = (median_of(r.cost.server_us for r in peaks[n]) for n in (GATEWAY, FLOOR))
-    # Where the floor wakes an idle wrk with each answer, that is a large part of its cost, which
-    # the gateway, whose answers come many at once, saves. So the strictest figure stands here too.
+    # The floor wakes an idle wrk with each answer, a large part of its cost; the gateway answers
+    # many callbacks at once. The ratio in user mode leaves that out, and is the stricter one.
     user, floor_user = (
         median_of(r.cost.server_user_us for r in peaks[n]) for n in (GATEWAY, FLOOR)
     )
@@ -125,7 +124,7 @@ def _of_peaks(peaks: Mapping[str, list[PeakRound]]) -> Iterator[tuple[Target, Fi
 def _of_latencies(rounds: Rounds) -> Iterator[tuple[Target, Figure]]:
     p50 = {n: median_of(r.k6.p50_ms for r in several) for n, several in rounds.latencies.items()}
     p99 = {n: median_of(r.k6.p99_ms for r in several) for n, several in rounds.latencies.items()}
-    # What k6 could not send in time, for want of callers, makes a figure look too good.
+    # A figure is too good if k6 could not send in time, for want of callers.
     late = {n: sum(r.k6.late for r in several) for n, several in rounds.latencies.items()}
     words = {n: f"{number:,} callbacks not sent in time" for n, number in late.items() if number}
     yield P50, Figure(p50[AT_1000], words.get(AT_1000, ""))
@@ -133,11 +132,6 @@ def _of_latencies(rounds: Rounds) -> Iterator[tuple[Target, Figure]]:
     yield P99_RATIO, _ratio(p99[GATEWAY_80], p99[AFTERNOON_80], "ms", words.get(GATEWAY_80, ""))
     floor = median_of(taken["p50_ms"] for taken in rounds.durable_floor)
     yield P50_RATIO, _ratio(p50[AT_200], floor, "ms", words.get(AT_200, ""))
-
-
-def median_of(values: Iterable[float]) -> float:
-    """Return the median of some rounds."""
-    return median(list(values))
 
 
 def _ratio(part: float, whole: float, unit: str, more: str = "") -> Figure:
@@ -148,10 +142,10 @@ def _ratio(part: float, whole: float, unit: str, more: str = "") -> Figure:
 
 
 def judge(target: Target, figure: Figure) -> Verdict:
-    """Hold a figure against its target, and say by how much it is missed."""
+    """Compare a figure with its target."""
     holds = figure.value <= target.limit if target.is_most else figure.value >= target.limit
     missed_by = abs(figure.value / target.limit - 1)
-    form = ".2f" if figure.value >= 0.1 else ".4f"  # noqa: PLR2004 - else nothing is left of it
+    form = ".2f" if figure.value >= 0.1 else ".4f"  # noqa: PLR2004 - two digits
     sign = "≤" if target.is_most else "≥"
     return Verdict(
         target.figure,
@@ -163,7 +157,7 @@ def judge(target: Target, figure: Figure) -> Verdict:
 
 
 def judge_all(rounds: Rounds) -> list[Verdict]:
-    """Return a verdict for every target, and for the books."""
+    """Return a verdict for every target, and one for the rows of all rounds."""
     found = figures(rounds)
     verdicts = [judge(target, found[target]) for target in TARGETS]
     problems = rounds.problems()

@@ -1,5 +1,6 @@
-"""Adjust's callbacks as the bench sends them: realistic, and each as the bytes of a request."""
+"""Simulated callbacks of Adjust, and the workspaces that they belong to."""
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from random import Random
@@ -7,23 +8,37 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from bench.testbed.client import head, post_request
+
 SECRET = "s3cr3t-of-the-bench"  # noqa: S105 - opens nothing but the bench's own gateways
-EVENTS = {"g3mz3t": "purchase", "bkrfgq": "coins", "g3mfiw": "level_up", "f0ob4r": "sign_up"}
+ENDPOINT = "/ingest/adjust"
+EVENTS = {"g3mz3t": "purchase", "bkrfgq": "coins", "g3mfiw": "level", "f0ob4r": "signup"}
 APPS = {"shop4ndroid1": "ws_shop", "shopios00001": "ws_shop", "game4ndroid1": "ws_game"}
-WORKSPACES = "".join(
-    f'[[workspaces]]\nid = "{workspace}"\n'
-    + "".join(
-        f'[[workspaces.apps]]\nvendor = "adjust"\napp_token = "{app}"\n'
-        f"events = {{ {', '.join(f'{token} = {name!r}' for token, name in EVENTS.items())} }}\n"
-        for app, owner in APPS.items()
-        if owner == workspace
+
+
+def workspace_toml(
+    workspace: str, *app_tokens: str, events: Mapping[str, str] = EVENTS, more: str = ""
+) -> str:
+    """Return a workspace of a workspaces file; each app has the same events, and lines `more`."""
+    mapping = ", ".join(f"{token} = {json.dumps(name)}" for token, name in events.items())
+    apps = "".join(
+        f'\n[[workspaces.apps]]\nvendor = "adjust"\napp_token = "{token}"\n'
+        f"events = {{ {mapping} }}\n{more}"
+        for token in app_tokens
     )
+    return f'[[workspaces]]\nid = "{workspace}"\n{apps}'
+
+
+WORKSPACES = "".join(
+    workspace_toml(workspace, *(app for app, owner in APPS.items() if owner == workspace))
     for workspace in dict.fromkeys(APPS.values())
 )
 
 
-def parameters(number: int, app: str, token: str, random: Random) -> dict[str, str]:
-    """Return what Adjust fills in for an event of user `number`, but for its time."""
+def parameters(
+    number: int, random: Random, *, app: str = next(iter(APPS)), token: str = next(iter(EVENTS))
+) -> dict[str, str]:
+    """Return the values that Adjust fills in for an event of user `number`, without its time."""
     cents = random.randint(1, 100_000)
     return {
         "event_token": token,
@@ -43,26 +58,30 @@ def parameters(number: int, app: str, token: str, random: Random) -> dict[str, s
     }
 
 
-def written(moment: datetime, random: Random) -> str:
-    """Return a time in one of the forms that mean the same."""
+def time_text(moment: datetime, random: Random) -> str:
+    """Return a time in one of its equivalent forms."""
     seconds = int(moment.timestamp())
     return random.choice((str(seconds), f"{seconds}000", f"{moment:%Y-%m-%dT%H:%M:%S}Z+0000"))
 
 
-def request(sent: Mapping[str, str], random: Random) -> bytes:
-    """Return the bytes of an HTTP request: nine of ten a GET, the others a form or JSON."""
+def query(sent: Mapping[str, str], secret: str = SECRET) -> str:
+    """Return the query of a callback."""
+    return urlencode({"secret": secret, **sent})
+
+
+def get_request(sent: Mapping[str, str], secret: str = SECRET) -> bytes:
+    """Return the bytes of a callback as a GET, Adjust's default."""
+    return head("GET", f"{ENDPOINT}?{query(sent, secret)}")
+
+
+def any_request(sent: Mapping[str, str], random: Random) -> bytes:
+    """Return the bytes of a callback: nine of ten are a GET, the others a form or JSON."""
     form = random.random()
-    credentials = {"secret": SECRET, "app_token": sent["app_token"]}
+    if form < 0.9:  # noqa: PLR2004
+        return get_request(sent)
     others = {name: value for name, value in sent.items() if name != "app_token"}
-    if form < 0.9:  # noqa: PLR2004 - as Adjust sends them by default
-        query = urlencode(credentials | others)
-        return f"GET /ingest/adjust?{query} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
-    if form < 0.95:  # noqa: PLR2004 - the half of the rest
-        body, media_type = urlencode(others).encode(), "application/x-www-form-urlencoded"
-    else:
-        body, media_type = msgspec.json.encode(others), "application/json"
-    head = (
-        f"POST /ingest/adjust?{urlencode(credentials)} HTTP/1.1\r\nHost: bench\r\n"
-        f"Content-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    target = f"{ENDPOINT}?{query({'app_token': sent['app_token']})}"
+    if form < 0.95:  # noqa: PLR2004 - half of the rest
+        body = urlencode(others).encode()
+        return post_request(target, body, "application/x-www-form-urlencoded")
+    return post_request(target, msgspec.json.encode(others), "application/json")

@@ -1,7 +1,7 @@
-"""Many callers of one gateway: in open loop at a fixed rate, or in closed loop one after another.
+"""Load on one gateway: callers in an open loop at a fixed rate, or in a closed loop.
 
-Lean, so that one process can offer thousands of callbacks a second beside the gateway that it
-measures: no task, future or timer for a request, and known answers are not parsed.
+Lean, so that one process can offer thousands of callbacks a second beside the measured gateway: no
+task, future or timer for a request, and known answers are not parsed.
 """
 
 import asyncio
@@ -11,47 +11,50 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import cast
 
-from bench.faults.ledger import Told, understand
-from bench.testbed.caller import Answer
+from bench.testbed.client import parse_head
+from bench.testbed.ledger import AnswerKind, classify
 
 TICK_S = 0.002
 _KNOWN_MAX = 100
 
 
 class Record:
-    """The answers to what was sent in one phase, by workspace and by what was told.
+    """The answers of one phase, by workspace and kind.
 
-    Latencies count from the moment when a request was due: one that the callers themselves sent
-    late is not made to look faster.
+    Latencies count from the moment when a request was due, which avoids coordinated omission.
     """
 
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.sent = 0
         self.duration_s = 0.0
-        self.latencies: defaultdict[tuple[str, Told], array[float]] = defaultdict(_doubles)
+        self.latencies: defaultdict[tuple[str, AnswerKind], array[float]] = defaultdict(_doubles)
         self.written_at = _doubles()
 
-    def of(self, told: Told, *workspaces: str) -> list[float]:
-        """Return the latencies of one answer, sorted; of all workspaces where none is named."""
+    def of(self, kind: AnswerKind, *workspaces: str) -> list[float]:
+        """Return the sorted latencies of one kind of answer; of all workspaces if none is named."""
         return sorted(
             latency
-            for (workspace, what), latencies in self.latencies.items()
-            if what is told and (not workspaces or workspace in workspaces)
+            for (workspace, found), latencies in self.latencies.items()
+            if found is kind and (not workspaces or workspace in workspaces)
             for latency in latencies
         )
 
-    def number(self, told: Told | None = None, *workspaces: str) -> int:
-        """Return how many answers of this kind there were, or of any kind."""
+    def number(self, kind: AnswerKind | None = None, *workspaces: str) -> int:
+        """Return the number of answers of this kind, or of any kind."""
         return sum(
             len(latencies)
-            for (workspace, what), latencies in self.latencies.items()
-            if told in (None, what) and (not workspaces or workspace in workspaces)
+            for (workspace, found), latencies in self.latencies.items()
+            if kind in (None, found) and (not workspaces or workspace in workspaces)
         )
+
+    def all_latencies(self) -> list[float]:
+        """Return the sorted latencies of all answers."""
+        return sorted(latency for each in self.latencies.values() for latency in each)
 
     @property
     def goodput(self) -> float:
-        """Events a second that were answered `written` before the phase was over."""
+        """Events a second that were answered `written` before the end of the phase."""
         ended = self.started + self.duration_s
         return sum(at <= ended for at in self.written_at) / self.duration_s
 
@@ -60,26 +63,26 @@ def _doubles() -> "array[float]":
     return array("d")
 
 
-class Crowd:
-    """Callers with keep-alive connections, as many as there are requests under way.
+class Callers:
+    """Callers with keep-alive connections, one for each request in flight.
 
-    `request` returns the workspace and the bytes of request number so-and-so.
+    `request` returns the workspace and the bytes of the request of a number.
     """
 
     def __init__(self, port: int, request: Callable[[int], tuple[str, bytes]]) -> None:
         self.records: list[Record] = []
-        self.under_way = 0
+        self.in_flight = 0
         self._port = port
         self._request = request
         self._number = 0
         self._is_closed_loop = False
-        self._idle: list[_Line] = []
-        self._lines: set[_Line] = set()
+        self._idle: list[_Caller] = []
+        self._open: set[_Caller] = set()
         self._connecting: set[asyncio.Task[None]] = set()
-        self._known: dict[bytes, Told] = {}
+        self._known: dict[bytes, AnswerKind] = {}
 
     async def offer(self, rate: float, duration_s: float) -> Record:
-        """Send each request when it is due, whatever becomes of the others."""
+        """Send each request when it is due, independent of the answers to others."""
         record = self._begin()
         total = int(rate * duration_s)
         while record.sent < total:
@@ -91,7 +94,7 @@ class Crowd:
         return record
 
     async def keep_busy(self, callers: int, duration_s: float) -> Record:
-        """Let as many callers send one request after another, each when it has its answer."""
+        """Keep so many requests in flight: each answer is followed by the next request."""
         record = self._begin()
         self._is_closed_loop = True
         for _ in range(callers):
@@ -102,15 +105,15 @@ class Crowd:
         return record
 
     async def finish(self, timeout_s: float) -> None:
-        """Wait until everything is answered; raises TimeoutError."""
+        """Return when every request has its answer; raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
-            while self.under_way:  # noqa: ASYNC110 - the hot path has nobody to tell
+            while self.in_flight:  # noqa: ASYNC110 - an event would cost on the hot path
                 await asyncio.sleep(TICK_S)
 
     def close(self) -> None:
         """Close all connections."""
-        for line in list(self._lines):
-            line.close()
+        for caller in list(self._open):
+            caller.close()
 
     def _begin(self) -> Record:
         self.records.append(Record())
@@ -120,65 +123,67 @@ class Crowd:
         number, self._number = self._number, self._number + 1
         record = self.records[-1]
         record.sent += 1
-        self.under_way += 1
-        line = self._idle.pop() if self._idle else _Line(self)
+        self.in_flight += 1
+        caller = self._idle.pop() if self._idle else _Caller(self)
         workspace, request = self._request(number)
-        line.begin(record, workspace, due, request)
+        caller.begin(record, workspace, due, request)
 
-    def connect(self, line: "_Line") -> None:
+    def connect(self, caller: "_Caller") -> None:
         """Open a connection for a caller."""
-        task = asyncio.create_task(self._connect(line))
+        task = asyncio.create_task(self._connect(caller))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
-    async def _connect(self, line: "_Line") -> None:
+    async def _connect(self, caller: "_Caller") -> None:
         try:
             await asyncio.get_running_loop().create_connection(
-                lambda: line, "127.0.0.1", self._port
+                lambda: caller, "127.0.0.1", self._port
             )
         except OSError:
-            line.end(Told.NO_CONNECTION)
+            caller.end(AnswerKind.NO_CONNECTION)
         else:
-            self._lines.add(line)
+            self._open.add(caller)
 
-    def understand(self, data: bytes) -> Told | None:
-        """Return what an answer says; None while it is not complete."""
-        told = self._known.get(data)
-        if told is None:
+    def classify(self, data: bytes) -> AnswerKind | None:
+        """Return the kind of an answer; None while it is incomplete."""
+        kind = self._known.get(data)
+        if kind is None:
             head, ends, body = data.partition(b"\r\n\r\n")
-            _, has_length, rest = head.lower().partition(b"\r\ncontent-length: ")
-            if not ends or not has_length or len(body) < int(rest.partition(b"\r\n")[0]):
+            if not ends:
                 return None
-            told = understand(Answer(int(head[9:12]), body, 0.0, 0.0, head))
+            answer = parse_head(head)
+            if len(body) < int(answer.headers["content-length"]):
+                return None
+            kind = classify(answer._replace(body=body))
             if len(self._known) < _KNOWN_MAX:
-                self._known[data] = told
-        return told
+                self._known[data] = kind
+        return kind
 
-    def ended(self, line: "_Line", *, is_open: bool) -> None:
-        """Go on after an answer, or after the end of a connection."""
-        self.under_way -= 1
+    def ended(self, caller: "_Caller", *, is_open: bool) -> None:
+        """Continue after an answer, or after the end of a connection."""
+        self.in_flight -= 1
         if is_open:
-            self._idle.append(line)
+            self._idle.append(caller)
         if self._is_closed_loop:
             self._send(time.monotonic())
 
-    def lost(self, line: "_Line") -> None:
-        """Forget a connection."""
-        self._lines.discard(line)
-        if line in self._idle:
-            self._idle.remove(line)
+    def lost(self, caller: "_Caller") -> None:
+        """Remove a closed connection."""
+        self._open.discard(caller)
+        if caller in self._idle:
+            self._idle.remove(caller)
 
 
-class _Line(asyncio.Protocol):
-    """One connection, which carries one request at a time."""
+class _Caller(asyncio.Protocol):
+    """One connection, with one request at a time."""
 
     __slots__ = (
-        "_crowd", "_due", "_is_busy", "_received", "_record", "_request", "_transport",
+        "_callers", "_due", "_is_busy", "_received", "_record", "_request", "_transport",
         "_workspace",
     )  # fmt: skip
 
-    def __init__(self, crowd: Crowd) -> None:
-        self._crowd = crowd
+    def __init__(self, callers: Callers) -> None:
+        self._callers = callers
         self._transport: asyncio.Transport | None = None
         self._received = b""
         self._is_busy = False
@@ -188,38 +193,39 @@ class _Line(asyncio.Protocol):
         self._is_busy = True
         if self._transport is None:
             self._request = request
-            self._crowd.connect(self)
+            self._callers.connect(self)
         else:
             self._transport.write(request)
 
-    def end(self, told: Told) -> None:
+    def end(self, kind: AnswerKind) -> None:
         now = time.monotonic()
         self._is_busy = False
-        self._record.latencies[self._workspace, told].append(now - self._due)
-        if told is Told.WRITTEN:
+        self._record.latencies[self._workspace, kind].append(now - self._due)
+        if kind is AnswerKind.WRITTEN:
             self._record.written_at.append(now)
         is_open = self._transport is not None and not self._transport.is_closing()
-        self._crowd.ended(self, is_open=is_open)
+        self._callers.ended(self, is_open=is_open)
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no subclasses of asyncio's.
         self._transport = cast("asyncio.Transport", transport)
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         if self._received:
             data = self._received + data
-        told = self._crowd.understand(data)
-        if told is None:
+        kind = self._callers.classify(data)
+        if kind is None:
             self._received = data
             return
         self._received = b""
-        self.end(told)
+        self.end(kind)
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._crowd.lost(self)
+        self._callers.lost(self)
         if self._is_busy:
-            self.end(Told.CLOSED)
+            self.end(AnswerKind.CLOSED)

@@ -1,12 +1,11 @@
-"""Everything that a run needs, on loopback: servers of its own, a database, gateways."""
+"""The environment of a run, on loopback: a database, a Redis, and gateways of its own."""
 
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -14,12 +13,14 @@ from redis.asyncio import Redis
 
 from app.dev import embedded
 from app.dev.processes import free_port
+from bench.testbed import database
 from bench.testbed.callbacks import SECRET, WORKSPACES
-from bench.testbed.gateway import SERVE, Gateway, Process
+from bench.testbed.gateway import Gateway
+from bench.testbed.process import SERVE, ServerProcess
 from bench.testbed.proxy import Proxy
 from sinks.timescale import schema
 
-# Short, so that a fault is over sooner; the relations between them are those of the defaults.
+# Short, so that faults end sooner; the relations between them are those of the defaults.
 COMMIT_TIMEOUT_S = 1.5
 CLAIM_LEASE_S = 4.0
 DRAIN_PAUSE_S = 0.3
@@ -30,14 +31,16 @@ SETTINGS = {
     "CLAIM_LEASE_S": str(CLAIM_LEASE_S),
     "DRAIN_PAUSE_S": str(DRAIN_PAUSE_S),
 }
-# A commit must be longer than three times this.
+# The defaults of the gateway, for measurements.
+DEFAULT_TIMEOUTS = {"COMMIT_TIMEOUT_S": "5", "CLAIM_LEASE_S": "15"}
+# COMMIT_TIMEOUT_S must exceed three times this.
 _SERVER_SETTINGS = ("ALTER SYSTEM SET deadlock_timeout = '400ms'", "SELECT pg_reload_conf()")
 
 
-class Stage:
-    """Two servers, and gateways that reach them only through their own wires.
+class Environment:
+    """Two servers, and gateways that reach them through proxies of their own.
 
-    `environ` is what a process is told that reaches them directly.
+    `environ` is the environment of a process that reaches the servers directly.
     """
 
     def __init__(
@@ -51,81 +54,64 @@ class Stage:
     @asynccontextmanager
     async def serve(
         self, name: str, arguments: Sequence[str], settings: Mapping[str, str], ready: str
-    ) -> AsyncIterator[Process]:
-        """Run a server beside the gateways, without wires, which would cost it and us CPU.
+    ) -> AsyncIterator[ServerProcess]:
+        """Run a server beside the gateways, without proxies, which would cost CPU.
 
-        `settings` add to `environ`; see `Process` for the others. Raises BenchError.
+        `settings` add to `environ`; see `ServerProcess` for the other parameters. Raises
+        BenchError.
         """
         log = self.folder / f"{name}.log"
         environ = dict(self.environ) | dict(settings)
-        process = Process(free_port(), environ, log, arguments=arguments, ready=ready)
+        server = ServerProcess(free_port(), environ, log, arguments=arguments, ready=ready)
         try:
-            await process.start()
-            yield process
+            await server.start_ready()
+            yield server
         finally:
-            process.end()
+            server.stop()
 
     async def execute(self, *statements: str) -> None:
         """Run statements, each in a transaction of its own."""
-        connection = await self.connect()
-        try:
-            for statement in statements:
-                await connection.execute(statement)
-        finally:
-            await connection.close()
+        await database.execute(self.servers.database_url, *statements)
 
-    async def connect(self) -> asyncpg.Connection:
-        """Return a connection that is nobody else's."""
-        return await asyncpg.connect(self.servers.database_url)
+    def connected(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
+        """Lend a connection to the database."""
+        return database.connected(self.servers.database_url)
 
-    @asynccontextmanager
-    async def locked_events(self) -> AsyncIterator[None]:
-        """Nobody can use the table `events` meanwhile."""
-        connection = await self.connect()
-        try:
-            async with connection.transaction():
-                # In whatever order the others have locked its chunks.
-                await connection.execute("SET LOCAL deadlock_timeout = '1min'")
-                await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
-                yield
-        finally:
-            await connection.close()
+    def locked_events(self) -> AbstractAsyncContextManager[None]:
+        """Hold a lock on the table `events` against every other use."""
+        # For a superuser: the lock waits in any order of chunks, and is no victim of a deadlock.
+        patient = "SET LOCAL deadlock_timeout = '1min'"
+        return database.locked_events(self.servers.database_url, patient)
 
-    @asynccontextmanager
-    async def redis(self) -> AsyncIterator[Any]:
-        """Lend a connection to Redis."""
-        redis = Redis.from_url(self.servers.redis_url, socket_timeout=10)
-        try:
-            yield redis
-        finally:
-            await redis.aclose()
+    def redis(self) -> Redis:
+        """Return a client of Redis, to be used as a context manager."""
+        return Redis.from_url(self.servers.redis_url, socket_timeout=10)
 
     async def has_chunk(self, moment: datetime) -> bool:
-        """Whether there is a chunk for events of this moment; needs TimescaleDB."""
-        connection = await self.connect()
-        found = await connection.fetchval(
-            "SELECT EXISTS (SELECT FROM timescaledb_information.chunks "
-            "WHERE range_start <= $1 AND $1 < range_end)",
-            moment,
-        )
-        await connection.close()
+        """Whether a chunk for events of this moment exists; needs TimescaleDB."""
+        async with self.connected() as connection:
+            found = await connection.fetchval(
+                "SELECT EXISTS (SELECT FROM timescaledb_information.chunks "
+                "WHERE range_start <= $1 AND $1 < range_end)",
+                moment,
+            )
         return bool(found)
 
 
 @asynccontextmanager
-async def open_stage(
+async def open_environment(
     *,
     folder: Path | None = None,
     gateways: int = 2,
     arguments: Sequence[str] = SERVE,
     settings: Mapping[str, str] | None = None,
     statements: Sequence[str] = (),
-) -> AsyncIterator[Stage]:
-    """Start everything, and end it.
+) -> AsyncIterator[Environment]:
+    """Start everything, and stop it at the end.
 
-    Data and logs are in `folder`, and stay there; without one they are forgotten. `statements` are
-    run in the migrated database. `arguments` and `settings` are those of each gateway. Raises
-    EmbeddedError and BenchError.
+    Data and logs stay in `folder`; without one they are deleted. `statements` are run in the
+    migrated database. `arguments` and `settings` are those of each gateway. Raises EmbeddedError
+    and BenchError.
     """
     async with AsyncExitStack() as stack:
         if folder is None:
@@ -139,29 +125,28 @@ async def open_stage(
             "WORKSPACES_FILE": str(folder / "workspaces.toml"),
             **(settings or {}),
         }
-        stage = Stage(servers, folder, environ)
-        await stage.execute(*_SERVER_SETTINGS)
-        connection = await stage.connect()
-        await schema.migrate(connection)
-        await connection.close()
-        await stage.execute(*statements)
+        environment = Environment(servers, folder, environ)
+        await environment.execute(*_SERVER_SETTINGS)
+        async with environment.connected() as connection:
+            await schema.migrate(connection)
+        await environment.execute(*statements)
         (folder / "workspaces.toml").write_text(WORKSPACES)
         for number in range(gateways):
             log = folder / f"gateway-{number}.log"
-            stage.gateways.append(await _gateway(stack, environ, log, arguments))
-        await asyncio.gather(*(gateway.start() for gateway in stage.gateways))
-        yield stage
+            environment.gateways.append(await _gateway(stack, environ, log, arguments))
+        await asyncio.gather(*(gateway.start_ready() for gateway in environment.gateways))
+        yield environment
 
 
 async def _gateway(
     stack: AsyncExitStack, environ: Mapping[str, str], log: Path, arguments: Sequence[str]
 ) -> Gateway:
-    wires = [await _open(stack, environ[name]) for name in ("DATABASE_URL", "REDIS_URL")]
+    proxies = [await _open(stack, environ[name]) for name in ("DATABASE_URL", "REDIS_URL")]
     gateway = Gateway(
-        free_port(), environ, log, database=wires[0], redis=wires[1], arguments=arguments
+        free_port(), environ, log, database=proxies[0], redis=proxies[1], arguments=arguments
     )
-    # Not in this thread: what it still has to say goes through the wires, and these are ours.
-    stack.push_async_callback(asyncio.to_thread, gateway.end)
+    # In another thread: its last requests pass through the proxies of this thread's loop.
+    stack.push_async_callback(asyncio.to_thread, gateway.stop)
     return gateway
 
 

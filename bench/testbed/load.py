@@ -1,6 +1,6 @@
-"""Real tools for load, as processes of their own: wrk, k6, and the durable floor.
+"""Load by real tools in processes of their own: wrk, k6, and the durable floor.
 
-Each ends when whoever waits for it is cancelled.
+Each ends with the task that waits for it.
 """
 
 import asyncio
@@ -10,26 +10,26 @@ import sys
 import sysconfig
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from app.dev.embedded import unpack
-from bench.contenders import PATH
-from bench.testbed.callbacks import APPS, EVENTS, SECRET
-from bench.testbed.gateway import ROOT, BenchError
+from bench.testbed.callbacks import APPS, ENDPOINT, EVENTS, SECRET
+from bench.testbed.process import ROOT, BenchError
 
 CONNECTIONS = 64
 CALLERS_MAX = 2_000  # of k6, each of which takes megabytes
 _BENCH = Path(__file__).parents[1]
-# How much longer than it was told a tool may take: k6 waits for the last answers.
+# The time of a tool beyond its duration: k6 waits for the last answers.
 PATIENCE_S = 60.0
 K6_FAILED_THRESHOLDS = 99
 
 
 class Mix(NamedTuple):
-    """Which callbacks are sent: shares of those sent before, and of those nobody has mapped."""
+    """The callbacks of a load: the shares of duplicates and of unmapped events."""
 
     duplicates: float = 0.0
     unmapped: float = 0.0
@@ -39,7 +39,7 @@ FRESH = Mix()
 
 
 class Peak(msgspec.Struct, frozen=True):
-    """What wrk saw. `fresh` is how many different events it has begun to send."""
+    """The figures of wrk. `fresh` is the number of different events that it has begun to send."""
 
     requests: int
     duration_s: float
@@ -55,7 +55,7 @@ class Peak(msgspec.Struct, frozen=True):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """What k6 saw at a fixed rate. For `late` callbacks there was no caller; they were not sent."""
+    """The figures of k6 at a fixed rate. `late` callbacks were not sent, for want of callers."""
 
     offered: float
     sent: int
@@ -78,7 +78,7 @@ async def run_wrk(
     mix: Mix = FRESH,
     connections: int = CONNECTIONS,
 ) -> Peak:
-    """Let so many connections send one callback after another, each when it has its answer."""
+    """Load a server in a closed loop: so many connections, each with one callback at a time."""
     wrk = await asyncio.to_thread(unpack, ["wrk"])
     output = await run_tool(
         [
@@ -87,7 +87,7 @@ async def run_wrk(
             f"--connections={connections}",
             f"--duration={max(1, round(duration_s))}s",
             f"--script={_BENCH / 'wrk/callbacks.lua'}",
-            f"http://127.0.0.1:{port}{PATH}",
+            f"http://127.0.0.1:{port}{ENDPOINT}",
         ],
         settings(mix) | {"JSON": "1"},
         duration_s,
@@ -106,9 +106,9 @@ async def run_k6(
     script: str = "steady",
     warm_up_s: float = 0,
 ) -> Latency:
-    """Send callbacks at a fixed rate, each when it is due, whatever becomes of the others.
+    """Load a server in an open loop: callbacks at a fixed rate, independent of the answers.
 
-    The percentiles begin after the warm-up, in which k6 opens its connections; the counts do not.
+    k6 opens its connections in the warm-up, which is part of the counts, not of the percentiles.
     """
     summary = folder / "k6.json"
     await run_tool(
@@ -123,31 +123,40 @@ async def run_k6(
         ],
         settings(mix)
         | {
-            "URL": f"http://127.0.0.1:{port}{PATH}",
+            "URL": f"http://127.0.0.1:{port}{ENDPOINT}",
             "RATE": f"{rate:.0f}",
             "DURATION": f"{duration_s:.0f}s",
             "WARM_UP": f"{warm_up_s:.0f}s",
-            # Else its garbage collector takes a core away from what it measures, again and again.
+            # Fewer garbage collections, which would take a core away from the gateway.
             "GOGC": "800",
-            # Enough for a pause of half a second: to add one takes k6 longer than it may wait.
+            # Enough for a pause of half a second: k6 adds callers too slowly.
             "CALLERS": str(min(max(CONNECTIONS, round(rate / 2)), CALLERS_MAX)),
         },
         warm_up_s + duration_s,
         folder,
-        # A threshold for a cluster of someone's says nothing here.
+        # The script's threshold is for clusters.
         allowed=(0, K6_FAILED_THRESHOLDS),
     )
-    return parse_k6(rate, msgspec.json.decode(summary.read_bytes()))
+    return parse_k6(rate, summary.read_bytes())
 
 
-def parse_k6(rate: float, summary: Mapping[str, Any]) -> Latency:
-    """Read what `k6 --summary-export` has written."""
-    metrics = summary["metrics"]
+class _Summary(msgspec.Struct):
+    metrics: dict[str, dict[str, float | bool | dict[str, bool]]]
+
+
+def parse_k6(rate: float, summary: bytes) -> Latency:
+    """Read the file of `k6 --summary-export`."""
+    metrics = msgspec.json.decode(summary, type=_Summary).metrics
+
+    def number(name: str, field: str) -> float:
+        value = metrics.get(name, {}).get(field, 0)
+        assert isinstance(value, float | int)
+        return value
 
     def count(name: str) -> int:
-        return int(metrics.get(name, {}).get("count", 0))
+        return int(number(name, "count"))
 
-    took = metrics["http_req_duration{scenario:load}"]
+    took = partial(number, "http_req_duration{scenario:load}")
     return Latency(
         offered=rate,
         sent=count("http_reqs"),
@@ -156,17 +165,17 @@ def parse_k6(rate: float, summary: Mapping[str, Any]) -> Latency:
         dropped=count("callbacks_dropped"),
         unanswered=count("callbacks_unanswered"),
         late=count("dropped_iterations{scenario:load}"),
-        p50_ms=took["med"],
-        p95_ms=took["p(95)"],
-        p99_ms=took["p(99)"],
-        p999_ms=took["p(99.9)"],
+        p50_ms=took("med"),
+        p95_ms=took("p(95)"),
+        p99_ms=took("p(99)"),
+        p999_ms=took("p(99.9)"),
     )
 
 
 async def run_durable_floor(
     environ: Mapping[str, str], rate: float, duration_s: float, *, folder: Path
 ) -> dict[str, float]:
-    """Return the percentiles of claiming and copying one row at a time, in milliseconds."""
+    """Return the percentiles, in milliseconds, of a claim and a COPY of one row at a time."""
     output = await run_tool(
         [sys.executable, "-m", "bench.contenders.durable_floor"],
         dict(environ) | {"RATE": str(rate), "DURATION": str(duration_s), "PYTHONPATH": str(ROOT)},
@@ -177,7 +186,7 @@ async def run_durable_floor(
 
 
 def settings(mix: Mix) -> dict[str, str]:
-    """Return the environment that all tools share; each run has users of its own."""
+    """Return the environment of all tools; each run has users of its own."""
     return {
         "SECRET": SECRET,
         "APP_TOKEN": next(iter(APPS)),
@@ -189,7 +198,7 @@ def settings(mix: Mix) -> dict[str, str]:
 
 
 def program(name: str) -> Path:
-    """Return the path of a program that came as a Python package."""
+    """Return the path of a program of a Python package."""
     return Path(sysconfig.get_path("scripts")) / name
 
 
@@ -200,7 +209,7 @@ async def run_tool(
     folder: Path,
     allowed: Sequence[int] = (0,),
 ) -> bytes:
-    """Run a tool to its end and return what it prints; raises BenchError where it fails."""
+    """Run a tool to its end and return its output; raises BenchError where it fails."""
     process = await asyncio.create_subprocess_exec(
         *command,
         cwd=folder,

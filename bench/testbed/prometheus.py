@@ -1,25 +1,29 @@
 """A real Prometheus, Debian's, on loopback: it scrapes gateways by the project's own rules."""
 
 import asyncio
-import json
 import shutil
-import subprocess
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
+from typing import NamedTuple
 from urllib.parse import urlencode
-from urllib.request import urlopen
+
+import msgspec
 
 from app.dev.embedded import EmbeddedError, unpack
 from app.dev.processes import free_port
-from bench.testbed.gateway import PATIENCE_S, POLL_S, BenchError, bound
+from bench.testbed.client import fetch
+from bench.testbed.process import OK, PATIENCE_S, POLL_S, ROOT, BenchError, Program
 
-MONITORING = Path(__file__).parents[2] / "k8s/monitoring"
+MONITORING = ROOT / "k8s/monitoring"
 
-Labels = dict[str, str]
+
+class Series(NamedTuple):
+    """The labels of a series, and its values by time (seconds since 1970)."""
+
+    labels: Mapping[str, str]
+    values: Sequence[tuple[float, float]]
 
 
 def find_program(name: str) -> Path:
@@ -33,62 +37,80 @@ def find_program(name: str) -> Path:
         return Path(found)
 
 
+class _Answer(msgspec.Struct):
+    data: msgspec.Raw
+
+
+class _Vector(msgspec.Struct):
+    value: tuple[float, str]
+    metric: dict[str, str] = {}
+
+
+class _Matrix(msgspec.Struct):
+    values: list[tuple[float, str]]
+    metric: dict[str, str] = {}
+
+
+class _Result(msgspec.Struct, rename="camel"):
+    result_type: str
+    result: msgspec.Raw
+
+
 class Prometheus:
-    """A running Prometheus; queries raise BenchError where it does not like them."""
+    """A running Prometheus; raises BenchError where it refuses a query."""
 
     def __init__(self, port: int) -> None:
         self._port = port
 
-    async def query(self, expression: str) -> list[tuple[Labels, float]]:
-        """Return what an expression is now, by labels."""
-        data = await self.get("query", {"query": expression})
-        found = [data] if data["resultType"] == "scalar" else data["result"]
-        return [
-            (series.get("metric", {}), float(series.get("value", series.get("result"))[1]))
-            for series in found
-        ]
+    async def query(self, expression: str) -> list[tuple[Mapping[str, str], float]]:
+        """Return the present values of an expression, with their labels."""
+        answer = await self._results("query", {"query": expression})
+        if answer.result_type == "scalar":
+            _, value = msgspec.json.decode(answer.result, type=tuple[float, str])
+            return [({}, float(value))]
+        found = msgspec.json.decode(answer.result, type=list[_Vector])
+        return [(each.metric, float(each.value[1])) for each in found]
 
     async def query_range(
         self, expression: str, start: float, end: float, step_s: float
-    ) -> list[tuple[Labels, list[tuple[float, float]]]]:
-        """Return what an expression was, by labels: times (seconds since 1970) and values."""
+    ) -> list[Series]:
+        """Return the values of an expression over a span of time."""
         span = {"start": str(start), "end": str(end), "step": str(step_s)}
-        data = await self.get("query_range", {"query": expression} | span)
+        answer = await self._results("query_range", {"query": expression} | span)
+        found = msgspec.json.decode(answer.result, type=list[_Matrix])
         return [
-            (series["metric"], [(moment, float(value)) for moment, value in series["values"]])
-            for series in data["result"]
+            Series(each.metric, [(moment, float(value)) for moment, value in each.values])
+            for each in found
         ]
 
-    async def get(self, path: str, parameters: dict[str, str] | None = None) -> Any:
-        """Return the data of an answer of the HTTP API."""
-        return await asyncio.to_thread(self._get, f"{path}?{urlencode(parameters or {})}")
+    async def _results(self, path: str, parameters: dict[str, str]) -> _Result:
+        return msgspec.json.decode(await self.get(path, parameters), type=_Result)
 
-    async def wait_until_it_sees(self, gateways: int) -> None:
-        """Return when it has scraped so many: it takes no rise from what it sees at first."""
+    async def get(self, path: str, parameters: dict[str, str] | None = None) -> msgspec.Raw:
+        """Return the data of an answer of the HTTP API, as JSON."""
+        target = f"/api/v1/{path}?{urlencode(parameters or {})}"
+        answer = await asyncio.to_thread(fetch, self._port, target, PATIENCE_S)
+        if answer.status != OK:
+            raise BenchError(answer.body.decode() or "Prometheus does not answer")
+        return msgspec.json.decode(answer.body, type=_Answer).data
+
+    async def wait_until_scraped(self, gateways: int) -> None:
+        """Return after the first scrape of so many: a later rise of a counter is seen."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            with suppress(OSError, BenchError):  # it says itself that it is not ready
+            with suppress(BenchError):
                 if await self.query(f"sum(up) == {gateways}"):
                     return
             if time.monotonic() > deadline:
-                raise BenchError(f"Prometheus does not see {gateways} gateways")
+                raise BenchError(f"Prometheus does not scrape {gateways} gateways")
             await asyncio.sleep(POLL_S)
-
-    def _get(self, target: str) -> Any:
-        try:
-            with urlopen(
-                f"http://127.0.0.1:{self._port}/api/v1/{target}", timeout=PATIENCE_S
-            ) as answer:
-                return json.load(answer)["data"]
-        except HTTPError as error:
-            raise BenchError(error.read().decode()) from None
 
 
 @asynccontextmanager
 async def run(folder: Path, ports: Sequence[int], interval_s: float) -> AsyncIterator[Prometheus]:
-    """Run Prometheus on what scrapes the gateways on these ports, each as a pod of its own.
+    """Run Prometheus on the gateways of these ports, each as a pod of its own.
 
-    It looks at them, and evaluates the rules, every `interval_s`, and has done so once. Raises
+    It scrapes them, and evaluates the rules, every `interval_s`; the first scrape is over. Raises
     EmbeddedError and BenchError.
     """
     targets = "".join(
@@ -110,12 +132,7 @@ async def run(folder: Path, ports: Sequence[int], interval_s: float) -> AsyncIte
     command = [str(find_program("prometheus")), f"--config.file={config}", "--log.level=warn"]
     command += [f"--storage.tsdb.path={folder}/prometheus"]
     command += [f"--web.listen-address=127.0.0.1:{port}"]
-    with (folder / "prometheus.log").open("ab") as log:
-        process = subprocess.Popen(bound(command), stdout=log, stderr=log)  # noqa: ASYNC220
-    try:
+    with Program(command, folder / "prometheus.log"):
         prometheus = Prometheus(port)
-        await prometheus.wait_until_it_sees(len(ports))
+        await prometheus.wait_until_scraped(len(ports))
         yield prometheus
-    finally:
-        process.terminate()
-        await asyncio.to_thread(process.wait)

@@ -1,57 +1,57 @@
-"""A wire to a server that can be slowed down, cut, blackholed, or held at a chosen moment."""
+"""A TCP proxy that delays, resets, blackholes, or stops at a chosen moment of a COPY."""
 
 import asyncio
 import socket
 import struct
 from enum import Enum
-from typing import Any, cast
+from typing import cast
 
 CATCH_TIMEOUT_S = 60.0
-# PostgreSQL's protocol: what every binary COPY begins with, behind the head of its message; the
-# end of a transaction as the client asks for it, and as the server tells it.
+# PostgreSQL's protocol: the signature of a binary COPY, after the head of its message; the end of a
+# transaction in the client's query, and in the server's messages.
 _COPY_BEGINS = b"PGCOPY\n\xff\r\n\x00"
 _COPY_HEAD = struct.Struct("!cI")
-_COMMIT_ASKED = b"COMMIT\x00"
-# The last is what a batch tries that has found a duplicate with its COPY.
-_COMMIT_TOLD = (b"COPY ", b"COMMIT\x00", b"INSERT 0 ")
+_COMMIT = b"COMMIT\x00"
+# A batch inserts after a COPY that found a duplicate.
+_CONFIRMED = (b"COPY ", b"COMMIT\x00", b"INSERT 0 ")
 _IDLE = b"Z\x00\x00\x00\x05I"
 # A socket with this option is closed with a reset.
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
 class Moment(Enum):
-    """When to catch a wire: where its next batch is by then."""
+    """The moment at which a connection is held: a step of its next batch."""
 
-    BEFORE_COPY = "before its COPY"  # the events are claimed, and not yet sent
+    BEFORE_COPY = "before its COPY"  # the events are claimed and not yet sent
     IN_COPY = "in its COPY"  # the server has half of the rows, and has opened their chunks
     BEFORE_COMMIT = "before its COMMIT"  # the rows are written and locked (only with stable IDs)
-    AFTER_COMMIT = "after its COMMIT"  # they are committed, and the gateway does not know
+    AFTER_COMMIT = "after its COMMIT"  # committed, and the answer has not arrived
 
 
-class Wire:
-    """One connection through the proxy. What an end says is not passed on while it is held."""
+class ProxiedConnection:
+    """One connection through the proxy. Data is kept back while it is held."""
 
     def __init__(self, proxy: "Proxy") -> None:
-        self.client = _End(self)
-        self.server = _End(self)
-        self.held: set[_End] = set()
+        self.client = End(self)
+        self.server = End(self)
+        self.held: set[End] = set()
         self.has_copied = False
         self._proxy = proxy
-        self._kept: list[tuple[_End, bytes]] = []
+        self._kept: list[tuple[End, bytes]] = []
         self._connecting: asyncio.Task[None] | None = None
 
-    def connected(self, end: "_End") -> None:
-        """Open the other half, when the client has come."""
+    def connected(self, end: "End") -> None:
+        """Connect to the server after the client has connected."""
         if end is self.client:
-            self._proxy.wires.add(self)
+            self._proxy.connections.add(self)
             if self._proxy.is_blackhole:
                 self.hold()
             self._connecting = asyncio.create_task(self._connect())
 
-    def received(self, end: "_End", data: bytes) -> None:
-        """Pass on what one end has sent, unless it is held."""
+    def received(self, end: "End", data: bytes) -> None:
+        """Forward the data of one end, unless the connection is held."""
         if not self.held:
-            data = self._proxy.spring(self, end, data)
+            data = self._proxy.passing(self, end, data)
         if end in self.held:
             self._kept.append((end, data))
         elif end is self.client:
@@ -62,24 +62,24 @@ class Wire:
             self.client.send(data)
 
     def closed(self) -> None:
-        """Close the other end too; behind a held wire nobody hears of it."""
+        """Close the other end too, unless the connection is held."""
         if not self.held:
             self.cut()
 
     def hold(self) -> None:
-        """Let nothing pass, in either direction, and tell nobody."""
+        """Hold the data of both directions, without a sign to either end."""
         self.held = {self.client, self.server}
 
     def cut(self) -> None:
-        """End both halves at once, with a reset."""
-        self._proxy.wires.discard(self)
+        """Reset both ends."""
+        self._proxy.connections.discard(self)
         if self._connecting is not None:
             self._connecting.cancel()
         self.client.abort()
         self.server.abort()
 
     def release(self) -> None:
-        """Let pass what was held, in the order in which it came."""
+        """Forward the data kept back, in its order, and all later data."""
         self.held = set()
         kept, self._kept = self._kept, []
         for end, data in kept:
@@ -96,132 +96,148 @@ class Wire:
             self.cut()
 
 
-class _End(asyncio.Protocol):
-    def __init__(self, wire: Wire) -> None:
+class End(asyncio.Protocol):
+    """One end of a proxied connection."""
+
+    def __init__(self, connection: ProxiedConnection) -> None:
         self.is_gone = False
-        self._wire = wire
+        self._connection = connection
         self._transport: asyncio.Transport | None = None
         self._early: list[bytes] = []
 
     @property
     def is_open(self) -> bool:
+        """Whether data can be sent."""
         return self._transport is not None and not self.is_gone
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin; asyncio calls this."""
         self._transport = cast("asyncio.Transport", transport)
-        self._wire.connected(self)
+        self._connection.connected(self)
         for data in self._early:
             self._transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        self._wire.received(self, data)
+        """Forward data; asyncio calls this."""
+        self._connection.received(self, data)
 
     def connection_lost(self, _: Exception | None) -> None:
+        """End; asyncio calls this."""
         self.is_gone = True
-        self._wire.closed()
+        self._connection.closed()
 
     def send(self, data: bytes) -> None:
+        """Send data, once connected."""
         if self._transport is None:
             self._early.append(data)
         elif not self.is_gone:
             self._transport.write(data)
 
     def abort(self) -> None:
+        """Close with a reset."""
         if self._transport is not None and not self.is_gone:
-            ours: Any = self._transport.get_extra_info("socket")
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+            connection: socket.socket = self._transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
             self._transport.abort()
 
 
 class Proxy:
-    """Listens on a port of 127.0.0.1 and passes everything on to a server there.
+    """Listens on a port of 127.0.0.1 and forwards everything to a server there.
 
-    `delay_s` is how much later each piece of an answer arrives.
+    `delay_s` is added to each piece of an answer.
     """
 
     def __init__(self, target_port: int) -> None:
         self.target = ("127.0.0.1", target_port)
         self.delay_s = 0.0
         self.is_blackhole = False
-        self.wires: set[Wire] = set()
+        self.connections: set[ProxiedConnection] = set()
         self.port = 0
-        self._listener: Any = None
-        self._trap: tuple[Moment, asyncio.Future[Wire]] | None = None
+        self._listener: asyncio.Server | None = None
+        self._awaited: tuple[Moment, asyncio.Future[ProxiedConnection]] | None = None
 
     async def open(self) -> None:
-        """Listen; `port` is known then."""
-        self._listener = await asyncio.get_running_loop().create_server(
-            lambda: Wire(self).client, "127.0.0.1", self.port
+        """Listen, on a free port, which is `port` from then on."""
+        self._listener = listener = await asyncio.get_running_loop().create_server(
+            lambda: ProxiedConnection(self).client, "127.0.0.1", self.port
         )
-        self.port = self._listener.sockets[0].getsockname()[1]
+        self.port = listener.sockets[0].getsockname()[1]
 
     def close(self) -> None:
-        """Cut every wire, and listen no more."""
+        """Reset every connection, and stop listening."""
         self.cut()
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()
 
     def cut(self) -> None:
-        """Reset every connection; new ones pass."""
-        for wire in list(self.wires):
-            wire.cut()
+        """Reset every connection; new ones are forwarded."""
+        for connection in list(self.connections):
+            connection.cut()
 
     def blackhole(self) -> None:
-        """Let nothing pass, on old and new connections, and tell nobody."""
+        """Hold all connections, old and new, without a sign to either end."""
         self.is_blackhole = True
-        for wire in self.wires:
-            wire.hold()
+        for connection in self.connections:
+            connection.hold()
 
     def restore(self) -> None:
-        """Let new connections pass; those that were held are reset."""
+        """Forward new connections; held ones are reset."""
         self.is_blackhole = False
         self.cut()
 
-    async def catch(self, moment: Moment) -> Wire:
-        """Return the wire of the next batch that comes to this moment, held there.
+    async def catch(self, moment: Moment) -> ProxiedConnection:
+        """Return the connection of the next batch that comes to this moment, held there.
 
-        Raises TimeoutError where none comes: who waits for one sees to it that callbacks do.
+        Raises TimeoutError where none comes; the caller sends callbacks meanwhile.
         """
-        caught: asyncio.Future[Wire] = asyncio.get_running_loop().create_future()
-        self._trap = moment, caught
-        for wire in self.wires:
-            wire.has_copied = False
+        caught: asyncio.Future[ProxiedConnection] = asyncio.get_running_loop().create_future()
+        self._awaited = moment, caught
+        for connection in self.connections:
+            connection.has_copied = False
         try:
             async with asyncio.timeout(CATCH_TIMEOUT_S):
                 return await caught
         finally:
-            self._trap = None
+            self._awaited = None
 
-    def spring(self, wire: Wire, end: _End, data: bytes) -> bytes:
-        """Hold a wire that comes to the moment which somebody waits for; returns what is kept."""
-        if self._trap is None:
+    def passing(self, connection: ProxiedConnection, end: End, data: bytes) -> bytes:
+        """Hold a connection at the moment of `catch`; returns the data left to forward."""
+        if self._awaited is None:
             return data
-        moment, caught = self._trap
-        begins = data.find(_COPY_BEGINS) if end is wire.client else -1
-        wire.has_copied |= begins >= 0
-        if not _is_there(moment, wire, end, data, begins):
+        moment, caught = self._awaited
+        begins = data.find(_COPY_BEGINS) if end is connection.client else -1
+        connection.has_copied |= begins >= 0
+        if not _is_at(moment, connection, end, data, begins):
             return data
-        self._trap = None
-        wire.hold()
-        caught.set_result(wire)
+        self._awaited = None
+        connection.hold()
+        caught.set_result(connection)
         if moment is Moment.IN_COPY:
             sent, data = _halves(data, begins)
-            wire.server.send(sent)
+            connection.server.send(sent)
         return data
 
 
-def _is_there(moment: Moment, wire: Wire, end: _End, data: bytes, begins: int) -> bool:
+def _is_at(
+    moment: Moment, connection: ProxiedConnection, end: End, data: bytes, begins: int
+) -> bool:
     match moment:
         case Moment.BEFORE_COPY | Moment.IN_COPY:
             return begins >= 0
         case Moment.BEFORE_COMMIT:
-            return wire.has_copied and end is wire.client and _COMMIT_ASKED in data
+            return connection.has_copied and end is connection.client and _COMMIT in data
         case Moment.AFTER_COMMIT:
-            is_told = any(word in data for word in _COMMIT_TOLD)
-            return wire.has_copied and end is wire.server and is_told and data.endswith(_IDLE)
+            is_confirmed = any(word in data for word in _CONFIRMED)
+            return (
+                connection.has_copied
+                and end is connection.server
+                and is_confirmed
+                and data.endswith(_IDLE)
+            )
 
 
 def _halves(data: bytes, begins: int) -> tuple[bytes, bytes]:
-    """Divide the rows of a COPY into two messages: the server looks at no half of one."""
+    """Divide the rows of a COPY into two messages: the server reads whole messages only."""
     head = begins - _COPY_HEAD.size
     kind, length = _COPY_HEAD.unpack_from(data, head)
     size = length - 4  # the length counts itself

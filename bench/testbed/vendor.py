@@ -1,7 +1,7 @@
-"""A simulated vendor: it sends callbacks as Adjust does, and tries again when Adjust would.
+"""A simulated vendor: it sends callbacks as Adjust does, and retries as Adjust does.
 
-Adjust retries where the endpoint is unreachable or answers 5xx, up to six times in 24 hours, and
-never after any other answer (contract, section 1). Its hours are seconds here.
+Adjust retries after a 5xx or without an answer, up to six times in 24 hours, and never after
+another answer. Its hours are seconds here.
 """
 
 import asyncio
@@ -10,100 +10,102 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 
-from bench.faults.ledger import Ledger, Told, understand
-from bench.faults.stories import Author, Delivery, Story
-from bench.testbed.caller import Caller
+from bench.testbed.client import Connection
+from bench.testbed.deliveries import Delivery, EventGenerator, SimulatedEvent
+from bench.testbed.ledger import AnswerKind, Ledger, classify
 
 RETRY_AFTER_S = (0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
 ANSWER_TIMEOUT_S = 4.0
 CONNECTIONS_MAX = 128
-# Deliveries that are under way or wait for their retry; beyond it nothing new is begun.
+# Deliveries in flight, or waiting for their retry; at the limit no new event begins.
 UNDER_WAY_MAX = 4_000
 HANG_UP_WITHIN_S = 0.02
 STALL_S = 0.1
 
 
 class Vendor:
-    """Sends the stories of an author to gateways, at most `rate` a second, and keeps the ledger."""
+    """Sends generated events to gateways, at most `rate` a second, and keeps the ledger."""
 
-    def __init__(self, author: Author, ports: Sequence[int], rate: float) -> None:
+    def __init__(self, generator: EventGenerator, ports: Sequence[int], rate: float) -> None:
         self.ledger = Ledger()
-        self._author = author
-        self._lines = [_Line(port) for port in ports]
+        self._generator = generator
+        self._pools = [_Pool(port) for port in ports]
         self._pace_s = 1 / rate
         self._next_at = 0.0
         self.begun = 0
-        self._later: dict[int, list[tuple[Story, Delivery]]] = {}
+        self._later: dict[int, list[tuple[SimulatedEvent, Delivery]]] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._defects: list[BaseException] = []
 
     @property
     def connections(self) -> int:
-        """How many connections have been opened so far."""
-        return sum(line.opened for line in self._lines)
+        """The number of connections opened so far."""
+        return sum(pool.opened for pool in self._pools)
 
     async def send(self, until: int) -> None:
-        """Begin every story up to this number, not included; returns before all have ended."""
+        """Begin every event below this number; returns before all have ended."""
         while self.begun < until:
             await self._wait_for_turn()
-            story = self._author.write(self.begun)
-            for delivery in story.deliveries:
+            event = self._generator.event(self.begun)
+            for delivery in event.deliveries:
                 if delivery.after:
                     due = self.begun + delivery.after
-                    self._later.setdefault(due, []).append((story, delivery))
+                    self._later.setdefault(due, []).append((event, delivery))
                 else:
-                    self._start(story, delivery)
-            for late_story, late in self._later.pop(self.begun, ()):
-                self._start(late_story, late)
+                    self._start(event, delivery)
+            for late_event, late in self._later.pop(self.begun, ()):
+                self._start(late_event, late)
             self.begun += 1
 
     async def finish(self) -> None:
-        """Send what was left for later, and return when every delivery has ended.
+        """Send the deliveries left for later, and return when every delivery has ended.
 
-        Raises what a delivery has raised, which is a defect of the bench.
+        Raises the exception of a delivery, which is a defect of the bench.
         """
         for due in sorted(self._later):
-            for story, delivery in self._later.pop(due):
+            for event, delivery in self._later.pop(due):
                 await self._wait_for_turn()
-                self._start(story, delivery)
+                self._start(event, delivery)
         while self._under_way:
             await asyncio.wait(self._under_way)
         if self._defects:
             raise self._defects[0]
 
-    async def insist(self) -> list[int]:
-        """Send once more what was given up; returns the numbers of the stories that have failed.
+    async def retry_given_up(self) -> list[int]:
+        """Send each event that was given up once more; returns the numbers of new failures.
 
-        Whoever fails again when all is well again would fail for ever.
+        A failure after the last fault would repeat for ever.
         """
         given_up = sorted(set(self.ledger.given_up))
-        told = [await self.deliver_once(self._author.write(number), number) for number in given_up]
-        return [number for number, last in zip(given_up, told, strict=True) if not last.is_final]
+        kinds = [
+            await self.deliver_once(self._generator.event(number), number) for number in given_up
+        ]
+        return [number for number, kind in zip(given_up, kinds, strict=True) if not kind.is_final]
 
     async def close(self) -> None:
-        """Give up whatever is under way."""
+        """Cancel every delivery."""
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
-        for line in self._lines:
-            line.close()
+        for pool in self._pools:
+            pool.close()
 
-    async def deliver_once(self, story: Story, process: int) -> Told:
-        """Send a story's first delivery to one gateway, without retries."""
-        return await self._attempt(story.number, story.deliveries[0].request, process)
+    async def deliver_once(self, event: SimulatedEvent, process: int) -> AnswerKind:
+        """Send the first delivery of an event to one gateway, without retries."""
+        return await self._attempt(event.number, event.deliveries[0].request, process)
 
     async def _wait_for_turn(self) -> None:
         while len(self._under_way) >= UNDER_WAY_MAX:
             await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
         now = time.monotonic()
-        # What a stall has held up is not caught up with: it would come all at once.
+        # A backlog after a stall is dropped: it would come all at once.
         self._next_at = max(self._next_at + self._pace_s, now - STALL_S)
         if self._next_at > now:
             await asyncio.sleep(self._next_at - now)
 
-    def _start(self, story: Story, delivery: Delivery) -> None:
+    def _start(self, event: SimulatedEvent, delivery: Delivery) -> None:
         self.ledger.callbacks += 1
-        task = asyncio.create_task(self._deliver(story, delivery))
+        task = asyncio.create_task(self._deliver(event, delivery))
         self._under_way.add(task)
         task.add_done_callback(self._ended)
 
@@ -112,10 +114,10 @@ class Vendor:
         if not task.cancelled() and (defect := task.exception()) is not None:
             self._defects.append(defect)
 
-    async def _deliver(self, story: Story, delivery: Delivery) -> None:
-        number = story.number
-        # Another one for each: twins do not try again as one.
-        random = Random(f"{self._author.seed} {self.ledger.callbacks}")  # noqa: S311 - repeatable
+    async def _deliver(self, event: SimulatedEvent, delivery: Delivery) -> None:
+        number = event.number
+        # One for each delivery: concurrent deliveries of an event do not retry in step.
+        random = Random(f"{self._generator.seed} {self.ledger.callbacks}")  # noqa: S311
         process = delivery.process
         if delivery.hangs_up_after is not None:
             await self._hang_up(number, delivery, random)
@@ -124,53 +126,54 @@ class Vendor:
                 return
             if pause_s is not None:
                 await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
-            process = random.randrange(len(self._lines))
+            process = random.randrange(len(self._pools))
         self.ledger.given_up.append(number)
 
-    async def _attempt(self, number: int, request: bytes, process: int) -> Told:
-        async with self._lines[process % len(self._lines)].caller() as caller:
-            answer = await caller.send(request, ANSWER_TIMEOUT_S)
-        told = understand(answer)
-        self.ledger.note(number, told, answer.answered_at)
-        return told
+    async def _attempt(self, number: int, request: bytes, process: int) -> AnswerKind:
+        async with self._pools[process % len(self._pools)].connection() as connection:
+            answer = await connection.send(request, ANSWER_TIMEOUT_S)
+        kind = classify(answer)
+        self.ledger.note(number, kind, answer.answered_at)
+        return kind
 
     async def _hang_up(self, number: int, delivery: Delivery, random: Random) -> None:
         assert delivery.hangs_up_after is not None
         part = delivery.request[: int(len(delivery.request) * delivery.hangs_up_after)]
-        async with self._lines[delivery.process % len(self._lines)].caller() as caller:
-            await caller.hang_up(part, random.uniform(0, HANG_UP_WITHIN_S))
-        self.ledger.note(number, Told.HUNG_UP, time.time())
+        async with self._pools[delivery.process % len(self._pools)].connection() as connection:
+            await connection.hang_up(part, random.uniform(0, HANG_UP_WITHIN_S))
+        self.ledger.note(number, AnswerKind.HUNG_UP, time.time())
 
 
-class _Line:
+class _Pool:
     """The keep-alive connections to one gateway."""
 
     def __init__(self, port: int) -> None:
         self.opened = 0
         self._port = port
         self._room = asyncio.Semaphore(CONNECTIONS_MAX)
-        self._idle: list[Caller] = []
+        self._idle: list[Connection] = []
 
     @asynccontextmanager
-    async def caller(self) -> AsyncIterator[Caller]:
+    async def connection(self) -> AsyncIterator[Connection]:
         async with self._room:
-            caller = self._take()
+            connection = self._take()
             try:
-                yield caller
+                yield connection
             except BaseException:
-                caller.close()
+                connection.close()
                 raise
-            if not caller.is_closed:
-                self._idle.append(caller)
+            if not connection.is_closed:
+                self._idle.append(connection)
 
-    def _take(self) -> Caller:
+    def _take(self) -> Connection:
         while self._idle:
-            caller = self._idle.pop()
-            if not caller.is_closed:
-                return caller
+            connection = self._idle.pop()
+            if not connection.is_closed:
+                return connection
+            connection.close()
         self.opened += 1
-        return Caller(self._port)
+        return Connection(self._port)
 
     def close(self) -> None:
-        for caller in self._idle:
-            caller.close()
+        for connection in self._idle:
+            connection.close()

@@ -11,8 +11,8 @@ from app.claims import Claim, Claims
 from app.claims.redis import RedisClaims
 from app.commit import commit, commit_contested
 from app.event import Outcome
+from bench.testbed.client import head
 from sinks.timescale.sink import TimescaleSink
-from tests.client import head
 from tests.events import event, events, stored
 from tests.gateways import Gateways, Running, Services, make_claims, query, workspaces_toml
 from tests.services.test_vectors import receipt, send

@@ -1,4 +1,4 @@
-"""The promise under faults, by a vendor that keeps a ledger; and an oracle that can be trusted."""
+"""Exactly once under faults, by a vendor with a ledger; and the oracle finds each saboteur."""
 
 import subprocess
 import sys
@@ -8,28 +8,41 @@ from pathlib import Path
 
 import pytest
 
-from bench.faults.command import Result, print_result, run
+from bench.faults.command import print_result
 from bench.faults.faults import FAULTS
-from bench.faults.schedule import Plan, make_plan, short_plan
-from bench.faults.stories import Plot
+from bench.faults.run import Result, run
+from bench.faults.schedule import Schedule, make_schedule, short_schedule
 from bench.testbed import vendor
-from bench.testbed.gateway import PATIENCE_S, ROOT
-from bench.testbed.report import Progress
+from bench.testbed.console import Progress
+from bench.testbed.deliveries import EventKind
+from bench.testbed.process import PATIENCE_S, ROOT
 
-# What each saboteur is up against, and what of it the oracle must see.
+# Of every day of a short run. A row without a chunk is inserted with ON CONFLICT, which fails
+# without the unique index; the others are copied.
+CHUNKS = """
+INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, app_token,
+                    event_type, properties)
+SELECT gen_random_uuid(), day, day, '', '', '', '', '{}'
+FROM generate_series('2024-02-18 12:00Z', '2024-03-01 12:00Z', interval '1 day') AS day
+"""
+# The faults and statements against each saboteur, and the kind of broken promise to be found.
 SABOTAGE: dict[str, tuple[Sequence[str], Sequence[str], str]] = {
     "seen-when-claimed": (["gateway_killed_between_claim_and_commit"], [], "lost"),
     "busy-is-duplicate": ([], [], "lied"),
     "answers-before-commit": ([], [], "lied"),
     "never-refuses": ([], [], "stuck"),
-    "no-unique-index": (["redis_flushed"], ["DROP INDEX events_occurred_at_event_id"], "doubled"),
+    "no-unique-index": (
+        ["redis_flushed"],
+        [CHUNKS, "DELETE FROM events", "DROP INDEX events_occurred_at_event_id"],
+        "doubled",
+    ),
 }
 
 
-async def carry_out(plan: Plan, folder: Path, **more: Sequence[str]) -> Result:
-    """Run a plan as the command does; what it has found is printed where a test fails."""
-    with Progress(plan.callbacks, "callbacks") as progress:
-        result = await run(plan, progress, folder=folder, **more)
+async def run_schedule(schedule: Schedule, folder: Path, **more: Sequence[str]) -> Result:
+    """Run a schedule as the command does; a failed test shows the printed table."""
+    with Progress(schedule.callbacks, "callbacks") as progress:
+        result = await run(schedule, progress, folder=folder, **more)
     print_result(result)
     return result
 
@@ -37,10 +50,10 @@ async def carry_out(plan: Plan, folder: Path, **more: Sequence[str]) -> Result:
 @pytest.mark.services
 async def test_every_fault_once(tmp_path: Path) -> None:
     """Twenty thousand callbacks and a fault of every kind: each event has exactly one row."""
-    result = await carry_out(short_plan(seed=7), tmp_path)
+    result = await run_schedule(short_schedule(seed=7), tmp_path)
     assert result.is_clean
-    assert result.strikes == dict.fromkeys(FAULTS, 1)
-    assert result.verdict.rows > 0.9 * result.plan.callbacks
+    assert result.injections == dict.fromkeys(FAULTS, 1)
+    assert result.verdict.rows > 0.9 * result.schedule.callbacks
 
 
 @pytest.mark.services
@@ -48,36 +61,38 @@ async def test_every_fault_once(tmp_path: Path) -> None:
 async def test_sabotage_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """A gateway that breaks the promise in this way is found out, and for this reason."""
+    """A gateway that breaks the promise in this way is found, for this reason."""
     monkeypatch.setattr(vendor, "RETRY_AFTER_S", (0.1, 0.2, 0.4, 0.8, 1.6))
     kinds, statements, found = SABOTAGE[name]
-    plan = make_plan(seed=3, callbacks=1_200, strikes=2 * len(kinds), rate=400, kinds=kinds)
+    schedule = make_schedule(
+        seed=3, callbacks=1_200, injections=2 * len(kinds), rate=400, kinds=kinds
+    )
     arguments = ["-m", "tests.sabotage", name]
-    result = await carry_out(plan, tmp_path, arguments=arguments, statements=statements)
+    result = await run_schedule(schedule, tmp_path, arguments=arguments, statements=statements)
     assert result.stuck if found == "stuck" else getattr(result.verdict, found)
     assert not result.is_clean
 
 
-def test_the_same_seed_is_another_run() -> None:
-    """A run can be repeated: the seed alone says what is sent, and where what strikes."""
-    first, again, other = (short_plan(seed) for seed in (1, 1, 2))
+def test_seed_determines_the_run() -> None:
+    """The seed alone determines the events, the faults and their places."""
+    first, again, other = (short_schedule(seed) for seed in (1, 1, 2))
     assert first == again
-    assert first.strikes != other.strikes
-    stories = [first.author.write(number) for number in range(500)]
-    assert stories == [again.author.write(number) for number in reversed(range(500))][::-1]
-    assert {story.plot for story in stories} == set(Plot)
-    assert stories != [other.author.write(number) for number in range(500)]
+    assert first.injections != other.injections
+    events = [first.generator.event(number) for number in range(500)]
+    assert events == [again.generator.event(number) for number in reversed(range(500))][::-1]
+    assert {event.kind for event in events} == set(EventKind)
+    assert events != [other.generator.event(number) for number in range(500)]
 
 
 STARTS_ONE = """
 import asyncio, os, sys
 from pathlib import Path
-from bench.testbed.gateway import Process
+from bench.testbed.process import ServerProcess
 
 async def main():
-    process = Process(1, {}, Path(sys.argv[1]), arguments=["-c", "import time; time.sleep(60)"])
-    asyncio.create_task(process.start())
-    await asyncio.sleep(0)
+    sleep = ["-c", "import time; time.sleep(60)"]
+    process = ServerProcess(1, {}, Path(sys.argv[1]), arguments=sleep)
+    process.start()
     print(process.pid, flush=True)
     await asyncio.sleep(60)
 
@@ -85,8 +100,8 @@ asyncio.run(main())
 """
 
 
-def test_gateways_outlive_the_bench(tmp_path: Path) -> None:
-    """Whoever kills the bench is not left with gateways that nobody ends."""
+def test_gateways_end_with_the_bench(tmp_path: Path) -> None:
+    """A killed bench leaves no gateway behind."""
     command = [sys.executable, "-c", STARTS_ONE, str(tmp_path / "log")]
     bench = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert bench.stdout is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.http import connection_limits, protocol
-from tests.client import UNANSWERED, exchange, get, head, read_answer
+from bench.testbed.client import UNANSWERED, exchange, get, head, read_answer
 from tests.gateways import Gateways, Process, Services, Target, query
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}

@@ -9,8 +9,9 @@ import asyncpg
 import pytest
 import redis.asyncio as redis
 
+from bench.testbed.process import ROOT
 from tests import leaks
-from tests.gateways import ROOT, SECRET, Services
+from tests.gateways import SECRET, Services
 from tests.unit.test_leaks import PLANTED
 
 

@@ -1,12 +1,12 @@
-"""The bench on neighbours: what it computes, and a short run of it, so that it can never rot."""
+"""`bench neighbours`: its limits, and a short run."""
 
 from pathlib import Path
 
 import pytest
 
-from bench.neighbours.command import ALONE, Neighbours, print_neighbours, run
+from bench.neighbours.command import ALONE, Neighbours, run
 from bench.neighbours.disturbances import DISTURBANCES
-from bench.testbed.report import Progress
+from bench.testbed.console import Progress
 
 
 def measured(beside: str, *latencies: float, written: int = 4, bypassed: int = 0) -> Neighbours:
@@ -26,26 +26,25 @@ def measured(beside: str, *latencies: float, written: int = 4, bypassed: int = 0
     ],
 )
 def test_misses_are_named(row: Neighbours, missed: str) -> None:
-    """A limit that is not kept is named, and nothing else."""
+    """A missed limit is named, and nothing else."""
     assert row.misses(measured(ALONE, 0.001, 0.001, 0.001, 0.002)) == missed
 
 
-def test_limit_grows_with_what_is_usual() -> None:
-    """Where callbacks wait for long anyway, six times as long is allowed."""
+def test_limit_grows_with_the_wait_alone() -> None:
+    """The limit is six times the wait without a disturbance."""
     row = measured("strangers", 0.01, 0.01, 0.01, 0.1)
     assert row.misses(measured(ALONE, 0.01, 0.01, 0.01, 0.02)) == ""
 
 
 @pytest.mark.services
-async def test_neighbours(tmp_path: Path) -> None:
+async def test_every_callback_is_written_beside_disturbances(tmp_path: Path) -> None:
     """Beside each disturbance every callback is written.
 
-    How long they wait is for a quiet machine to say. Beside thousands of unfinished heads not
-    every callback is written yet: this is measured by the bench alone.
+    Their waits need a quiet machine. Beside thousands of unfinished heads not every callback is
+    written yet: the bench alone measures that.
     """
     names = [name for name in DISTURBANCES if name != "unfinished_heads"]
     with Progress(len(names) + 1, "rounds") as progress:
-        rows = await run(progress, names=names, duration_s=2, folder=tmp_path)
-    print_neighbours(rows)
+        rows, _ = await run(progress, names=names, duration_s=2, folder=tmp_path)
     assert [row.beside for row in rows] == [ALONE, *names]
     assert all(row.written == row.sent > 0 for row in rows)

@@ -11,9 +11,9 @@ from app.claims import Claim, Claims
 from app.event import Event, Outcome
 from bench.overload.command import print_verdict, run
 from bench.overload.verdict import Limits, judge
-from bench.testbed.report import Progress
+from bench.testbed.client import Answer
+from bench.testbed.console import Progress
 from tests.adversity.test_exactly_once import AlwaysBusy, AlwaysHeld
-from tests.client import Answer
 from tests.gateways import Gateways, Running, workspaces_toml
 from tests.services.test_vectors import receipt
 

@@ -14,7 +14,7 @@ from app.http import connection_limits as connections
 from app.http.protocol import GatewayProtocol
 from app.parameters import FORM
 from app.telemetry.metrics import UNANSWERED
-from tests.client import Answer, head, post, read_answer
+from bench.testbed.client import Answer, head, post, read_answer
 from tests.gateways import Gateways, Running, query
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}

@@ -16,10 +16,11 @@ from app.claims.cluster import CLUSTER_PARTS, hash_tags
 from app.claims.redis import RedisClaims
 from app.dev.processes import Server
 from app.telemetry.metrics import CLAIMS_BYPASSED
-from bench.faults.ledger import Told
 from bench.testbed.callbacks import SECRET, WORKSPACES
+from bench.testbed.ledger import AnswerKind
+from bench.testbed.process import PATIENCE_S
 from tests.adversity.test_rolling import assert_exactly_once, calling
-from tests.gateways import PATIENCE_S, Process
+from tests.gateways import Process
 from tests.redis_topologies import PASSWORD, SLOTS, Cluster, client_of
 
 MAKE = Callable[..., RedisClaims]
@@ -278,5 +279,9 @@ async def test_killed_primary_fails_no_callback(
         killed.start()
         await redis_cluster.until_whole()
         await until_claims_work(processes)
-    assert vendor.ledger.tally().keys() == {Told.WRITTEN, Told.DUPLICATE, Told.DROPPED}
+    assert vendor.ledger.tally().keys() == {
+        AnswerKind.WRITTEN,
+        AnswerKind.DUPLICATE,
+        AnswerKind.DROPPED,
+    }
     await assert_exactly_once(vendor, connection)

@@ -11,8 +11,8 @@ import pytest
 from app.claims import Claim
 from app.claims.redis import RedisClaims
 from app.dev.processes import free_port
-from bench.faults.ledger import Told
 from bench.testbed.callbacks import SECRET, WORKSPACES
+from bench.testbed.ledger import AnswerKind
 from tests.adversity.test_redis_cluster import (
     BYPASSED,
     MAKE,
@@ -60,7 +60,11 @@ async def test_killed_primary_behind_sentinels_fails_no_callback(
             assert (await process.metrics())[BYPASSED] > quiet
             await redis_watched.rejoin(killed)
             await until_claims_work([process])
-    assert vendor.ledger.tally().keys() == {Told.WRITTEN, Told.DUPLICATE, Told.DROPPED}
+    assert vendor.ledger.tally().keys() == {
+        AnswerKind.WRITTEN,
+        AnswerKind.DUPLICATE,
+        AnswerKind.DROPPED,
+    }
     await assert_exactly_once(vendor, connection)
 
 

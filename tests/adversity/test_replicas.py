@@ -13,9 +13,10 @@ import asyncpg
 import pytest
 
 from app.dev.embedded import EmbeddedError
+from bench.testbed.process import POLL_S, ROOT, inherited
 from sinks.timescale.schema import _MIGRATION_LOCK, migrations
 from tests.events import stored
-from tests.gateways import POLL_S, ROOT, Process, Services, inherited
+from tests.gateways import Process, Services
 from tests.pgbouncer import find_pgbouncer, pgbouncer
 
 REPLICAS = 3

@@ -15,13 +15,14 @@ import asyncpg
 import msgspec
 import pytest
 
-from bench.faults.ledger import Told
 from bench.faults.oracle import judge
-from bench.faults.stories import SHARES, Author, Plot
 from bench.testbed.callbacks import APPS, EVENTS, SECRET, WORKSPACES
+from bench.testbed.client import UNANSWERED, Answer, exchange, head
+from bench.testbed.deliveries import SHARES, EventGenerator, EventKind
+from bench.testbed.ledger import AnswerKind
+from bench.testbed.process import PATIENCE_S
 from bench.testbed.vendor import Vendor
-from tests.client import UNANSWERED, Answer, exchange, head
-from tests.gateways import PATIENCE_S, Process, Services
+from tests.gateways import Process, Services
 from tests.haproxy import HAProxy, haproxy
 from tests.services.test_serve import until_all_serve, workers_of
 
@@ -29,7 +30,7 @@ RESTARTS = 20
 CRASHES = 4
 CALLBACKS_PER_S = 150.0
 # No caller of these hangs up: each answer is seen.
-AUTHOR = Author(7, SHARES | {Plot.HUNG_UP: 0, Plot.POISON: 0})
+GENERATOR = EventGenerator(7, SHARES | {EventKind.HUNG_UP: 0, EventKind.POISON: 0})
 SERVERS = ("one", "two")
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 CREDENTIALS = f"secret={SECRET}&app_token={next(iter(APPS))}"
@@ -55,7 +56,7 @@ def run(services: Services, database_url: str, tmp_path: Path) -> RUN:
 @asynccontextmanager
 async def calling(*ports: int) -> AsyncIterator[Vendor]:
     """A vendor that calls meanwhile; at the end every one of its callbacks is done with."""
-    vendor = Vendor(AUTHOR, ports, CALLBACKS_PER_S)
+    vendor = Vendor(GENERATOR, ports, CALLBACKS_PER_S)
     sending = asyncio.create_task(vendor.send(sys.maxsize))
     try:
         yield vendor
@@ -68,7 +69,7 @@ async def calling(*ports: int) -> AsyncIterator[Vendor]:
 
 async def assert_exactly_once(vendor: Vendor, connection: asyncpg.Connection) -> None:
     """The table holds the events that were answered as written; no callback was given up."""
-    verdict = await judge(connection, AUTHOR, vendor.ledger, vendor.begun)
+    verdict = await judge(connection, GENERATOR, vendor.ledger, vendor.begun)
     assert verdict.is_clean, verdict
     assert verdict.rows > 100
     assert vendor.ledger.given_up == []
@@ -114,7 +115,11 @@ async def test_rolling_restarts_lose_and_double_nothing(
             await asyncio.to_thread(proxy.wait_until, name, "DOWN")
             stack.enter_context(process)
             await asyncio.to_thread(proxy.wait_until, name, "UP")
-    assert vendor.ledger.tally().keys() == {Told.WRITTEN, Told.DUPLICATE, Told.DROPPED}
+    assert vendor.ledger.tally().keys() == {
+        AnswerKind.WRITTEN,
+        AnswerKind.DUPLICATE,
+        AnswerKind.DROPPED,
+    }
     assert vendor.connections < len(vendor.ledger) / 10  # they are kept alive
     await assert_exactly_once(vendor, connection)
     for process in processes.values():
@@ -157,8 +162,8 @@ async def test_restarts_without_a_proxy_lose_and_double_nothing(
                 stack.enter_context(process)
                 await asyncio.to_thread(process.wait_until_ready)
     # One that ends in good order gives each its receipt, or hangs up before it has taken it.
-    failed = {told for told in vendor.ledger.tally() if not told.is_final}
-    assert failed <= {Told.NO_CONNECTION, Told.CLOSED}
+    failed = {kind for kind in vendor.ledger.tally() if not kind.is_final}
+    assert failed <= {AnswerKind.NO_CONNECTION, AnswerKind.CLOSED}
     await assert_exactly_once(vendor, connection)
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from app.dev.embedded import EmbeddedError
 from app.dev.processes import Server
-from tests.gateways import PATIENCE_S, Process, Services, environment
+from bench.testbed.process import PATIENCE_S
+from tests.gateways import Process, Services, environment
 from tests.outcomes import COMMITTED, Parameters, callbacks, forget, outcome, serving, until_told
 from tests.pgbouncer import find_pgbouncer, pgbouncer
 from tests.postgres_topologies import (

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from app import normalize
+from bench.testbed.client import get
 from tests.adjust_page import (
     COLUMNS,
     NAMELESS,
@@ -24,7 +25,6 @@ from tests.adjust_page import (
     pieces,
     workspaces,
 )
-from tests.client import get
 from tests.gateways import SECRET, Gateways, Running
 from tests.services.test_vectors import receipt
 

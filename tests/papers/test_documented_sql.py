@@ -10,10 +10,10 @@ import asyncpg
 import pytest
 
 from app.event import Event
+from bench.testbed.process import ROOT
 from sinks.timescale.sink import TimescaleSink
 from tests import deploying, pgbouncer
 from tests.events import event, write
-from tests.gateways import ROOT
 
 # The runbook's blocks are run by test_runbook; test_deploying_database names the tests of its page.
 _DOCS = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - {deploying.PAGE}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.dev.processes import free_port
-from tests.client import exchange, get, head, post
+from bench.testbed.client import exchange, get, head, post
 from tests.gateways import Gateways, query
 from tests.nginx import nginx
 

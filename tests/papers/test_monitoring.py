@@ -11,17 +11,19 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from app.telemetry import metrics
 from bench.dashboard import command as dashboard
-from bench.dashboard.command import expressions_of, fill
+from bench.dashboard.command import expressions_of, fill, read
+from bench.testbed.client import exchange, get, head
+from bench.testbed.console import Progress
+from bench.testbed.process import PATIENCE_S, POLL_S, ROOT
 from bench.testbed.prometheus import MONITORING, Prometheus, find_program, run
-from bench.testbed.report import Progress
-from tests.client import exchange, get, head
-from tests.gateways import PATIENCE_S, POLL_S, ROOT, Gateways, Process, query, workspaces_toml
+from tests.gateways import Gateways, Process, query, workspaces_toml
 
 SCRAPE_S = 0.25
 ALERTS = yaml.safe_load((MONITORING / "alerts.yaml").read_text())
@@ -117,7 +119,7 @@ def test_every_panel_explains_itself() -> None:
 def expressions() -> Iterator[str]:
     """Every expression of rules and dashboard, and of the autoscaler's rule where there is one."""
     yield from (rule["expr"] for rule in RULES)
-    yield from map(fill, expressions_of(DASHBOARD))
+    yield from map(fill, expressions_of(read()))
     for path in (ROOT / "k8s").rglob("prometheus-adapter.yaml"):
         for rule in yaml.safe_load(yaml.safe_load(path.read_text())["data"]["config.yaml"])[
             "rules"
@@ -226,11 +228,11 @@ async def test_every_expression_has_a_value(prometheus: Prometheus) -> None:
         ]
         await asyncio.sleep(POLL_S)
     assert not unanswered
-    rules = (await prometheus.get("rules"))["groups"]
+    rules = msgspec.json.decode(await prometheus.get("rules"))["groups"]
     for rule in chain.from_iterable(group["rules"] for group in rules):
         assert (rule["health"], rule.get("lastError", "")) == ("ok", ""), rule
     [workspaces] = [
-        await prometheus.get(f"label/{name}/values", {"match[]": metric})
+        msgspec.json.decode(await prometheus.get(f"label/{name}/values", {"match[]": metric}))
         for variable in DASHBOARD["templating"]["list"]
         if variable["type"] == "query"
         for metric, name in re.findall(r"label_values\((\w+), (\w+)\)", variable["query"]["query"])

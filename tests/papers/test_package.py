@@ -14,7 +14,7 @@ import pytest
 
 from app.dev.processes import free_port
 from app.version import VERSION
-from tests.gateways import ROOT, inherited
+from bench.testbed.process import ROOT, inherited
 from tests.services.test_dev import WRITTEN, paste, running
 
 PACKAGES = ("app", "adapters", "sinks")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.dev.command import CALLBACK, DEFAULTS
-from tests.gateways import ROOT
+from bench.testbed.process import ROOT
 
 README = (ROOT / "README.md").read_text()
 FOLDERS = ("app", "adapters", "sinks", "tests", "bench", "docs", "k8s", ".github")

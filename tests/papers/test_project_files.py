@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from bench.testbed.process import ROOT
 from tests.conftest import LOAD
-from tests.gateways import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 GITHUB = ROOT / ".github"

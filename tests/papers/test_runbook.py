@@ -19,7 +19,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from app.dev import embedded
 from app.dev.embedded import Embedded, unpack
 from app.telemetry import metrics
-from tests.gateways import PATIENCE_S, POLL_S, ROOT, Process, inherited
+from bench.testbed.process import PATIENCE_S, POLL_S, ROOT, inherited
+from tests.gateways import Process
 from tests.kustomize import K8S, rendered
 
 RUNBOOK = (K8S / "README.md").read_text()

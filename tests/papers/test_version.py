@@ -11,8 +11,9 @@ import msgspec
 import yaml
 
 from app.version import VERSION
-from tests.client import get
-from tests.gateways import ROOT, Process, Services, inherited
+from bench.testbed.client import get
+from bench.testbed.process import ROOT, inherited
+from tests.gateways import Process, Services
 
 PYTHON = platform.python_version()
 JOB = r"flokit-migrate-[\d-]*\d"

@@ -8,7 +8,7 @@ import pytest
 from app import ingest
 from app.ingest import UNVERIFIED_PAUSE_S
 from app.telemetry.metrics import REJECTED
-from tests.client import exchange, get, head, post
+from bench.testbed.client import exchange, get, head, post
 from tests.gateways import SECRET, Gateways, query
 from tests.unit.test_access import WORKSPACES
 

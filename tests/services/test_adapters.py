@@ -14,8 +14,8 @@ import adapters
 from adapters import adjust
 from app.event import App, Callback, Drop, Event, Outcome
 from app.parameters import parse_body, parse_form
+from bench.testbed.client import post
 from sinks.timescale.sink import TimescaleSink
-from tests.client import post
 from tests.events import write_all
 from tests.gateways import Gateways
 

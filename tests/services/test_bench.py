@@ -1,4 +1,4 @@
-"""The bench: what it computes, and one short run of everything, so that it can never rot."""
+"""The bench: its figures and reports, and one short run of each tool."""
 
 import asyncio
 import os
@@ -14,10 +14,9 @@ import msgspec
 import pytest
 
 from bench import contenders
-from bench.contenders import PATH
-from bench.overload.verdict import percentile
 from bench.performance import compare, compare_report
 from bench.performance.measure import Bench, Cost, LatencyRound, PeakRound, balance, sent_at_most
+from bench.performance.schedules import QUICK_COMPARE, CompareSchedule
 from bench.performance.targets import (
     AFTERNOON,
     AFTERNOON_80,
@@ -40,7 +39,10 @@ from bench.performance.targets import (
     judge,
     judge_all,
 )
-from bench.testbed.environment import open_stage
+from bench.testbed.callbacks import ENDPOINT
+from bench.testbed.console import markdown_table
+from bench.testbed.environment import open_environment
+from bench.testbed.figures import percentile
 from bench.testbed.load import (
     K6_FAILED_THRESHOLDS,
     Latency,
@@ -51,10 +53,9 @@ from bench.testbed.load import (
     run_tool,
     settings,
 )
-from bench.testbed.machine import look_at_machine
-from bench.testbed.processes import cpu_s, parse_peak, parse_stat, peak_memory_bytes
-from bench.testbed.report import markdown_table
-from tests.gateways import PATIENCE_S, ROOT
+from bench.testbed.machine import describe_machine
+from bench.testbed.process import PATIENCE_S, ROOT
+from bench.testbed.usage import cpu_s, parse_peak, parse_stat, peak_memory_bytes
 
 SCRIPTS = ("steady", "ramp", "spike", "soak")
 WRK = Peak(1000, 1.0, 1064, 1064, 0, 0, 0, 0, 1.0, 2.0, 3.0)
@@ -96,7 +97,7 @@ def rounds(problem: str = "") -> Rounds:
     )
 
 
-def test_cpu_of_a_process_whose_name_is_odd() -> None:
+def test_cpu_time_follows_the_last_parenthesis() -> None:
     """The fields are counted from the last parenthesis; clock ticks become seconds."""
     before = "17 (a (b) c) S 1 17 17 0 -1 4194304 9 8 7 6"
     times = parse_stat(f"{before} 150 50 20 10 20 0 1 0 12345")
@@ -104,8 +105,8 @@ def test_cpu_of_a_process_whose_name_is_odd() -> None:
     assert times == (170 / ticks, 60 / ticks)
 
 
-def test_cpu_of_children() -> None:
-    """What a process has started counts, while it runs and when it has ended."""
+def test_cpu_time_of_children_counts() -> None:
+    """The CPU time of a child counts, before and after its end."""
     busy = "import time\nwhile time.process_time() < 0.3: pass\n"
     parent = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {busy!r}])\ninput()"
     with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE) as process:
@@ -120,13 +121,13 @@ def test_cpu_of_children() -> None:
     assert cpu_s(process.pid) == 0
 
 
-def test_peak_memory() -> None:
-    """The high-water mark is read, not what is resident now."""
+def test_peak_memory_is_the_high_water_mark() -> None:
+    """The peak is read, not the present resident memory."""
     assert parse_peak("VmPeak:\t9 kB\nVmHWM:\t  2048 kB\nVmRSS:\t 1024 kB\n") == 2 * 1024**2
 
 
-def test_percentiles() -> None:
-    """A percentile is one of the values, and of nothing it is 0."""
+def test_percentile_is_one_of_the_values() -> None:
+    """A percentile is one of the values, and 0 without any."""
     values = [float(value) for value in range(1, 101)]
     assert percentile(values, 0.5) == pytest.approx(50, abs=1)
     assert percentile(values, 0.99) == pytest.approx(99, abs=1)
@@ -134,8 +135,8 @@ def test_percentiles() -> None:
     assert percentile([], 0.5) == 0
 
 
-def test_summary_of_k6() -> None:
-    """What never happened is missing from k6's summary, and is 0."""
+def test_missing_counts_of_k6_are_zero() -> None:
+    """A counter without an event is missing from k6's summary."""
     took = {"med": 1.5, "p(95)": 3, "p(99)": 4, "p(99.9)": 5}
     metrics = {
         "http_req_duration{scenario:load}": took,
@@ -143,28 +144,28 @@ def test_summary_of_k6() -> None:
         "callbacks_written": {"count": 9},
         "callbacks_unanswered": {"count": 1},
     }
-    read = parse_k6(200, {"metrics": metrics})
+    read = parse_k6(200, msgspec.json.encode({"metrics": metrics}))
     assert read == Latency(200, 10, 9, 0, 0, 1, 0, 1.5, 3, 4, 5)
 
 
-def test_books() -> None:
-    """Fewer rows than answers is a lie; more than were sent, too."""
+def test_missing_and_surplus_rows_are_problems() -> None:
+    """Fewer rows than answers are a problem, and more rows than callbacks."""
     assert balance(95, 90, 100) == ""
     assert balance(89, 90, 100) == "1 rows fewer than were answered"
     assert balance(102, 90, 100) == "2 rows more than were sent"
 
 
-def test_books_of_k6() -> None:
-    """At a high rate k6 sends some more than it was told to, and says so."""
-    told = Latency(6000.0, 60_023, 60_023, 0, 0, 0, 0, 1.0, 1.0, 1.0, 1.0)
-    assert balance(60_023, 60_023, sent_at_most(told, 10)) == ""
-    assert balance(60_024, 60_023, sent_at_most(told, 10)) == "1 rows more than were sent"
+def test_k6_may_send_more_than_its_rate() -> None:
+    """At a high rate k6 sends more than asked for, and counts it."""
+    counted = Latency(6000.0, 60_023, 60_023, 0, 0, 0, 0, 1.0, 1.0, 1.0, 1.0)
+    assert balance(60_023, 60_023, sent_at_most(counted, 10)) == ""
+    assert balance(60_024, 60_023, sent_at_most(counted, 10)) == "1 rows more than were sent"
     silent = Latency(6000.0, 59_000, 59_000, 0, 0, 0, 0, 1.0, 1.0, 1.0, 1.0)
     assert balance(60_000, 59_000, sent_at_most(silent, 10)) == ""
 
 
 def test_figures_are_made_of_medians() -> None:
-    """One bad round does not count, and a ratio is one of medians."""
+    """One bad round does not count; a ratio is one of medians."""
     found = {target.figure: round(figure.value, 3) for target, figure in figures(rounds()).items()}
     assert rounds().pool_size == 4
     ratios = (2.0, 4.0, 2.0, 20.0, 0.1, 2.0, 1.1, 1.1, 60.0, 130.0)
@@ -181,13 +182,13 @@ def test_figures_are_made_of_medians() -> None:
         (MEMORY, 300, "MISSED by 100.0%"),
     ],
 )
-def test_verdict(target: Target, value: float, verdict: str) -> None:
-    """A target that is missed says by how much, whichever way it points."""
+def test_verdict_has_the_size_of_a_miss(target: Target, value: float, verdict: str) -> None:
+    """A missed target has the size of the miss, for upper and lower limits."""
     assert judge(target, Figure(value)).verdict == verdict
 
 
-def test_a_missed_target_and_a_wrong_book_fail_the_run() -> None:
-    """What does not hold is in the table, and each round of it is named."""
+def test_missed_target_or_row_fails_the_run() -> None:
+    """A miss is in the table, and each round with a problem is named."""
     verdicts = judge_all(rounds("rows are missing"))
     assert len(verdicts) == len(TARGETS) + 1
     missed = [verdict for verdict in verdicts if not verdict.holds]
@@ -196,16 +197,16 @@ def test_a_missed_target_and_a_wrong_book_fail_the_run() -> None:
     assert judge_all(rounds())[-1].holds
 
 
-def test_report(tmp_path: Path) -> None:
+def test_report_has_table_machine_and_plots(tmp_path: Path) -> None:
     """The report has the table, the machine and plots; the JSON has every round."""
     run = rounds()
     began = datetime.now(UTC)
-    machine = look_at_machine("these servers")
-    report = compare_report.Report(
+    machine = describe_machine("these servers")
+    report = compare_report.CompareResults(
         began=began,
         ended=began,
         machine=machine,
-        plan=compare.Plan(),
+        schedule=CompareSchedule(),
         rounds=run,
         verdicts=judge_all(run),
     )
@@ -221,35 +222,35 @@ def test_report(tmp_path: Path) -> None:
     assert msgspec.json.decode(read["rounds"], type=Rounds) == run
 
 
-def test_table_as_text() -> None:
-    """Numbers stand to the right, and there is nothing around the table."""
+def test_numbers_of_a_table_are_aligned_right() -> None:
+    """Numbers are aligned to the right; nothing surrounds the table."""
     assert markdown_table(("a", "b"), [("x", 1_000)]) == (
         "| a |     b |\n|---|-------|\n| x | 1,000 |\n"
     )
 
 
 @pytest.mark.services
-async def test_quick(tmp_path: Path) -> None:
-    """Everything is measured, if only for a second, and every answered callback is a row."""
-    run, _ = await compare.run(compare.QUICK, tmp_path)
+async def test_quick_compare_has_every_figure(tmp_path: Path) -> None:
+    """Every step runs for a second, and every answered callback has a row."""
+    run, _ = await compare.run(QUICK_COMPARE, tmp_path)
     assert run.problems() == []
     assert len(judge_all(run)) == len(TARGETS) + 1
     assert all(figure.value > 0 for figure in figures(run).values())
-    assert run.filled_rows >= compare.QUICK.filled_rows
+    assert run.filled_rows >= QUICK_COMPARE.filled_rows
 
 
 @pytest.mark.services
-async def test_tools_by_themselves(tmp_path: Path) -> None:
-    """k6 and locust, told by the environment alone, send what was asked for."""
+async def test_k6_and_locust_run_by_themselves(tmp_path: Path) -> None:
+    """k6 and locust, configured by the environment alone, send the callbacks asked for."""
     shared = settings(Mix(duplicates=0.3, unmapped=0.1)) | {"RATE": "40", "P99_MS": "60000"}
     k6 = [str(program("k6")), "run", "--quiet", "--no-usage-report", "--address="]
     locust = [str(program("locust")), "--headless", f"--locustfile={ROOT}/bench/locustfile.py"]
     # A machine that is busy makes k6 late, which is a threshold of its own.
     allowed = (0, K6_FAILED_THRESHOLDS)
-    async with open_stage(folder=tmp_path, gateways=0) as stage:
-        bench = Bench(stage)
+    async with open_environment(folder=tmp_path, gateways=0) as environment:
+        bench = Bench(environment)
         async with bench.start(contenders.GATEWAY) as running:
-            shared["URL"] = f"http://127.0.0.1:{running.process.port}{PATH}"
+            shared["URL"] = f"http://127.0.0.1:{running.process.port}{ENDPOINT}"
             async with asyncio.TaskGroup() as group:
                 for name in SCRIPTS:
                     script = [*k6, f"--summary-export={name}.json", f"{ROOT}/bench/k6/{name}.js"]
@@ -259,23 +260,23 @@ async def test_tools_by_themselves(tmp_path: Path) -> None:
             environ = shared | {"DURATION": "3", "CALLERS": "4"}
             output = await run_tool(locust, environ, 3, tmp_path)
             took_s, rows = time.monotonic() - begun, await bench.rows() - before
-    read = [
-        parse_k6(40, msgspec.json.decode((tmp_path / f"{n}.json").read_bytes())) for n in SCRIPTS
-    ]
+    read = [parse_k6(40, (tmp_path / f"{n}.json").read_bytes()) for n in SCRIPTS]
     assert all(seen.written > 0 for seen in read)
     assert sum(seen.written for seen in read) == before
-    told = re.search(rb" 0 of (\d+) failed", output)
-    assert told
-    assert 0 < rows <= int(told[1]) <= 40 * took_s
+    summary = re.search(rb" 0 of (\d+) failed", output)
+    assert summary
+    assert 0 < rows <= int(summary[1]) <= 40 * took_s
 
 
 @pytest.mark.services
 @pytest.mark.parametrize(
     ("command", "number"), [("compare", signal.SIGINT), ("curves", signal.SIGTERM)]
 )
-def test_interrupted(tmp_path: Path, command: str, number: signal.Signals) -> None:
-    """Whoever ends the bench in the midst of load finds nothing left running, and no report."""
-    folder, reports = tmp_path / "stage", tmp_path / "results"
+def test_interrupted_bench_leaves_nothing(
+    tmp_path: Path, command: str, number: signal.Signals
+) -> None:
+    """A signal under load stops every process, without a report."""
+    folder, reports = tmp_path / "data", tmp_path / "results"
     options = [f"--folder={folder}", f"--results={reports}"]
     with subprocess.Popen(
         [sys.executable, "-m", "bench", command, "--quick", *options],
@@ -294,13 +295,13 @@ def test_interrupted(tmp_path: Path, command: str, number: signal.Signals) -> No
 
 
 def processes_of(folder: Path) -> set[str]:
-    """The programs that work in a folder, or were told of it."""
+    """Return the programs in a folder, or with its path in their command or environment."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            known = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
             is_inside = (process / "cwd").readlink().is_relative_to(folder)
-            if is_inside or str(folder).encode() in told:
+            if is_inside or str(folder).encode() in known:
                 found.add((process / "exe").readlink().name)
         except OSError:
             continue  # it has ended meanwhile

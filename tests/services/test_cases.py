@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.client import get
+from bench.testbed.client import get
 from tests.gateways import SECRET, Process, Services, database_of
 from tests.services.test_vectors import receipt
 

@@ -14,9 +14,10 @@ from app.claims import Claim
 from app.claims.redis import RedisClaims
 from app.commit import commit
 from app.event import Outcome
+from bench.testbed.process import PATIENCE_S
 from sinks.timescale.sink import TimescaleSink
 from tests.events import event, events, stored, until_lost
-from tests.gateways import PATIENCE_S, Services, make_claims
+from tests.gateways import Services, make_claims
 
 
 @pytest.fixture(params=["redis_server", "redis_cluster", "redis_watched"])

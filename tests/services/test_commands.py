@@ -13,10 +13,11 @@ import asyncpg
 import pytest
 
 from app.event import Outcome
+from bench.testbed.process import ROOT, inherited
 from sinks.timescale import schema
 from sinks.timescale.sink import TimescaleSink
 from tests.events import events, generation_of
-from tests.gateways import ROOT, Process, Services, environment, inherited, workspaces_toml
+from tests.gateways import Process, Services, environment, workspaces_toml
 
 COMMANDS = ("dev", "serve", "migrate", "check", "retain")
 TIMEOUT_S = 15

@@ -1,4 +1,4 @@
-"""The curves: every point is measured and told, and nothing is told that was not measured."""
+"""`bench curves`: every point is measured and reported."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +16,9 @@ from bench.performance.curves_report import (
     Curves,
 )
 from bench.performance.measure import Footprint, LatencyRound
+from bench.performance.schedules import QUICK_CURVES, CurvesSchedule
 from bench.testbed.load import Latency
-from bench.testbed.machine import look_at_machine
+from bench.testbed.machine import describe_machine
 from tests.services.test_bench import peak
 
 PLOTS = {"rate", "connections", "rows", "duplicates", "workers", "redis"}
@@ -43,8 +44,8 @@ def measured() -> Curves:
     )
 
 
-def test_table_of_curves(measured: Curves) -> None:
-    """A row for each point, made of medians; what the load could not send is told."""
+def test_each_point_has_its_row(measured: Curves) -> None:
+    """A row for each point, of medians, with the callbacks that the load could not send."""
     table = {(row[1], row[0]): row[2:] for row in curves_report.rows(measured)}
     assert table[CONNECTIONS, "1"][:2] == ("300", "50.0")
     assert table["callbacks/s offered", "10,000"][0] == "7,500"
@@ -55,21 +56,21 @@ def test_table_of_curves(measured: Curves) -> None:
     assert all(len(row) == len(curves_report.HEADINGS) for row in curves_report.rows(measured))
 
 
-def test_wrong_books_of_a_curve(measured: Curves) -> None:
+def test_round_with_missing_rows_is_named(measured: Curves) -> None:
     """A round whose rows and answers do not agree is named."""
     assert measured.problems() == []
     measured.peaks[WORKERS] = {2: [peak(1, 1), peak(1, 1, "3 rows are missing")]}
     assert measured.problems() == ["2 workers, round 2: 3 rows are missing"]
 
 
-def test_report_of_curves(measured: Curves, tmp_path: Path) -> None:
-    """The report shows every plot, and the JSON gives every round back."""
+def test_report_has_plots_and_rounds(measured: Curves, tmp_path: Path) -> None:
+    """The report shows every plot, and the JSON has every round."""
     now = datetime.now(UTC)
-    report = curves_report.Report(
+    report = curves_report.CurvesResults(
         began=now,
         ended=now,
-        machine=look_at_machine("these servers"),
-        plan=curves.Plan(),
+        machine=describe_machine("these servers"),
+        schedule=CurvesSchedule(),
         curves=measured,
     )
     path = curves_report.write(report, tmp_path)
@@ -86,13 +87,13 @@ def test_report_of_curves(measured: Curves, tmp_path: Path) -> None:
 @pytest.mark.services
 async def test_quick_curves(tmp_path: Path) -> None:
     """Every curve has its points, and every answered callback is a row."""
-    plan = curves.QUICK
-    found, _ = await curves.run(plan, tmp_path)
+    schedule = QUICK_CURVES
+    found, _ = await curves.run(schedule, tmp_path)
     assert found.problems() == []
-    assert set(found.latencies) == set(plan.rates)
-    assert set(found.peaks[CONNECTIONS]) == set(plan.connections)
-    assert set(found.peaks[DUPLICATES]) == set(plan.duplicates)
-    assert set(found.peaks[WORKERS]) == set(plan.workers)
-    assert set(found.peaks[ONE_CHUNK]) == set(found.peaks[SEVERAL_CHUNKS]) == set(plan.rows)
-    assert len(found.redis_bytes) == len(plan.remembered)
+    assert set(found.latencies) == set(schedule.rates)
+    assert set(found.peaks[CONNECTIONS]) == set(schedule.connections)
+    assert set(found.peaks[DUPLICATES]) == set(schedule.duplicates)
+    assert set(found.peaks[WORKERS]) == set(schedule.workers)
+    assert set(found.peaks[ONE_CHUNK]) == set(found.peaks[SEVERAL_CHUNKS]) == set(schedule.rows)
+    assert len(found.redis_bytes) == len(schedule.remembered)
     assert 100 < found.table.table_bytes / found.table.rows < 1_000

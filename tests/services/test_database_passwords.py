@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from app.dev.processes import Server
+from bench.testbed.process import inherited
 from tests.deploying import commands, lines, statements
-from tests.gateways import Process, Services, environment, inherited
+from tests.gateways import Process, Services, environment
 from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
 from tests.postgres_topologies import HYPERTABLE, Maker, ask, tell
 from tests.services.test_commands import run

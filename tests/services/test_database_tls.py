@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from app.dev.processes import ENVIRONMENT, Server
-from bench.testbed.gateway import as_nobody
+from bench.testbed.process import as_nobody
 from sinks.timescale import hosts
 from tests.deploying import commands, lines, statements
 from tests.gateways import Services, environment

@@ -16,7 +16,8 @@ from urllib.request import urlopen
 import pytest
 
 from app.dev.processes import free_port
-from tests.gateways import PATIENCE_S, ROOT, Services
+from bench.testbed.process import PATIENCE_S, ROOT
+from tests.gateways import Services
 
 WRITTEN = b'{"received":1,"written":1,"duplicate":0,"dropped":0}'
 DUPLICATE = b'{"received":1,"written":0,"duplicate":1,"dropped":0}'

@@ -3,7 +3,7 @@
 import asyncio
 
 from app.http.fast_path import CALLBACK
-from tests.client import head
+from bench.testbed.client import head
 from tests.gateways import Gateways, query
 
 TARGET = f"/ingest/adjust?{query()}"

@@ -12,7 +12,7 @@ from sanic.compat import Header
 from app.errors import Unreadable
 from app.http.head import HEAD_MAX_BYTES, HEADER_LINES_MAX, mend
 from app.telemetry.metrics import UNANSWERED as UNANSWERED_TOTAL
-from tests.client import UNANSWERED, exchange, get, head, read_answer
+from bench.testbed.client import UNANSWERED, exchange, get, head, read_answer
 from tests.gateways import Gateways, Process, Running, query
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}

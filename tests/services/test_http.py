@@ -6,7 +6,7 @@ import pytest
 
 from app.http.head import HEAD_MAX_BYTES
 from app.http.protocol import BODY_MAX_BYTES
-from tests.client import UNANSWERED, exchange, get, head, post
+from bench.testbed.client import UNANSWERED, exchange, get, head, post
 from tests.gateways import Gateways, Process, Running, query
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}

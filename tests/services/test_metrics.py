@@ -16,18 +16,9 @@ from adapters import adjust
 from app import version
 from app.event import DropReason
 from app.telemetry import metrics
-from tests.client import Answer, exchange, get, head
-from tests.gateways import (
-    PATIENCE_S,
-    POLL_S,
-    ROOT,
-    SECRET,
-    Gateways,
-    Process,
-    Target,
-    query,
-    workspaces_toml,
-)
+from bench.testbed.client import Answer, exchange, get, head
+from bench.testbed.process import PATIENCE_S, POLL_S, ROOT
+from tests.gateways import SECRET, Gateways, Process, Target, query, workspaces_toml
 
 RUNS = Callable[..., Process]
 OUTCOMES = ("written", "duplicate", "dropped", "failed")

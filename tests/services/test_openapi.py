@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from app.errors import GatewayError, Unreadable
 from app.version import VERSION
-from tests.client import Answer, exchange, get, head, post
+from bench.testbed.client import Answer, exchange, get, head, post
 from tests.gateways import Gateways, Process, Target, query
 
 PATH = Path(__file__).parents[2] / "docs" / "openapi.yaml"

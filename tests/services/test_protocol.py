@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from app.http import protocol as edge
-from tests.client import UNANSWERED, exchange, get, head, read_answer
+from bench.testbed.client import UNANSWERED, exchange, get, head, read_answer
 from tests.gateways import Gateways, Process, query
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}

@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.gateways import ROOT, Process, environment, inherited
+from bench.testbed.process import ROOT, inherited
+from tests.gateways import Process, environment
 from tests.redis_topologies import PASSWORD, SERVICE, Cluster, Watched, client_of, url_of
 
 

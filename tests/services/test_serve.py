@@ -15,16 +15,9 @@ from pathlib import Path
 import pytest
 
 from app.http.connection_limits import CONNECTIONS_MAX, RESERVED_FILES
-from tests.client import UNANSWERED, get, head, read_answer
-from tests.gateways import (
-    PATIENCE_S,
-    ROOT,
-    SECRET,
-    Gateways,
-    Process,
-    inherited,
-    query,
-)
+from bench.testbed.client import UNANSWERED, get, head, read_answer
+from bench.testbed.process import PATIENCE_S, ROOT, inherited
+from tests.gateways import SECRET, Gateways, Process, query
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 RUNS = Callable[..., Process]

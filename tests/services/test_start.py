@@ -18,9 +18,9 @@ import pytest
 from app.commands.serve import OPEN_FILES_MIN
 from app.http import server as serve
 from app.settings import read_settings
-from bench.testbed.gateway import bound
-from tests.client import UNANSWERED, get
-from tests.gateways import PATIENCE_S, ROOT, Process, inherited, query
+from bench.testbed.client import UNANSWERED, get
+from bench.testbed.process import PATIENCE_S, ROOT, bound, inherited
+from tests.gateways import Process, query
 from tests.services.test_serve import workers_of
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}

@@ -16,18 +16,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from app.settings import SettingsError
 from app.telemetry import tracing as spans
 from app.telemetry.observer import traces_wanted
-from tests.client import get
-from tests.gateways import (
-    PATIENCE_S,
-    POLL_S,
-    ROOT,
-    SECRET,
-    Gateways,
-    Process,
-    environment,
-    inherited,
-    query,
-)
+from bench.testbed.client import get
+from bench.testbed.process import PATIENCE_S, POLL_S, ROOT, inherited
+from tests.gateways import SECRET, Gateways, Process, environment, query
 
 RUNS = Callable[..., Process]
 NOBODY = "http://127.0.0.1:1"

@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.client import Answer, get
+from bench.testbed.client import Answer, get
 from tests.gateways import Process
 from tests.vectors import QUERIES, VECTORS, app_token, with_app
 

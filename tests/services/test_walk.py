@@ -8,8 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
-from tests.client import head
-from tests.gateways import ROOT, Gateways, query
+from bench.testbed.client import head
+from bench.testbed.process import ROOT
+from tests.gateways import Gateways, query
 
 CALLS_MAX = 80
 MOVES_MAX = 60

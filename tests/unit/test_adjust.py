@@ -10,8 +10,8 @@ import pytest
 from adapters import adjust
 from app.access import sent_app_token
 from app.event import App, Drop, DropReason, Event
+from bench.testbed.callbacks import EVENTS
 from tests.adapter_cases import SECRETS, AdapterCases, assert_fits, callback_of
-from tests.gateways import EVENTS
 from tests.vectors import APP, QUERIES, VECTORS
 
 CONFIGURED = App(

@@ -8,7 +8,7 @@ import pytest
 from adapters.adjust import USER_NAMES
 from app import normalize
 from app.event import App, Drop, DropReason, Event
-from tests.gateways import EVENTS
+from bench.testbed.callbacks import EVENTS
 from tests.unit.test_adjust import GOOD, Changes, event, parse
 from tests.vectors import APP
 

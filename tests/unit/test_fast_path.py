@@ -5,7 +5,7 @@ import pytest
 from app.errors import Answer
 from app.http.fast_path import CALLBACK, LazyHeaders
 from app.http.responses import response_bytes
-from tests.client import head
+from bench.testbed.client import head
 from tests.gateways import query
 
 TARGET = f"/ingest/adjust?{query()}"

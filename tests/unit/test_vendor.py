@@ -1,4 +1,4 @@
-"""The simulated vendor: it tries again when Adjust would, and only then."""
+"""The simulated vendor retries as Adjust does; the proxy holds a connection at a chosen moment."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from bench.faults.ledger import Told
-from bench.faults.stories import Author, Plot
 from bench.testbed import vendor
+from bench.testbed.deliveries import EventGenerator, EventKind
+from bench.testbed.ledger import AnswerKind
 from bench.testbed.proxy import Moment, Proxy
 from bench.testbed.vendor import Vendor
 
@@ -22,7 +22,7 @@ CLOSED, SILENT = 0, -1
 
 
 class Endpoint:
-    """An endpoint that answers as it is told, in turn; its last word is repeated."""
+    """An endpoint with these answers, in turn; the last one is repeated."""
 
     def __init__(self, *statuses: int) -> None:
         self.statuses = list(statuses)
@@ -31,7 +31,7 @@ class Endpoint:
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[int]:
-        """Listen on a port, which is given."""
+        """Listen; yields the port."""
         listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         yield listener.sockets[0].getsockname()[1]
         listener.close()
@@ -61,11 +61,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vendor, "ANSWER_TIMEOUT_S", 0.1)
 
 
-async def send(endpoint: Endpoint, plot: Plot, stories: int = 1) -> Vendor:
-    """Send stories of one plot to an endpoint, and return the vendor when it is done."""
+async def send(endpoint: Endpoint, kind: EventKind, events: int = 1) -> Vendor:
+    """Send events of one kind to an endpoint, and return the vendor after the last answer."""
     async with endpoint.listen() as port:
-        sender = Vendor(Author(1, {plot: 1}), [port], rate=1_000)
-        await sender.send(stories)
+        sender = Vendor(EventGenerator(1, {kind: 1}), [port], rate=1_000)
+        await sender.send(events)
         await sender.finish()
         await sender.close()
     return sender
@@ -73,48 +73,50 @@ async def send(endpoint: Endpoint, plot: Plot, stories: int = 1) -> Vendor:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
-    ("statuses", "told"),
+    ("statuses", "kinds"),
     [
-        ([200], [Told.WRITTEN]),
-        ([401], [Told.REFUSED]),
-        ([500, 503, 200], [Told.ERROR, Told.UNAVAILABLE, Told.WRITTEN]),
-        ([CLOSED, 200], [Told.CLOSED, Told.WRITTEN]),
-        ([SILENT, 200], [Told.TIMED_OUT, Told.WRITTEN]),
-        ([500], [Told.ERROR] * 7),
+        ([200], [AnswerKind.WRITTEN]),
+        ([401], [AnswerKind.REFUSED]),
+        ([500, 503, 200], [AnswerKind.ERROR, AnswerKind.UNAVAILABLE, AnswerKind.WRITTEN]),
+        ([CLOSED, 200], [AnswerKind.CLOSED, AnswerKind.WRITTEN]),
+        ([SILENT, 200], [AnswerKind.TIMED_OUT, AnswerKind.WRITTEN]),
+        ([500], [AnswerKind.ERROR] * 7),
     ],
 )
-async def test_tries_again_at_the_wrong_time(statuses: Sequence[int], told: list[Told]) -> None:
+async def test_retries_after_5xx_or_silence_alone(
+    statuses: Sequence[int], kinds: list[AnswerKind]
+) -> None:
     """A retry comes after a 5xx or no answer, at most six times, and never after a 2xx or 4xx."""
     endpoint = Endpoint(*statuses)
-    sender = await send(endpoint, Plot.UNMAPPED)
-    assert [entry.told for entry in sender.ledger] == told
+    sender = await send(endpoint, EventKind.UNMAPPED)
+    assert [entry.kind for entry in sender.ledger] == kinds
     assert len(set(endpoint.requests)) == 1
-    assert sender.ledger.given_up == ([0] if len(told) == 7 else [])
+    assert sender.ledger.given_up == ([0] if len(kinds) == 7 else [])
 
 
 @pytest.mark.usefixtures("quick")
-async def test_nobody_listens() -> None:
+async def test_unreachable_endpoint_is_given_up() -> None:
     """An endpoint that cannot be reached is tried seven times, and given up."""
-    sender = Vendor(Author(1, {Plot.UNMAPPED: 1}), [1], rate=1_000)
+    sender = Vendor(EventGenerator(1, {EventKind.UNMAPPED: 1}), [1], rate=1_000)
     await sender.send(1)
     await sender.finish()
     await sender.close()
-    assert sender.ledger.tally() == {Told.NO_CONNECTION: 7}
+    assert sender.ledger.tally() == {AnswerKind.NO_CONNECTION: 7}
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_caller_that_hangs_up_does_not_come_back() -> None:
-    """A caller that went away tries again, whatever became of its first request."""
-    sender = await send(Endpoint(200), Plot.HUNG_UP, stories=20)
-    assert sender.ledger.tally() == {Told.HUNG_UP: 20, Told.WRITTEN: 20}
+async def test_caller_that_hangs_up_retries() -> None:
+    """A caller that hung up retries, independent of its first request."""
+    sender = await send(Endpoint(200), EventKind.HUNG_UP, events=20)
+    assert sender.ledger.tally() == {AnswerKind.HUNG_UP: 20, AnswerKind.WRITTEN: 20}
 
 
 @pytest.mark.usefixtures("quick")
-async def test_connections_are_not_kept() -> None:
+async def test_connection_is_kept_alive() -> None:
     """One callback after another needs one connection."""
     endpoint = Endpoint(200)
     async with endpoint.listen() as port:
-        sender = Vendor(Author(1, {Plot.UNMAPPED: 1}), [port], rate=1_000)
+        sender = Vendor(EventGenerator(1, {EventKind.UNMAPPED: 1}), [port], rate=1_000)
         for number in range(1, 20):
             await sender.send(number)
             await sender.finish()
@@ -137,7 +139,7 @@ COMMITTED = message(b"C", b"COMMIT\x00") + message(b"Z", b"I")
 
 
 class Talk:
-    """A client and a server that talk over a proxy, as they are told."""
+    """A client and a server that exchange given bytes through a proxy."""
 
     def __init__(self) -> None:
         self.arrived = bytearray()  # at the server
@@ -174,13 +176,13 @@ class Talk:
                 self.answered += data
 
     def say(self, data: bytes, answer: bytes = b"") -> None:
-        """Let the client say something, and the server answer it."""
+        """Send from the client, and answer from the server."""
         if answer:
             self._answers.append(answer)
         self._writer.write(data)
 
     async def until(self, where: bytearray, what: bytes) -> None:
-        """Return when this is what has arrived there."""
+        """Return when these bytes have arrived there."""
         async with asyncio.timeout(10):
             while len(where) < len(what):
                 await asyncio.sleep(0.001)
@@ -188,22 +190,22 @@ class Talk:
 
 
 @pytest.mark.parametrize(("moment", "arrives"), [(Moment.BEFORE_COPY, b""), (Moment.IN_COPY, HALF)])
-async def test_a_copy_is_caught_at_another_moment(moment: Moment, arrives: bytes) -> None:
+async def test_copy_is_held_at_its_moment(moment: Moment, arrives: bytes) -> None:
     """Before a COPY the server has nothing of it, and within it whole rows: the first half."""
     talk = Talk()
     async with talk.over() as proxy:
         catching = asyncio.create_task(proxy.catch(moment))
         await asyncio.sleep(0)
         talk.say(COPY)
-        wire = await catching
+        held = await catching
         await talk.until(talk.arrived, arrives)
-        wire.release()
+        held.release()
         rest = COPY if not arrives else message(b"d", ROWS[len(ROWS) // 2 :]) + message(b"c", b"")
         await talk.until(talk.arrived, arrives + rest)
 
 
-async def test_a_commit_is_caught_at_another_moment() -> None:
-    """The rows are there, and their COMMIT is not; or it is, and its answer is not."""
+async def test_commit_is_held_at_its_moment() -> None:
+    """Held before the COMMIT has arrived, or before its answer has."""
     talk = Talk()
     async with talk.over() as proxy:
         catching = asyncio.create_task(proxy.catch(Moment.BEFORE_COMMIT))
@@ -213,34 +215,34 @@ async def test_a_commit_is_caught_at_another_moment() -> None:
         talk.say(COPY, COPIED)
         await talk.until(talk.answered, COPIED)
         talk.say(COMMIT)
-        wire = await catching
+        held = await catching
         assert talk.arrived == BEGIN + COPY
         catching = asyncio.create_task(proxy.catch(Moment.AFTER_COMMIT))
         await asyncio.sleep(0)
-        wire.has_copied = True
+        held.has_copied = True
         talk._answers.append(COMMITTED)
-        wire.release()
-        assert await catching is wire
+        held.release()
+        assert await catching is held
         assert talk.arrived == BEGIN + COPY + COMMIT
         assert talk.answered == COPIED
 
 
-async def test_a_copy_of_its_own_is_committed_with_its_answer() -> None:
-    """A COPY outside of a transaction is committed when the server says how many rows it has."""
+async def test_copy_without_a_transaction_is_committed_with_its_answer() -> None:
+    """A COPY outside of a transaction is committed when the server reports its rows."""
     talk = Talk()
     async with talk.over() as proxy:
         catching = asyncio.create_task(proxy.catch(Moment.AFTER_COMMIT))
         await asyncio.sleep(0)
         talk.say(COPY, DONE)
-        wire = await catching
+        held = await catching
         assert talk.arrived == COPY
         assert not talk.answered
-        wire.release()
+        held.release()
         await talk.until(talk.answered, DONE)
 
 
-async def test_a_cut_is_an_end() -> None:
-    """A wire that is cut is reset: neither end takes it for a good end."""
+async def test_cut_connection_is_reset() -> None:
+    """A cut connection is reset: neither end sees a regular close."""
 
     async def serve(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
         with pytest.raises(ConnectionResetError):
@@ -253,7 +255,9 @@ async def test_a_cut_is_an_end() -> None:
     await proxy.open()
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     async with asyncio.timeout(10):
-        while not proxy.wires or not all(wire.server.is_open for wire in proxy.wires):
+        while not proxy.connections or not all(
+            connection.server.is_open for connection in proxy.connections
+        ):
             await asyncio.sleep(0.001)
         proxy.cut()
         with pytest.raises(ConnectionResetError):

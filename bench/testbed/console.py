@@ -1,4 +1,4 @@
-"""The one printer of progress and tables, for people and for Markdown."""
+"""Progress and tables on the console; the tables are Markdown."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -11,12 +11,12 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-# A table in a README is read in full, however narrow the terminal was.
+# Independent of the terminal: no column of a table is cut off.
 WIDTH = 200
 
 
 class Progress:
-    """A bar on standard error, with a word on what is being done; a context manager."""
+    """A progress bar on standard error, with the name of the current step; a context manager."""
 
     def __init__(self, total: int, unit: str) -> None:
         self._bar = progress.Progress(
@@ -41,18 +41,18 @@ class Progress:
         """Move the bar."""
         self._bar.update(self._task, completed=completed)
 
-    def say(self, text: str) -> None:
-        """Say what is being done now."""
+    def step(self, text: str) -> None:
+        """Name the current step."""
         self._bar.update(self._task, description=text)
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table on standard output, in Markdown; numbers stand to the right."""
+    """Print a table on standard output, in Markdown; numbers are aligned to the right."""
     _print(headings, rows, Console(width=WIDTH, highlight=False, markup=False))
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return what `print_table` prints."""
+    """Return a table in Markdown."""
     text = StringIO()
     _print(headings, rows, Console(file=text, width=WIDTH, highlight=False, markup=False))
     return "".join(f"{line.strip()}\n" for line in text.getvalue().splitlines() if line.strip())

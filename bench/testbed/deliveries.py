@@ -1,7 +1,6 @@
-"""The stories of a vendor: what it tells, how often, and the row that must come of it.
+"""Generated events of a simulated vendor: their deliveries, and the row expected of each.
 
-A story is one event and all its deliveries. It depends on the seed and its number alone, so that
-whoever needs it again makes it again.
+An event depends on the seed and its number alone, and can be generated again at any time.
 """
 
 import sys
@@ -12,66 +11,64 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from random import Random
 
-from bench.testbed.callbacks import APPS, EVENTS, parameters, request, written
+from bench.testbed.callbacks import APPS, EVENTS, any_request, parameters, time_text
 
-# The database's own rules, which no gateway knows of: a check, a value that does not convert, and
-# an index that takes no long text. Each refuses a row in another way.
+# Rules of the database alone, which no gateway knows of: a check, a value that does not convert,
+# and an index that takes no long text. Each refuses a row with another error.
 _ENVIRONMENT = "(properties ->> 'environment')"
 POISON_RULES = (
     f"ALTER TABLE events ADD CHECK ({_ENVIRONMENT} IS DISTINCT FROM 'forbidden')",
     f"ALTER TABLE events ADD CHECK (nullif({_ENVIRONMENT}, 'production')::numeric IS NULL)",
     "CREATE INDEX ON events ((properties ->> 'tracker_name'))",
 )
-# Fixed, so that the same seed sends the same callbacks on any day.
+# Fixed: the same seed sends the same callbacks on any day.
 FIRST_DAY = datetime(2024, 3, 1, tzinfo=UTC)
 _DAY_S = 86_400
 _LATE_DAYS_MAX = 5
 _PROBES_DAYS = 10
-
-
-# What the gateway keeps in `properties`.
+# The parameters that the gateway keeps in `properties`.
 _KEPT = {
     "revenue", "revenue_float", "currency", "event_token", "activity_kind", "environment",
     "tracker_name", "transaction_id",
 }  # fmt: skip
 
 
-class Plot(Enum):
-    """What is special about a story."""
+class EventKind(Enum):
+    """The peculiarity of a generated event."""
 
     PLAIN = "plain"
-    REDELIVERED = "redelivered"  # later, written in another way
-    TWINS = "twins"  # at the same moment, to different processes
+    REDELIVERED = "redelivered"  # later, in another form
+    CONTESTED = "contested"  # at the same moment, to different processes
     REPEATED = "repeated"  # at the same moment, to one process
-    HUNG_UP = "hung_up"  # the caller goes away half-way, and tries again
+    HUNG_UP = "hung_up"  # the caller closes half-way, and retries
     STABLE = "stable"  # with a stable ID, and redelivered with another time
-    UNMAPPED = "unmapped"  # an event token that no workspace knows
+    UNMAPPED = "unmapped"  # an event token that no app has mapped
     BAD_TIME = "bad_time"
-    POISON = "poison"  # the database refuses it
+    POISON = "poison"  # the database refuses its row
 
 
-# Of a thousand callbacks.
-SHARES: dict[Plot, int] = {
-    Plot.PLAIN: 620,
-    Plot.REDELIVERED: 80,
-    Plot.TWINS: 60,
-    Plot.REPEATED: 40,
-    Plot.HUNG_UP: 60,
-    Plot.STABLE: 80,
-    Plot.UNMAPPED: 30,
-    Plot.BAD_TIME: 20,
-    Plot.POISON: 10,
+# Of a thousand events.
+SHARES: dict[EventKind, int] = {
+    EventKind.PLAIN: 620,
+    EventKind.REDELIVERED: 80,
+    EventKind.CONTESTED: 60,
+    EventKind.REPEATED: 40,
+    EventKind.HUNG_UP: 60,
+    EventKind.STABLE: 80,
+    EventKind.UNMAPPED: 30,
+    EventKind.BAD_TIME: 20,
+    EventKind.POISON: 10,
 }
-DROPPED_PLOTS = frozenset({Plot.UNMAPPED, Plot.BAD_TIME, Plot.POISON})
+DROPPED_KINDS = frozenset({EventKind.UNMAPPED, EventKind.BAD_TIME, EventKind.POISON})
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """One sending of a callback, with the retries that it may need.
+    """One callback of an event, with its retries.
 
-    `after` is how many other callbacks are begun before it, `process` which gateway gets it (of
-    as many as there are), `hangs_up_after` the share of the request that is sent before the
-    caller goes away; None if it stays.
+    `after` is the number of other events that begin before it, `process` the number of the gateway
+    (modulo the number of gateways), `hangs_up_after` the share of the request that is sent before
+    the caller closes; None if it waits for the answer.
     """
 
     request: bytes
@@ -82,7 +79,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Row:
-    """What must stand in the table; any of the times will do."""
+    """The expected row; each of the times is right."""
 
     workspace_id: str
     app_token: str
@@ -95,44 +92,44 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Story:
-    """One event of a vendor: its deliveries, and its row; None where it is to be dropped."""
+class SimulatedEvent:
+    """One event of the vendor: its deliveries, and its row; None where it must be dropped."""
 
     number: int
-    plot: Plot
+    kind: EventKind
     deliveries: Sequence[Delivery]
     row: Row | None
 
 
 @dataclass(frozen=True)
-class Author:
-    """Writes the stories of one seed.
+class EventGenerator:
+    """Generates the events of one seed.
 
-    From each number in `new_days` on, the events occur on a day that none occurred on before.
-    From `probes_from` on, the stories are plain, and occurred on a day of their own.
+    From each number in `new_days` on, the events occur on a day without earlier events. From
+    `probes_from` on, the events are plain, and occur on a day of their own.
     """
 
     seed: int
-    shares: Mapping[Plot, int] = field(default_factory=lambda: SHARES)
+    shares: Mapping[EventKind, int] = field(default_factory=lambda: SHARES)
     new_days: Sequence[int] = ()
     probes_from: int = sys.maxsize
 
-    def write(self, number: int) -> Story:
-        """Return the story of this number, always the same."""
-        random = Random(self.seed * 1_000_003 + number)  # noqa: S311 - repeatable is wanted
-        plot = random.choices(list(self.shares), list(self.shares.values()))[0]
+    def event(self, number: int) -> SimulatedEvent:
+        """Return the event of this number, always the same."""
+        random = Random(self.seed * 1_000_003 + number)  # noqa: S311 - repeatable
+        kind = random.choices(list(self.shares), list(self.shares.values()))[0]
         if number >= self.probes_from:
-            plot = Plot.PLAIN
+            kind = EventKind.PLAIN
         token = random.choice(list(EVENTS))
         app = random.choice(list(APPS))
         occurred_at = self._occurred_at(number, random)
-        sent = parameters(number, app, token, random)
-        if plot is Plot.STABLE:
+        sent = parameters(number, random, app=app, token=token)
+        if kind is EventKind.STABLE:
             sent["transaction_id"] = f"t{number}"
         kept = {name: value for name, value in sent.items() if name in _KEPT}
         times = [occurred_at]
-        if plot is Plot.STABLE:
-            # Earlier, since later may be a day that is yet to come.
+        if kind is EventKind.STABLE:
+            # Earlier: a later time may be on a new day.
             times += [occurred_at - timedelta(seconds=random.randint(1, 90_000))]
         row = Row(
             workspace_id=APPS[app],
@@ -144,13 +141,13 @@ class Author:
             adid=sent["adid"],
             properties=kept,
         )
-        if plot in DROPPED_PLOTS:
-            _spoil(sent, plot, random)
-        deliveries = _PLOTS[plot](sent, times, random)
-        return Story(number, plot, deliveries, None if plot in DROPPED_PLOTS else row)
+        if kind in DROPPED_KINDS:
+            _spoil(sent, kind, random)
+        deliveries = _DELIVERIES[kind](sent, times, random)
+        return SimulatedEvent(number, kind, deliveries, None if kind in DROPPED_KINDS else row)
 
     def day(self, number: int) -> datetime:
-        """Return the day on which the events of this number occur."""
+        """Return the day of the event of this number."""
         return FIRST_DAY + timedelta(days=bisect_right(self.new_days, number))
 
     def _occurred_at(self, number: int, random: Random) -> datetime:
@@ -162,18 +159,18 @@ class Author:
         return self.day(number) + timedelta(days=-late_days, seconds=random.randrange(_DAY_S))
 
 
-def _spoil(sent: dict[str, str], plot: Plot, random: Random) -> None:
-    """Make a callback one that has to be dropped."""
-    if plot is Plot.UNMAPPED:
-        sent["event_token"] = "n0b0dy"  # noqa: S105 - a name of Adjust's
-    elif plot is Plot.POISON:
-        kind = random.randrange(3)
-        if kind == 0:
+def _spoil(sent: dict[str, str], kind: EventKind, random: Random) -> None:
+    """Change a callback so that it must be dropped."""
+    if kind is EventKind.UNMAPPED:
+        sent["event_token"] = "n0b0dy"  # noqa: S105 - a token of an event
+    elif kind is EventKind.POISON:
+        rule = random.randrange(len(POISON_RULES))
+        if rule == 0:
             sent["environment"] = "forbidden"
-        elif kind == 1:
+        elif rule == 1:
             sent["environment"] = "number"
         else:
-            # Random text does not compress: no entry of an index is so long.
+            # Random text does not compress: it exceeds the size of an index entry.
             sent["tracker_name"] = random.randbytes(6_000).hex()
 
 
@@ -193,7 +190,7 @@ def _redelivered(sent: dict[str, str], times: Sequence[datetime], random: Random
     ]
 
 
-def _twins(sent: dict[str, str], times: Sequence[datetime], random: Random) -> list[Delivery]:
+def _contested(sent: dict[str, str], times: Sequence[datetime], random: Random) -> list[Delivery]:
     first = random.randrange(60)
     return [
         replace(_delivery(sent, times[0], random), process=first + place)
@@ -223,19 +220,21 @@ def _stable(sent: dict[str, str], times: Sequence[datetime], random: Random) -> 
 
 
 def _bad_time(sent: dict[str, str], _: Sequence[datetime], random: Random) -> list[Delivery]:
-    return [Delivery(request(sent | {"created_at": _spoilt_time(random)}, random), 0, 0)]
+    return [Delivery(any_request(sent | {"created_at": _spoilt_time(random)}, random), 0, 0)]
 
 
-_PLOTS: Mapping[Plot, Callable[[dict[str, str], Sequence[datetime], Random], list[Delivery]]] = {
-    Plot.PLAIN: _plain,
-    Plot.REDELIVERED: _redelivered,
-    Plot.TWINS: _twins,
-    Plot.REPEATED: _repeated,
-    Plot.HUNG_UP: _hung_up,
-    Plot.STABLE: _stable,
-    Plot.UNMAPPED: _plain,
-    Plot.BAD_TIME: _bad_time,
-    Plot.POISON: _plain,
+_DELIVERIES: Mapping[
+    EventKind, Callable[[dict[str, str], Sequence[datetime], Random], list[Delivery]]
+] = {
+    EventKind.PLAIN: _plain,
+    EventKind.REDELIVERED: _redelivered,
+    EventKind.CONTESTED: _contested,
+    EventKind.REPEATED: _repeated,
+    EventKind.HUNG_UP: _hung_up,
+    EventKind.STABLE: _stable,
+    EventKind.UNMAPPED: _plain,
+    EventKind.BAD_TIME: _bad_time,
+    EventKind.POISON: _plain,
 }
 
 
@@ -245,5 +244,5 @@ def _delivery(
     names = list(sent)
     if random.random() < 0.5:  # noqa: PLR2004 - half of them in another order
         random.shuffle(names)
-    ordered = {name: sent[name] for name in names} | {"created_at": written(occurred_at, random)}
-    return Delivery(request(ordered, random), after, random.randrange(60))
+    ordered = {name: sent[name] for name in names} | {"created_at": time_text(occurred_at, random)}
+    return Delivery(any_request(ordered, random), after, random.randrange(60))

@@ -1,0 +1,169 @@
+"""One run: a vendor sends callbacks while faults are injected, and the oracle judges the table."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from bench.faults.faults import FAULTS, NEW_DAY
+from bench.faults.oracle import Verdict, judge
+from bench.faults.schedule import Injection, Schedule
+from bench.testbed.console import Progress
+from bench.testbed.deliveries import POISON_RULES
+from bench.testbed.environment import Environment, open_environment
+from bench.testbed.ledger import Ledger
+from bench.testbed.machine import Machine, describe_machine
+from bench.testbed.process import SERVE, BenchError
+from bench.testbed.vendor import Vendor
+
+# Of a fresh callback, from the end of a fault to its final answer.
+RECOVERY_MAX_S = 10.0
+_PROBE_S = 0.05
+_SHOW_S = 0.5
+
+
+@dataclass
+class Result:
+    """The result of a run."""
+
+    schedule: Schedule
+    machine: Machine
+    ledger: Ledger
+    verdict: Verdict
+    duration_s: float
+    recovery_s: dict[str, list[float]] = field(default_factory=dict)
+    stuck: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing was lost, doubled, lied about or stuck."""
+        return self.verdict.is_clean and not self.stuck
+
+    @property
+    def injections(self) -> Counter[str]:
+        """The number of injections, by fault."""
+        return Counter({name: len(times) for name, times in self.recovery_s.items()})
+
+
+async def run(
+    schedule: Schedule,
+    progress: Progress,
+    *,
+    folder: Path | None = None,
+    arguments: Sequence[str] = SERVE,
+    statements: Sequence[str] = (),
+) -> Result:
+    """Run a schedule against real processes; raises EmbeddedError and BenchError."""
+    started = time.monotonic()
+    generator = schedule.generator
+    async with open_environment(
+        folder=folder,
+        gateways=schedule.gateways,
+        arguments=arguments,
+        statements=(*POISON_RULES, *statements),
+    ) as environment:
+        ports = [gateway.port for gateway in environment.gateways]
+        vendor = Vendor(generator, ports, schedule.rate)
+        running = _Run(schedule, environment, vendor, progress)
+        try:
+            await running.run()
+        finally:
+            await vendor.close()
+        progress.step("comparing ledger and table")
+        events = schedule.callbacks + running.probes
+        async with environment.connected() as connection:
+            verdict = await judge(connection, generator, vendor.ledger, events)
+        return Result(
+            schedule,
+            describe_machine(environment.servers.description),
+            vendor.ledger,
+            verdict,
+            time.monotonic() - started,
+            running.recovery_s,
+            running.stuck,
+        )
+
+
+class _Run:
+    def __init__(
+        self, schedule: Schedule, environment: Environment, vendor: Vendor, progress: Progress
+    ) -> None:
+        self.probes = 0
+        self.recovery_s: dict[str, list[float]] = {}
+        self.stuck: list[str] = []
+        self._schedule = schedule
+        self._environment = environment
+        self._vendor = vendor
+        self._progress = progress
+        self._generator = schedule.generator
+
+    async def run(self) -> None:
+        """Send everything, with each injection at its point, and wait for every answer."""
+        showing = asyncio.create_task(self._show())
+        injecting: asyncio.Task[None] | None = None
+        try:
+            for injection in self._schedule.injections:
+                await self._vendor.send(injection.at)
+                if injecting is not None:
+                    await injecting
+                if injection.fault in NEW_DAY:
+                    await self._expect_no_chunk(injection)
+                injecting = asyncio.create_task(self._inject(injection))
+            await self._vendor.send(self._schedule.callbacks)
+            if injecting is not None:
+                await injecting
+            self._progress.step("waiting for the last retries")
+            await self._vendor.finish()
+            for number in await self._vendor.retry_given_up():
+                self.stuck.append(f"callback {number} has no final answer")
+        finally:
+            for task in (showing, injecting):
+                if task is not None:
+                    task.cancel()
+                    with suppress(asyncio.CancelledError, Exception):  # already raised above
+                        await task
+
+    async def _show(self) -> None:
+        while True:
+            self._progress.show(self._vendor.begun)
+            await asyncio.sleep(_SHOW_S)
+
+    async def _inject(self, injection: Injection) -> None:
+        gateways = self._environment.gateways
+        random = Random(f"{self._schedule.seed} {injection.at}")  # noqa: S311 - repeatable
+        self._progress.step(injection.fault)
+        try:
+            await FAULTS[injection.fault](self._environment, gateways[injection.gateway], random)
+        except TimeoutError:
+            raise BenchError(f"{injection.fault}: no COPY in time to inject it") from None
+        over = time.monotonic()
+        numbers = range(len(gateways))
+        recovered = await asyncio.gather(*(self._recovers(number, over) for number in numbers))
+        for number in numbers:
+            if not recovered[number]:
+                self.stuck.append(f"{injection.fault} at {injection.at}: gateway {number}")
+        self.recovery_s.setdefault(injection.fault, []).append(time.monotonic() - over)
+        for number, gateway in enumerate(gateways):
+            if gateway.exit_code is not None:
+                raise BenchError(f"gateway {number} has ended by itself, see {gateway.log}")
+
+    async def _recovers(self, gateway: int, over: float) -> bool:
+        """Whether a fresh callback succeeds in time."""
+        while time.monotonic() - over < RECOVERY_MAX_S:
+            number = self._schedule.callbacks + self.probes
+            self.probes += 1
+            kind = await self._vendor.deliver_once(self._generator.event(number), gateway)
+            if kind.is_final:
+                return time.monotonic() - over < RECOVERY_MAX_S
+            await asyncio.sleep(_PROBE_S)
+        return False
+
+    async def _expect_no_chunk(self, injection: Injection) -> None:
+        """Raise BenchError if the chunk exists that a fault needs to be missing."""
+        day = self._generator.day(injection.at)
+        if self._environment.servers.has_timescaledb and await self._environment.has_chunk(day):
+            raise BenchError(f"{injection.fault}: a chunk for {day:%Y-%m-%d} exists already")
