@@ -33,13 +33,14 @@ class ReceiveBudget:
     def __init__(self) -> None:
         # Bytes that came in since the connections were last added up.
         self.received = 0
+        self.add_up_bytes = ADD_UP_BYTES
 
     def enforce(self, connections: "Iterable[Connection]") -> None:
         """Close the largest unfinished requests where all of them together take too much."""
         self.received = 0
         # Bytes that come in until the next time have room too.
         excess = sum(connection.received_bytes for connection in connections)
-        excess -= RECEIVED_MAX_BYTES - ADD_UP_BYTES
+        excess -= RECEIVED_MAX_BYTES - self.add_up_bytes
         if excess <= 0:
             return
         large = [each for each in connections if each.received_bytes > SMALL_BYTES]

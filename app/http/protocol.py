@@ -19,7 +19,7 @@ from sanic.http import Http, Stage
 from app.access import counted_address
 from app.errors import Answer, MalformedBody, Unreadable
 from app.gateway import Gateway
-from app.http.connection_limits import ADD_UP_BYTES, Connection, ReceiveBudget
+from app.http.connection_limits import Connection, ReceiveBudget
 from app.http.fast_path import CALLBACK, HEADER, LazyHeaders
 from app.http.head import HEAD_MAX_BYTES, find_end, has_break, mend, skip_empty_lines
 from app.http.responses import GatewayErrors, Unanswered, response_bytes
@@ -54,9 +54,11 @@ class GatewayHttp(Http):
         """
         try:
             query = mend(self.recv_buffer, await self._answer_callbacks())
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, LastAnswer):
             # Sanic looks at the request then, and logs that there is none.
             self.create_empty_request()
+            if self.stage is Stage.IDLE:
+                self.response_func = None  # type: ignore[assignment] # a reference cycle
             raise
         await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
         self.request.raw_url += query
@@ -218,7 +220,7 @@ class GatewayProtocol(Connection):
         if self._more is not None and not self._more.done():
             self._more.set_result(None)
         self._budget.received += len(data)
-        if self._budget.received >= ADD_UP_BYTES:
+        if self._budget.received >= self._budget.add_up_bytes:
             self._budget.enforce(self.connections)
 
     async def receive_more(self) -> None:

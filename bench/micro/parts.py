@@ -185,7 +185,7 @@ PARTS = {
         Part("adapter", "Adjust's adapter: parameters to event", _in_process(_adapt)),
         Part("event_id", "the ID of an event", _in_process(_identify)),
         Part("submit", f"submit to the buffer, {BATCH} at once", _submitting, BATCH),
-        Part("metrics", "count an outcome", _in_process(_count)),
+        Part("metrics", f"count the outcomes of {BATCH} events", _in_process(_count), BATCH),
         Part("encode", f"encode {BATCH} rows for COPY", _in_process(_encode), BATCH),
         Part("claim", f"claim and settle {BATCH} events in Redis", _claiming, BATCH, True),
         Part("copy", f"write {BATCH} new events by COPY", _copying, BATCH, True),

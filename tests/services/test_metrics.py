@@ -296,6 +296,6 @@ async def test_unexpected_error_is_a_500(gateways: Gateways) -> None:
     before = (await gateway.metrics())["flokit_errors_unexpected_total"]
     await gateway.callback(secret="wrong")
     await get(gateway.port, "/nowhere")
-    gateway.gateway.ingest = None  # type: ignore[assignment]
+    gateway.gateway.ingest._workspaces = None  # type: ignore[assignment]
     assert (await gateway.callback()).status == 500
     assert (await gateway.metrics())["flokit_errors_unexpected_total"] == before + 1
