@@ -223,3 +223,29 @@ def named_in(tree: ast.Module) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.
             yield from (
                 m for m in node.body if isinstance(m, ast.FunctionDef | ast.AsyncFunctionDef)
             )
+
+
+CLAUSE = re.compile(r"\b(what|who|whoever|whatever|whichever|whom|whose)\b", re.IGNORECASE)
+CLAUSES_MAX = 0.02
+
+
+def test_docstrings_use_terms_in_place_of_clauses() -> None:
+    """Fewer than 2 % of all docstrings hold a clause with what, who, or the like."""
+    texts = [
+        text
+        for path in EVERYWHERE
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and (text := ast.get_docstring(node))
+    ]
+    clauses = [text for text in texts if CLAUSE.search(text)]
+    assert len(texts) > 1_000
+    assert len(clauses) < CLAUSES_MAX * len(texts), clauses
+
+
+def test_product_is_typed_precisely(tmp_path: Path) -> None:
+    """At least 99 % of the product's expressions have a type without Any."""
+    command = [sys.executable, "-m", "mypy", "--any-exprs-report", str(tmp_path), *PRODUCT]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    *_, total = (tmp_path / "any-exprs.txt").read_text().splitlines()
+    assert float(total.split()[-1].rstrip("%")) >= 99
