@@ -12,7 +12,7 @@ from app.gateway import Gateway
 from app.http import probes
 from app.http.protocol import BODY_MAX_BYTES, read_body
 from app.http.responses import JSON, GatewayErrors
-from app.ingest import Request as Callback
+from app.ingest import Request as GatewayRequest
 
 RESPONSE_TIMEOUT_S = 60.0
 KEEP_ALIVE_TIMEOUT_S = 75.0
@@ -43,7 +43,7 @@ def create_app(gateway: Gateway, errors: GatewayErrors) -> SanicApp:
     proxies = gateway.settings.proxies_count
 
     async def ingest(request: Request, vendor: str) -> HTTPResponse:
-        receipt = await gateway.handle(_callback(request, vendor, proxies))
+        receipt = await gateway.handle(_gateway_request(request, vendor, proxies))
         return HTTPResponse(receipt, content_type=JSON)
 
     app.route("/ingest/<vendor>", ["GET", "POST"], ignore_body=True, unquote=True)(ingest)
@@ -51,7 +51,7 @@ def create_app(gateway: Gateway, errors: GatewayErrors) -> SanicApp:
     return app
 
 
-def _callback(request: Request, vendor: str, proxies: int) -> Callback:
+def _gateway_request(request: Request, vendor: str, proxies: int) -> GatewayRequest:
     # Not `query_string`: that ends at a `#`, which some senders do not encode.
     query = request.raw_url.partition(b"?")[2]
     if proxies:
@@ -59,4 +59,4 @@ def _callback(request: Request, vendor: str, proxies: int) -> Callback:
         address = counted_address(request.headers.getall("x-forwarded-for", []), proxies)
     else:
         address = str(request.ip)
-    return Callback(vendor, query, address, request.headers, partial(read_body, request))
+    return GatewayRequest(vendor, query, address, request.headers, partial(read_body, request))

@@ -23,7 +23,7 @@ from app.http.connection_limits import Connection, ReceiveBudget
 from app.http.fast_path import CALLBACK, HEADER, LazyHeaders
 from app.http.head import HEAD_MAX_BYTES, find_end, has_break, mend, skip_empty_lines
 from app.http.responses import GatewayErrors, Unanswered, response_bytes
-from app.ingest import Request as Callback
+from app.ingest import Request as GatewayRequest
 
 BODY_MAX_BYTES = 2 * 1024 * 1024
 HEAD_TIMEOUT_S = 10.0
@@ -85,7 +85,9 @@ class GatewayHttp(Http):
             self.stage = Stage.HANDLER
             answer: bytes | Answer | None
             try:
-                answer = await gateway.handle(Callback(vendor.decode(), query, address, headers))
+                answer = await gateway.handle(
+                    GatewayRequest(vendor.decode(), query, address, headers)
+                )
             except Exception as error:  # noqa: BLE001 - turned into an answer, like any other
                 answer = protocol.errors.answer(error)
             if answer is None:
