@@ -264,7 +264,7 @@ async def test_silent_connections_are_closed(
     gateways: Gateways, crowd_of: Crowds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unused connections are closed after a while; that is no error."""
-    monkeypatch.setattr("app.http.config.KEEP_ALIVE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("app.http.app.KEEP_ALIVE_TIMEOUT_S", 0.2)
     gateway = await gateways.start()
     before = await unanswered(gateway)
     crowd = crowd_of(gateway.port)
@@ -280,7 +280,7 @@ async def test_upgrade_is_not_offered(
     gateways: Gateways, crowd_of: Crowds, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
     """The callback of an upgrade is served like any other, and its silence ends in time."""
-    monkeypatch.setattr("app.http.config.KEEP_ALIVE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("app.http.app.KEEP_ALIVE_TIMEOUT_S", 0.2)
     gateway = await gateways.start()
     crowd = crowd_of(gateway.port)
     headers = {"Upgrade": protocol, "Connection": "keep-alive"}

@@ -191,13 +191,13 @@ async def test_file_whose_read_hangs_does_not_delay_the_end(run: RUNS) -> None:
 
 HANGING_THREAD = """
 import asyncio, sys, threading
-from app.http import lifecycle
+from app.http.server import Server
 
-async def start(app):
+async def start(server):
     asyncio.ensure_future(asyncio.to_thread(threading.Event().wait))
-    await go_on(app)
+    await go_on(server)
 
-go_on, lifecycle._start = lifecycle._start, start
+go_on, Server.start = Server.start, start
 from app.commands.serve import run
 if __name__ == "__main__":
     sys.exit(run())
