@@ -10,7 +10,7 @@ from app.event import App, Callback, Drop, Event
 
 @runtime_checkable
 class Adapter(Protocol):
-    """The functions of a vendor's module. See README.md in this folder."""
+    """The interface of a vendor's module. See README.md in this folder."""
 
     def parse(self, callback: Callback, app: App) -> Event | Drop:
         """Return the event of a callback, or the reason to drop it. Pure and total."""
@@ -20,8 +20,8 @@ class Adapter(Protocol):
 def load() -> Mapping[str, Adapter]:
     """Return every adapter of this folder by its vendor's name.
 
-    A module whose name begins with `_` is none: vendors may share one. Raises TypeError where a
-    module has no `parse`.
+    Modules with a leading underscore hold code that vendors share. Raises TypeError for an adapter
+    without `parse`.
     """
     found: dict[str, Adapter] = {}
     for name in (module.name for module in pkgutil.iter_modules(__path__)):

@@ -13,25 +13,25 @@ import msgspec
 from app import normalize
 from app.event import App, Callback, Drop, DropReason, Event, StableName, digest, event_id
 
-# The identifiers of a user by rank, each with its one spelling: the first that is present counts.
+# The identifiers of a user by precedence, each with its canonical spelling.
 USER_NAMES: Mapping[str, Callable[[str], str] | None] = {
     "user_id": None, "adid": None, "gps_adid": str.lower, "idfa": str.upper,
 }  # fmt: skip
-NOBODY = ("nobody", "")
+NO_USER = ("nobody", "")
 STABLE_ID: tuple[StableName, ...] = ("transaction_id", "deduplication_id")
 # Seven kinds of a subscription share one `activity_kind`, and differ in a parameter of their own.
 SUBTYPE_NAMES = {"subscription": "subscription_event_type"}
-# Kept also where the app lists the parameters to keep.
+# Kept even if the app's `keep` does not list them.
 ALWAYS_KEPT = (
     "revenue", "revenue_float", "currency", "event_token", "activity_kind", "environment",
     "os_name",
 )  # fmt: skip
 # Columns that an app may leave empty.
 _COLUMNS = (*USER_NAMES, "os_name", "country")
-# In columns of their own. A parameter without a name says nothing.
+# Stored in columns of their own; a parameter without a name is not stored.
 _IN_COLUMNS = {"", "app_token", "created_at", *_COLUMNS}
 
-# Adjust leaves a placeholder that it does not know as it is; a JSON object looks different.
+# Adjust sends a placeholder that it does not know unfilled; no JSON object has this form.
 _PLACEHOLDER = re.compile(r"\{[A-Za-z0-9_|. -]{1,80}\}")
 
 Values = Mapping[str, str]
@@ -40,7 +40,7 @@ Values = Mapping[str, str]
 def parse(callback: Callback, app: App) -> Event | Drop:
     """Return the event of an Adjust callback, or the reason to drop it.
 
-    Adjust's own name for the token is `event`; the documentation of the endpoint says
+    Adjust's own name for the event token is `event`; callback URLs of this gateway use
     `event_token`.
     """
     sent = callback.parameters
@@ -56,7 +56,7 @@ def parse(callback: Callback, app: App) -> Event | Drop:
             return Drop(DropReason.IGNORED, name)
     event_type = app.events.get(token) if token else _first(app.activities, names)
     if event_type is None:
-        # A literal placeholder is a callback URL that is set up wrongly.
+        # A literal placeholder means a misconfigured callback URL.
         unfilled = token is None and (sent.get("event_token") or sent.get("event"))
         return Drop(DropReason.UNFILLED_PLACEHOLDER if unfilled else DropReason.UNMAPPED_EVENT)
     created_at = present.get("created_at", "")
@@ -90,7 +90,7 @@ def _event(
     return Event(
         event_id=event_id(
             vendor=app.vendor, app_token=app.app_token, event_type=event_type,
-            user=user or (NOBODY if is_own else _stranger(present, stable_names)),
+            user=user or (NO_USER if is_own else _fingerprint(present, stable_names)),
             occurred_at=occurred_at, raw_event_id=raw_event_id, stable_id=stable_id,
         ),
         occurred_at=occurred_at, received_at=received_at, workspace_id=app.workspace_id,
@@ -117,7 +117,7 @@ def _activities(present: Values) -> tuple[str, ...]:
 def _identifiers(
     present: Values,
 ) -> tuple[list[str | None], tuple[str, str] | None, list[str]]:
-    """Return the identifiers by rank, name and value of the first, and the names of null-likes."""
+    """Return the identifiers by precedence, kind and value of the first, and null-like ones."""
     identifiers: list[str | None] = []
     user: tuple[str, str] | None = None
     ignored: list[str] = []
@@ -142,21 +142,20 @@ def _stable_id(
     for entry in entries:
         names = (entry,) if isinstance(entry, str) else entry
         if present.keys().isdisjoint(names):
-            continue  # as a rule
+            continue  # the common case
         sent = [name for name in names if name in present]
         nothing = [name for name in sent if normalize.identifier(present[name]) is None]
         ignored += [name for name in nothing if name not in ignored]
-        # The others are looked at all the same, for what is to be counted, and not kept.
+        # Later entries are checked too: their null-like values are counted, and not kept.
         if found[1] is None and len(sent) == len(names) and not nothing:
             values = tuple(present[name] for name in names)
             found = names, values[0] if len(values) == 1 else values
     return found
 
 
-def _stranger(present: Values, stable_names: Iterable[str]) -> tuple[str, str]:
-    """Return a hash of all other parameters, which tell two devices without an ID apart."""
-    # The time is left out, since it is part of the ID already, and may be written in another way
-    # when it is sent again.
+def _fingerprint(present: Values, stable_names: Iterable[str]) -> tuple[str, str]:
+    """Return a hash of all other parameters, which distinguishes devices without an ID."""
+    # Without the time: it is part of the event ID already, and a retry may spell it differently.
     others = sorted(present.keys() - {"created_at", *stable_names})
     return "parameters", digest([(name, present[name]) for name in others]).hex()
 
@@ -168,19 +167,19 @@ def _properties(
     ignored: Iterable[str],
     app: App,
 ) -> dict[str, str]:
-    """Return every parameter that has no column, as the text that was sent."""
+    """Return every parameter that has no column, as it was sent."""
     properties = {name: value for name, value in present.items() if name not in _IN_COLUMNS}
     if "event" in properties and "event_token" not in properties:
         properties["event_token"] = properties.pop("event")
-    # Where the column says less than was sent, the text is kept as well.
+    # The text is kept too if the column does not hold all of it.
     if "os_name" in present and present["os_name"].lower() != os_name:
         properties["os_name"] = present["os_name"]
     if "country" in present and country is None:
         properties["country"] = present["country"]
     for name in ignored:
-        if normalize.is_nothing(present[name]):
+        if normalize.is_null_word(present[name]):
             properties[name] = present[name]
-        else:  # zeros say nothing
+        else:  # zeros carry no information
             properties.pop(name, None)
     if app.keep is None:
         return properties
@@ -191,7 +190,7 @@ def _properties(
 
 
 def _without(event: Event, omitted: Iterable[str]) -> Event:
-    """Return the event without parameters that are stored nowhere; its identity stays."""
+    """Return the event without the parameters that are never stored; its ID does not change."""
     properties = {name: event.properties[name] for name in event.properties.keys() - set(omitted)}
     columns = dict.fromkeys(name for name in omitted if name in _COLUMNS)
     return msgspec.structs.replace(event, properties=properties, **columns)

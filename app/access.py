@@ -1,4 +1,4 @@
-"""May this caller speak for this app? Secrets and addresses."""
+"""Verification of callers: secrets, and allowlists of addresses."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +11,13 @@ from app.errors import NotConfigured, Unverified
 from app.parameters import clean, decode
 from app.settings import SECRET_MAX, Network, VendorAccess, secret_owner
 
-# Every byte of a secret may be escaped; what is longer is none, and is not decoded.
+# A character has up to four bytes, each of which may be escaped. Longer values are not decoded.
 _ENCODED_MAX_BYTES = 3 * 4 * SECRET_MAX
-# A stranger may send kilobytes in place of an address, and the cache would keep them.
+# Longer texts are no addresses, and must not fill the cache.
 _ADDRESS_MAX = 64
-# Some proxies write the port of the caller too; an IPv6 address then stands in brackets.
+# Some proxies append the caller's port; an IPv6 address is then in brackets.
 _WITH_PORT = re.compile(r"^(?:\[([^]]*)\]|([0-9.]+))(?::[0-9]+)?$")
-# For vendors whose credential is sent in a header, by rank.
+# Headers that may carry the credential, by precedence.
 CREDENTIAL_HEADERS = ("x-flokit-secret", "authorization")
 _BEARER = re.compile(r"bearer +", re.IGNORECASE)
 
@@ -25,7 +25,7 @@ _BEARER = re.compile(r"bearer +", re.IGNORECASE)
 class _Secret(NamedTuple):
     text: bytes
     owner: str
-    place: int
+    position: int
 
 
 class Access:
@@ -33,18 +33,19 @@ class Access:
 
     def __init__(self, vendors: Mapping[str, VendorAccess]) -> None:
         self._allowlists = {vendor: access.allowlist for vendor, access in vendors.items()}
-        # By owner: a workspace as `secret_owner` writes it, the empty text for the vendor itself.
+        # By owner: a workspace as `secret_owner` spells it, the empty text for the vendor itself.
         self._secrets = {
             vendor: {
                 owner: [
-                    _Secret(secret.encode(), owner, place) for place, secret in enumerate(secrets)
+                    _Secret(secret.encode(), owner, position)
+                    for position, secret in enumerate(secrets)
                 ]
                 for owner, secrets in {"": access.secrets, **access.workspaces}.items()
                 if secrets
             }
             for vendor, access in vendors.items()
         }
-        # Whether each secret was accepted since it was last reset, by vendor, owner and place.
+        # Whether each secret was accepted since the last reset, by vendor, owner and position.
         self.used = {
             vendor: {owner: [False] * len(secrets) for owner, secrets in owners.items()}
             for vendor, owners in self._secrets.items()
@@ -55,10 +56,10 @@ class Access:
     ) -> None:
         """Return if one of the candidates is a valid secret and `address` is allowed.
 
-        Valid are the secrets of the workspace, where it has its own, else the vendor's; of an app
-        that belongs to no workspace all of them. `address` is the caller's, as text; it may be
-        empty where the proxies did not send it. Raises NotConfigured where no secret is
-        configured, else Unverified.
+        A workspace with secrets of its own accepts only these, any other workspace those of the
+        vendor; for an unknown app (`workspace` is None) all of them are valid. `address` is empty
+        if the proxies did not send one. Raises NotConfigured if no secret is configured, else
+        Unverified.
         """
         owners = self._secrets.get(vendor, {})
         if workspace is None:
@@ -70,7 +71,7 @@ class Access:
         allowlist = self._allowlists[vendor]
         if allowlist and (len(address) > _ADDRESS_MAX or not _is_allowed(address, allowlist)):
             raise Unverified("address_not_allowed")
-        # Every secret is compared, so that the time tells nothing about a near miss.
+        # Every secret is compared, also after a match: the time taken reveals nothing.
         match: _Secret | None = None
         for secret in valid:
             for sent in candidates:
@@ -78,39 +79,39 @@ class Access:
                     match = match or secret
         if match is None:
             raise Unverified("wrong_secret")
-        self.used[vendor][match.owner][match.place] = True
+        self.used[vendor][match.owner][match.position] = True
 
 
 def find(query: bytes, name: bytes) -> bytes | None:
     """Return the value of the first parameter that begins with `name`, still encoded, or None.
 
-    `name` ends with the equals sign, and counts where it is sent literally. Nothing else of the
-    query is taken apart, so that a stranger's request costs next to nothing.
+    `name` includes the equals sign, and is matched unescaped. The rest of the query is not parsed,
+    so that unverified requests stay cheap.
     """
     if query.startswith(name):
         start = len(name)
     else:
-        place = query.find(b"&" + name)
-        if place < 0:
+        separator = query.find(b"&" + name)
+        if separator < 0:
             return None
-        start = place + 1 + len(name)
+        start = separator + 1 + len(name)
     end = query.find(b"&", start)
     return query[start:] if end < 0 else query[start:end]
 
 
 def sent_secrets(query: bytes, headers: Mapping[str, str]) -> Sequence[bytes]:
-    """Return the candidates for the secret of a request: of its URL, or else of a header.
+    """Return the candidates for the secret of a request: from its URL, or else from a header.
 
     `query` is the raw query of the URL; the names of `headers` are in lower case.
     """
     value = find(query, b"secret=")
     if value is not None:
-        if value.isalnum():  # as a rule
+        if value.isalnum():  # the common case: nothing to decode
             return (value,)
         text = _decoded(value)
         return () if text is None else (text.encode("utf-8", "surrogatepass"),)
     for name in CREDENTIAL_HEADERS:
-        # Blanks round it are no part of a value, and not every server takes them away.
+        # Blanks around a value are not part of it, but not every server strips them.
         if header := headers.get(name, "").strip(" \t"):
             sent = header.encode("utf-8", "surrogateescape")
             bearer = _BEARER.match(header)
@@ -119,21 +120,21 @@ def sent_secrets(query: bytes, headers: Mapping[str, str]) -> Sequence[bytes]:
 
 
 def sent_app_token(query: bytes) -> str | None:
-    """Return the clean app token of a raw query; None where there is none."""
+    """Return the clean app token of a raw query, or None."""
     value = find(query, b"app_token=")
-    if not value or value.isalnum():  # as a rule
+    if not value or value.isalnum():  # the common case
         return value.decode() if value else None
     text = _decoded(value)
     return clean(text) if text else None
 
 
 def _decoded(value: bytes) -> str | None:
-    """Return a value as it was meant; None where it is longer than any that is configured."""
+    """Decode a value; return None if it is longer than any secret may be."""
     return decode(value) if len(value) <= _ENCODED_MAX_BYTES else None
 
 
 class PublicHeaders(Mapping[str, str]):
-    """The headers of a request but for those that may hold a secret; read only when asked for."""
+    """The headers of a request without those that may carry a secret; read lazily."""
 
     __slots__ = ("_headers",)
 
@@ -153,11 +154,11 @@ class PublicHeaders(Mapping[str, str]):
 
 
 def counted_address(forwarded: Sequence[str], proxies: int) -> str:
-    """Return what the outermost of our own proxies has entered, from the lines of a header.
+    """Return the address that the outermost trusted proxy has appended to X-Forwarded-For.
 
-    Counted from the end, empty entries too: whatever stands further left may be forged.
+    Entries are counted from the end, empty ones too: those further left may be forged.
     """
-    # From the end alone: a stranger may send thousands.
+    # Split from the end only: a caller may send thousands of entries.
     entries = ",".join(forwarded).rsplit(",", proxies)
     return entries[-proxies].strip() if len(entries) >= proxies else ""
 
@@ -168,7 +169,7 @@ def _is_allowed(address: str, allowlist: Sequence[Network]) -> bool:
         ip = ip_address(_WITH_PORT.sub(r"\1\2", address))
     except ValueError:
         return False
-    # A socket that listens on :: sees IPv4 callers in this form.
+    # A socket that listens on :: reports IPv4 callers as IPv4-mapped addresses.
     if isinstance(ip, IPv6Address) and ip.ipv4_mapped:
         ip = ip.ipv4_mapped
     return any(ip in network for network in allowlist)

@@ -1,10 +1,10 @@
 """Bounded group commit. Knows nothing of events, Redis or SQL.
 
-While one batch is being committed the next one gathers: the size of a batch finds its own level,
-and an idle server answers after exactly one commit.
+While one batch is being committed the next one fills: the size of a batch adapts to the load, and
+an idle server answers after exactly one commit.
 
-Every item has an owner, and no owner crowds out another: none may fill the buffer alone, and
-batches are taken from all in turn.
+Every item has an owner. No owner can fill the buffer alone, and batches are taken from all owners
+round robin.
 """
 
 import asyncio
@@ -20,37 +20,37 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # An owner may hold this many times the free room (the dynamic threshold of Choudhury and Hahne for
-# shared switches): alone it gets 4/5 of the buffer, two greedy ones get 4/9 each, and the rest lets
-# the next one in.
+# shared-memory switches): one greedy owner gets 4/5 of the buffer, two get 4/9 each, and the rest
+# admits another owner.
 SHARE = 4
 
 
-class _Line(msgspec.Struct, Generic[Item, Result], eq=False):
-    """The items of one owner in the buffer: those that wait for a batch, and the undecided ones."""
+class _Queue(msgspec.Struct, Generic[Item, Result], eq=False):
+    """The items of one owner in the buffer: waiting for a batch, or undecided."""
 
     owner: Hashable
     count: int = 0
     size_bytes: int = 0
-    waiting: "deque[_Place[Item, Result]]" = msgspec.field(default_factory=deque)
-    undecided: "deque[_Place[Item, Result]]" = msgspec.field(default_factory=deque)
+    waiting: "deque[_Entry[Item, Result]]" = msgspec.field(default_factory=deque)
+    undecided: "deque[_Entry[Item, Result]]" = msgspec.field(default_factory=deque)
 
 
-class _Place(NamedTuple, Generic[Item, Result]):
-    """An item in the buffer, the line of its owner, and the future that its caller awaits."""
+class _Entry(NamedTuple, Generic[Item, Result]):
+    """An item in the buffer, the queue of its owner, and the future that its caller awaits."""
 
     item: Item
     size_bytes: int
-    line: _Line[Item, Result]
+    queue: _Queue[Item, Result]
     future: asyncio.Future[Result]
 
 
 class WriteBuffer(Generic[Item, Result]):
-    """Gathers items into batches, commits one batch at a time, and gives each item its result.
+    """Groups items into batches, commits one batch at a time, and returns each item's result.
 
-    `commit` gets a batch and returns one result for each item, in order; its exception goes to
-    every caller of the batch. An item whose result is `undecided` keeps its place and is committed
-    by `commit_one`, while the next batch is not held up. The work belongs to the buffer and not to
-    the callers: one that goes away changes nothing.
+    `commit` takes a batch and returns one result for each item, in order; its exception is raised
+    in every caller of the batch. An item with the result `undecided` stays in the buffer and is
+    committed by `commit_one`, without delaying the next batch. The work belongs to the buffer, not
+    to the callers: the cancellation of a caller changes nothing.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class WriteBuffer(Generic[Item, Result]):
         self._buffer_max = buffer_max
         self._batch_max_bytes = batch_max_bytes
         self._buffer_max_bytes = buffer_max_bytes
-        # An owner without items is forgotten: there are never more lines than items.
-        self._lines: dict[Hashable, _Line[Item, Result]] = {}
-        self._turns: deque[_Line[Item, Result]] = deque()  # the lines with waiting items
-        self._undecided_turns: deque[_Line[Item, Result]] = deque()
+        # A queue without items is removed: there are never more queues than items.
+        self._queues: dict[Hashable, _Queue[Item, Result]] = {}
+        self._rotation: deque[_Queue[Item, Result]] = deque()  # queues with waiting items
+        self._undecided_rotation: deque[_Queue[Item, Result]] = deque()
         self._count = 0
         self._bytes = 0
         self._flusher: asyncio.Task[None] | None = None
@@ -83,45 +83,45 @@ class WriteBuffer(Generic[Item, Result]):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __len__(self) -> int:
-        """Return the number of items that were accepted and have no result yet."""
+        """Return the number of accepted items without a result."""
         return self._count
 
     async def submit(self, item: Item, owner: Hashable, size_bytes: int = 0) -> Result:
-        """Return the result of `item` when it is committed.
+        """Commit `item` with a batch, and return its result.
 
-        Raises Unavailable at once when the buffer is closed or has no room for this owner, and
-        the exception of the commit.
+        Raises Unavailable at once if the buffer is closed or has no room for this owner, and
+        any exception of the commit.
         """
         if self._closed:
             raise Unavailable("buffer_closed")
-        line = self._lines.get(owner) or _Line(owner)
+        queue = self._queues.get(owner) or _Queue(owner)
         free, free_bytes = self._buffer_max - self._count, self._buffer_max_bytes - self._bytes
         if (
-            line.count >= SHARE * free
-            or line.size_bytes >= SHARE * free_bytes
+            queue.count >= SHARE * free
+            or queue.size_bytes >= SHARE * free_bytes
             or size_bytes > free_bytes
         ):
             raise Unavailable("buffer_full")
-        if self._loop is None:  # kept: looking it up costs a system call
+        if self._loop is None:  # cached: the look-up costs a system call
             self._loop = asyncio.get_running_loop()
         # A caller that is cancelled cancels only this future.
         future: asyncio.Future[Result] = self._loop.create_future()
-        if not line.count:
-            self._lines[owner] = line
-        if not line.waiting:
-            self._turns.append(line)
-        line.waiting.append(_Place(item, size_bytes, line, future))
-        line.count += 1
-        line.size_bytes += size_bytes
+        if not queue.count:
+            self._queues[owner] = queue
+        if not queue.waiting:
+            self._rotation.append(queue)
+        queue.waiting.append(_Entry(item, size_bytes, queue, future))
+        queue.count += 1
+        queue.size_bytes += size_bytes
         self._count += 1
         self._bytes += size_bytes
         if self._flusher is None:
-            # Starts after all other work of this turn of the loop, so it finds those items too.
+            # Runs after all callbacks of this loop iteration, and takes their items too.
             self._flusher = self._loop.create_task(self._flush())
         return await future
 
     async def close(self) -> None:
-        """Accept nothing more, and return when every accepted item has its result."""
+        """Accept no more items, and return once every accepted item has its result."""
         self._closed = True
         if self._flusher is not None:
             await self._flusher
@@ -130,11 +130,11 @@ class WriteBuffer(Generic[Item, Result]):
 
     async def _flush(self) -> None:
         try:
-            while self._turns:
+            while self._rotation:
                 batch, items = self._take_batch()
                 try:
                     results = await self._commit(items)
-                except Exception as error:  # noqa: BLE001 - handed to every caller of the batch
+                except Exception as error:  # noqa: BLE001 - raised in every caller of the batch
                     self._fail(batch, error)
                 except asyncio.CancelledError:
                     self._fail(batch, Unavailable("cancelled"))
@@ -145,76 +145,76 @@ class WriteBuffer(Generic[Item, Result]):
             self._flusher = None
 
     async def _decide(self) -> None:
-        """Commit the undecided items one by one, an item of each owner in turn."""
+        """Commit the undecided items one by one, round robin over their owners."""
         try:
-            while self._undecided_turns:
-                line = self._undecided_turns.popleft()
-                place = line.undecided.popleft()
-                if line.undecided:
-                    self._undecided_turns.append(line)
+            while self._undecided_rotation:
+                queue = self._undecided_rotation.popleft()
+                entry = queue.undecided.popleft()
+                if queue.undecided:
+                    self._undecided_rotation.append(queue)
                 try:
-                    result = await self._commit_one(place.item)
-                except Exception as error:  # noqa: BLE001 - handed to its caller
-                    self._fail([place], error)
+                    result = await self._commit_one(entry.item)
+                except Exception as error:  # noqa: BLE001 - raised in its caller
+                    self._fail([entry], error)
                 except asyncio.CancelledError:
-                    self._fail([place], Unavailable("cancelled"))
+                    self._fail([entry], Unavailable("cancelled"))
                     raise
                 else:
-                    self._deliver([place], [result])
+                    self._deliver([entry], [result])
         finally:
             self._decider = None
 
-    def _take_batch(self) -> tuple[list[_Place[Item, Result]], list[Item]]:
-        """Return an item of each owner in turn, again and again, until the batch is full."""
-        batch: list[_Place[Item, Result]] = []
+    def _take_batch(self) -> tuple[list[_Entry[Item, Result]], list[Item]]:
+        """Return the next batch and its items, taken from all owners round robin."""
+        batch: list[_Entry[Item, Result]] = []
         items: list[Item] = []
         size_bytes = 0
-        passed_over: list[_Line[Item, Result]] = []
-        while self._turns and len(batch) + len(passed_over) < self._batch_max:
-            line = self._turns.popleft()
-            if batch and size_bytes + line.waiting[0].size_bytes > self._batch_max_bytes:
-                # Too large for this batch: the small items of other owners go on.
-                passed_over.append(line)
+        passed_over: list[_Queue[Item, Result]] = []
+        while self._rotation and len(batch) + len(passed_over) < self._batch_max:
+            queue = self._rotation.popleft()
+            if batch and size_bytes + queue.waiting[0].size_bytes > self._batch_max_bytes:
+                # Does not fit in this batch; smaller items of other owners may.
+                passed_over.append(queue)
                 continue
-            place = line.waiting.popleft()
-            batch.append(place)
-            items.append(place.item)
-            size_bytes += place.size_bytes
-            if line.waiting:
-                self._turns.append(line)
-        self._turns.extendleft(reversed(passed_over))
+            entry = queue.waiting.popleft()
+            batch.append(entry)
+            items.append(entry.item)
+            size_bytes += entry.size_bytes
+            if queue.waiting:
+                self._rotation.append(queue)
+        self._rotation.extendleft(reversed(passed_over))
         return batch, items
 
-    def _deliver(self, batch: Sequence[_Place[Item, Result]], results: Sequence[Result]) -> None:
-        left = []
-        for place, result in zip(batch, results, strict=True):
+    def _deliver(self, batch: Sequence[_Entry[Item, Result]], results: Sequence[Result]) -> None:
+        done = []
+        for entry, result in zip(batch, results, strict=True):
             if result is self._undecided:
-                self._postpone(place)
+                self._postpone(entry)
                 continue
-            if not place.future.done():  # its caller may have gone away
-                place.future.set_result(result)
-            left.append(place)
-        self._leave(left)
+            if not entry.future.done():  # its caller may have been cancelled
+                entry.future.set_result(result)
+            done.append(entry)
+        self._remove(done)
 
-    def _fail(self, batch: Sequence[_Place[Item, Result]], error: Exception) -> None:
-        for place in batch:
-            if not place.future.done():
-                place.future.set_exception(error)
-        self._leave(batch)
+    def _fail(self, batch: Sequence[_Entry[Item, Result]], error: Exception) -> None:
+        for entry in batch:
+            if not entry.future.done():
+                entry.future.set_exception(error)
+        self._remove(batch)
 
-    def _postpone(self, place: _Place[Item, Result]) -> None:
-        line = place.line
-        if not line.undecided:
-            self._undecided_turns.append(line)
-        line.undecided.append(place)
+    def _postpone(self, entry: _Entry[Item, Result]) -> None:
+        queue = entry.queue
+        if not queue.undecided:
+            self._undecided_rotation.append(queue)
+        queue.undecided.append(entry)
         if self._decider is None:
             self._decider = asyncio.create_task(self._decide())
 
-    def _leave(self, places: Sequence[_Place[Item, Result]]) -> None:
-        for _, size_bytes, line, _ in places:
-            line.count -= 1
-            line.size_bytes -= size_bytes
+    def _remove(self, entries: Sequence[_Entry[Item, Result]]) -> None:
+        for _, size_bytes, queue, _ in entries:
+            queue.count -= 1
+            queue.size_bytes -= size_bytes
             self._count -= 1
             self._bytes -= size_bytes
-            if not line.count:
-                del self._lines[line.owner]
+            if not queue.count:
+                del self._queues[queue.owner]

@@ -53,12 +53,12 @@ async def commit_contested(event: Event, claims: Claims, sink: Sink) -> Outcome:
     try:
         with WRITE_SECONDS.time():
             outcome = await sink.write_contested(event)
-    except Exception as error:  # noqa: BLE001 - whatever the error, a retry is safe and wanted
+    except Exception as error:  # noqa: BLE001 - after any error a retry is safe
         _log_failure(1, error)
         outcome = Outcome.FAILED
     finally:
-        # Released even when it is written: the connection for contested events may lead to other
-        # data than the claims are about. The next delivery finds the row, and settles.
+        # Released even after a write: the connection for contested events may lead to another
+        # database than the claims belong to. The next delivery finds the row, and settles.
         with SETTLE_SECONDS.time():
             await claims.release([event.event_id])
     count_events([event], [outcome])
@@ -66,7 +66,7 @@ async def commit_contested(event: Event, claims: Claims, sink: Sink) -> Outcome:
 
 
 def _unclaimed(unique: Mapping[bytes, Event], answers: Sequence[Claim]) -> dict[bytes, Outcome]:
-    """Return the outcomes of events that are not ours to write."""
+    """Return the outcomes of the events without a held claim."""
     return {
         id_: Outcome.DUPLICATE if answer is Claim.SEEN else Outcome.CONTESTED
         for id_, answer in zip(unique, answers, strict=True)
@@ -83,7 +83,7 @@ async def _write(events: Sequence[Event], claims: Claims, sink: Sink) -> Mapping
     except asyncio.CancelledError:
         await claims.release(ids)
         raise
-    except Exception as error:  # noqa: BLE001 - whatever the error, a retry is safe and wanted
+    except Exception as error:  # noqa: BLE001 - after any error a retry is safe
         await claims.release(ids)
         _log_failure(len(ids), error)
         return dict.fromkeys(ids, Outcome.FAILED)
@@ -100,7 +100,7 @@ async def _write(events: Sequence[Event], claims: Claims, sink: Sink) -> Mapping
 
 
 def _unfold(events: Sequence[Event], outcomes: dict[bytes, Outcome]) -> Sequence[Outcome]:
-    """Return the outcome of each event: of repeats, only the first one was written."""
+    """Return the outcome of each event; repeats of a written event are duplicates."""
     unfolded = []
     for event in events:
         unfolded.append(outcome := outcomes[event.event_id])
@@ -110,7 +110,7 @@ def _unfold(events: Sequence[Event], outcomes: dict[bytes, Outcome]) -> Sequence
 
 
 def _log_failure(events: int, error: Exception) -> None:
-    # Only the first line: in the following ones PostgreSQL shows the row.
+    # Only the first line: PostgreSQL quotes the row in the following ones.
     detail = str(error).partition("\n")[0]
     log.error(
         "batch failed", extra={"events": events, "error": type(error).__name__, "detail": detail}

@@ -1,9 +1,8 @@
-"""Every way to fail that a caller can see, with its HTTP status.
+"""Every error that a caller can see, with its HTTP status.
 
-A 4xx tells the vendor never to send the callback again, so there are just four: a callback that
-is not verified, a vendor that does not exist, a body that cannot be read, a method that is not
-served. Whatever else goes wrong is a 5xx, or a connection that is closed without an answer: the
-vendor tries again after both.
+A 4xx is final: the vendor never sends the callback again. So there are just four: an unverified
+callback, an unknown vendor or path, an unreadable body, and a method that is not served. Any other
+failure is a 5xx, or a connection closed without an answer: the vendor retries after both.
 """
 
 from http import HTTPStatus
@@ -61,14 +60,14 @@ class TooManyParameters(Rejected):
 
 
 class NotConfigured(Rejected):
-    """No secret is configured for the vendor: our own fault, and nobody is let in."""
+    """No secret is configured for the vendor: every callback is refused until one is."""
 
     status = 503
     message = "Service Unavailable"
 
 
 class Unavailable(GatewayError):
-    """Not now: the buffer is full, or closed, or a clock is wrong."""
+    """A temporary refusal: the buffer is full or closed, or a clock is wrong."""
 
     status = 503
     message = "Service Unavailable"
@@ -79,7 +78,7 @@ class WriteFailed(GatewayError):
 
 
 class Unreadable(GatewayError):
-    """The request never became one: too large, too slow or not HTTP. Closed, never answered."""
+    """No complete HTTP request: too large, too slow or malformed. Closed without an answer."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -91,7 +90,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def error_answer(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
-    """Return the answer to an error; a 503 says when to try again."""
+    """Return the answer to an error; a 503 has a Retry-After header."""
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers += (("Retry-After", str(RETRY_AFTER_S)),)
     return Answer(status, msgspec.json.encode({"error": message}), headers)

@@ -1,4 +1,4 @@
-"""The vocabulary: what arrives, what is kept, and the ID that makes an event itself."""
+"""The vocabulary: callbacks, apps, events, outcomes, and the identity of an event."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -11,19 +11,19 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 ID_BYTES = 16
 
-# Before 2010 there was no MMP; a clock that runs ahead does so by less than a day.
+# There was no mobile measurement before 2010. A device's clock may be ahead by up to a day.
 OLDEST_OCCURRED_AT = datetime(2010, 1, 1, tzinfo=UTC)
 AHEAD_MAX = timedelta(hours=24)
 
 
 class Callback(msgspec.Struct, frozen=True, kw_only=True):
-    """One request of a vendor, decoded and verified; the credential is already taken out.
+    """One request of a vendor, decoded, verified, and without its credential.
 
     `query` holds the parameters of the URL, `parameters` those and the body's (the URL's win).
     Both are clean: no NUL, no lone surrogate, no white space around a value. `headers` (names
     in lower case) and `body` are for vendors that put more than parameters there.
-    `occurred_from` is the oldest `occurred_at` that is accepted today; with `any_time` every one
-    is, for a gateway that cannot trust its own clock.
+    `occurred_from` is the oldest accepted `occurred_at`; `any_time` accepts all of them, for a
+    gateway that cannot trust its own clock.
     """
 
     query: Mapping[str, str]
@@ -35,7 +35,7 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes = b""
 
     def accepts(self, occurred_at: datetime) -> bool:
-        """Whether an event of this moment may be kept: not too old, and not from the future."""
+        """Whether the time of an event is acceptable: neither too old nor in the future."""
         return self.occurred_from <= occurred_at <= self.received_at + AHEAD_MAX or self.any_time
 
 
@@ -66,9 +66,9 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
 class Event(msgspec.Struct, frozen=True, kw_only=True):
     """The canonical event, as it is stored: one field for each column of `events`.
 
-    `has_stable_id` says that `event_id` does not depend on `occurred_at`, so that the sink must
-    also recognise the event under another time. `ignored` names the identifiers that were sent
-    with a machine-made word for nothing, and so count as absent; it is not stored.
+    With `has_stable_id`, `event_id` does not depend on `occurred_at`, so that the sink must also
+    recognise the event under another time. `ignored` names the identifiers that were sent as a
+    null-like word or zeros, and so count as absent; it is not stored.
     """
 
     event_id: bytes
@@ -101,9 +101,9 @@ class DropReason(Enum):
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """A callback that will never become an event, and why.
+    """A callback that will never become an event, with the reason.
 
-    `subject` is the entry of the app's `ignore` that it matched, else empty.
+    `subject` is the matched entry of the app's `ignore`, else empty.
     """
 
     reason: DropReason
@@ -115,9 +115,9 @@ class Outcome(Enum):
 
     WRITTEN = "written"  # this call wrote the row
     DUPLICATE = "duplicate"  # exactly one row was there before
-    REFUSED = "refused"  # the database will never take it
+    REFUSED = "refused"  # the database will never accept it
     CONTESTED = "contested"  # undecided: another writer has it under way, or it needs a new chunk
-    FAILED = "failed"  # stored or not: the retry decides; never returned by a sink
+    FAILED = "failed"  # possibly stored: the retry decides; never returned by a sink
 
 
 def event_id(
@@ -130,7 +130,7 @@ def event_id(
     raw_event_id: str,
     stable_id: str | tuple[str, ...] | None,
 ) -> bytes:
-    """Return the 16 bytes that identify an event, whichever way and however often it is sent.
+    """Return the 16 bytes that identify an event, the same for every delivery of it.
 
     `user` is a pair of the kind of identifier and its value, so that a `user_id` never equals an
     `adid` of the same text. With a `stable_id`, the time and the raw event ID do not count.

@@ -80,7 +80,7 @@ class Gateway:
 
     @property
     def is_ready(self) -> bool:
-        """Whether new callbacks are welcome here."""
+        """Whether load balancers should send new callbacks here."""
         return self.sink_answered and not self.is_draining
 
     def readiness(self) -> Readiness:
@@ -109,7 +109,7 @@ class Gateway:
             self._tasks.append(asyncio.create_task(work))
 
     async def drain(self) -> None:
-        """Turn readiness red and go on serving until callers have gone elsewhere."""
+        """Report not ready, and go on serving until load balancers have reacted."""
         self.is_draining = True
         await asyncio.sleep(self.settings.drain_pause_s)
 
@@ -119,11 +119,13 @@ class Gateway:
             task.cancel()
         timeout_s = CLOSE_PER_COMMIT * self.settings.commit_timeout_s
         try:
-            # No caller waits any more: a database that hangs is given up after the same time.
+            # No caller waits any more; a database that hangs must not keep the process alive.
             async with asyncio.timeout(timeout_s):
                 await self.buffer.close()
         except TimeoutError:
-            log.error("events given up, unanswered", extra={"events": len(self.buffer)})
+            log.error(
+                "uncommitted events abandoned, unanswered", extra={"events": len(self.buffer)}
+            )
         for part in (self.claims, self.sink, self.observer):
             with suppress(TimeoutError):  # the end of the process closes the rest
                 async with asyncio.timeout(timeout_s):
@@ -135,7 +137,7 @@ class Gateway:
             try:
                 await self.sink.ping()
                 self.sink_answered = True
-            except Exception as error:  # noqa: BLE001 - pinged again, whatever the error
+            except Exception as error:  # noqa: BLE001 - pinged again after any error
                 log.warning("not ready: the sink does not answer", extra={"error": str(error)})
                 await asyncio.sleep(PROBE_S)
 
@@ -143,7 +145,7 @@ class Gateway:
         """Keep the gauges, for a scrape that another worker answers; never returns."""
         was_right = True
         while True:
-            with suppress(OSError):  # a full disk: a gauge in a file stays as it was
+            with suppress(OSError):  # a full disk: a gauge in a file keeps its last value
                 self.measure()
             is_right = self.is_clock_right()
             if is_right != was_right and self.sink_answered:
@@ -152,9 +154,9 @@ class Gateway:
             await asyncio.sleep(PROBE_S)
 
     def measure(self) -> None:
-        """Set the gauges from plain numbers, which cost the path next to nothing.
+        """Set the gauges from plain attributes, which are cheap to keep on the request path.
 
-        A secret appears by its position in the list of its vendor only.
+        A secret is identified only by its position in its setting.
         """
         metrics.IN_FLIGHT.set(self.ingest.in_flight)
         metrics.BUFFER_EVENTS.set(len(self.buffer))
@@ -180,9 +182,9 @@ def create_gateway(
     sink: Sink | None = None,
     observer: Observer = UNOBSERVED,
 ) -> Gateway:
-    """Return a gateway of the settings' parts; raises WorkspacesError and SettingsError.
+    """Return a gateway built from the settings; raises WorkspacesError and SettingsError.
 
-    Tests hand in another claim store or sink.
+    Tests pass another claim store or sink.
     """
     vendors = adapters.load()
     sink = sink or TimescaleSink(settings.database_url, commit_timeout_s=settings.commit_timeout_s)
@@ -204,10 +206,10 @@ def create_gateway(
 
 def _log_clock(is_right: bool, ahead_s: float | None) -> None:
     if is_right:
-        log.info("the clock agrees with that of the database")
+        log.info("the clock agrees with the database's")
     else:
         log.error(
-            "the clock differs from that of the database, or that is not known: "
-            "times that it would refuse are answered 503",
+            "the clock differs from the database's, or the difference is not known: "
+            "callbacks with an unacceptable time are answered 503, not dropped",
             extra={"ahead_s": ahead_s},
         )

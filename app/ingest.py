@@ -27,11 +27,11 @@ from app.telemetry.observer import Submit
 from app.telemetry.outcomes import count_drop, count_failure
 from app.workspaces import Workspaces
 
-# A larger body is parsed in a thread: its parameters would hold the loop too long.
+# A larger body is parsed in a thread, since it would block the event loop too long.
 BODY_AT_ONCE_BYTES = 16 * 1024
-# Of larger bodies so much may wait for the thread; they have left the budget of the connections.
+# Limit on large bodies that wait for the thread: the connections' budget counts them no longer.
 WAITING_MAX_BYTES = 64 * 1024 * 1024
-# Before an unverified callback is answered.
+# Delay of the answer to an unverified callback.
 UNVERIFIED_PAUSE_S = 0.1
 
 
@@ -65,12 +65,12 @@ class Request(msgspec.Struct, frozen=True):
     read_body: Callable[[], Awaitable[bytes]] | None = None
 
 
-# The time of the wall clock.
+# The wall clock.
 utc_now = partial(datetime.now, UTC)
 
 
 class Ingest:
-    """Handles one callback at a time, many at once."""
+    """Turns each request into a committed event or a drop, and a receipt."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Ingest:
         self._retention_d = retention_d
         self._now = now
         self.in_flight = 0
-        # One thread: several would take turns of 5 ms with each other before the loop has its own.
+        # One thread: several would compete with the event loop for the interpreter's lock.
         self._large_bodies = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._waiting_bytes = 0
 
@@ -117,7 +117,7 @@ class Ingest:
             if outcome is Outcome.FAILED:
                 raise WriteFailed("write_failed")
             return RECEIPTS[outcome]
-        except Unavailable as error:  # not even tried
+        except Unavailable as error:  # no write was attempted
             count_failure(request.vendor, workspace, error.reason)
             raise
         except Unverified as error:
@@ -127,7 +127,7 @@ class Ingest:
             self.in_flight -= 1
 
     def _verified_app(self, request: Request) -> App | None:
-        """Return the app of a request, None where it is unknown; raises GatewayError.
+        """Return the app of a request, None if it is unknown; raises GatewayError.
 
         Nothing of the request is parsed before its secret is verified.
         """
@@ -175,14 +175,14 @@ class Ingest:
             raise Unavailable("buffer_full")
         self._waiting_bytes += (size_bytes := len(body))
 
-        def leave(_: object) -> None:
+        def release(_: object) -> None:
             self._waiting_bytes -= size_bytes
 
         parsed = asyncio.get_running_loop().run_in_executor(
             self._large_bodies, parse_body, content_type, body
         )
-        parsed.add_done_callback(leave)
-        # Shielded: the thread keeps the body until its turn, even when the caller hangs up.
+        parsed.add_done_callback(release)
+        # Shielded: the queued body stays in memory, and is counted, even if the caller hangs up.
         return await asyncio.shield(parsed)
 
     def _event(self, adapter: Adapter, callback: Callback, app: App | None) -> Event | Drop:
@@ -195,8 +195,8 @@ class Ingest:
                 for name in event.ignored:
                     IDENTIFIERS_IGNORED.labels(app.vendor, name).inc()
                 return event
-            # A drop for its time alone, while our own clock may be wrong, is refused for now.
-            is_for_our_clock = (
+            # Dropped for its time alone while our clock may be wrong: answered 503 instead.
+            depends_on_clock = (
                 event.reason is DropReason.INVALID_TIMESTAMP
                 and not self._is_clock_right()
                 and isinstance(adapter.parse(replace(callback, any_time=True), app), Event)
@@ -204,15 +204,15 @@ class Ingest:
         except Exception:
             count_failure(app.vendor, app.workspace_id, "adapter_error")
             raise
-        if is_for_our_clock:
+        if depends_on_clock:
             raise Unavailable("clock_differs")
         return event
 
 
 async def _pause(error: Unverified) -> None:
-    """Sleep before the answer: a caller that guesses gets less of the loop than others."""
+    """Delay the answer, so that guessing secrets is slow."""
     try:
         await asyncio.sleep(UNVERIFIED_PAUSE_S)
     except asyncio.CancelledError:
-        REJECTED.labels(error.reason).inc()  # a caller that hangs up meanwhile counts too
+        REJECTED.labels(error.reason).inc()  # a caller that hangs up meanwhile is counted too
         raise

@@ -6,15 +6,16 @@ from datetime import UTC, datetime, timedelta, timezone
 from app.event import EPOCH
 
 OS_NAMES = {"ios": "ios", "ipados": "ios", "android": "android"}
-# What programs print where they have no value: `null` of Java's and Dart's string templates,
-# `(null)` of Objective-C, `<nil>` of Go, `[object Object]` of JavaScript, `None` of Python.
-NOTHING = frozenset({
+# Null-like words, which programs print for a missing value: `null` in Java's and Dart's string
+# templates, `(null)` in Objective-C, `<nil>` in Go, `[object Object]` in JavaScript, `None` in
+# Python.
+NULL_WORDS = frozenset({
     "null", "nil", "none", "undefined", "nan", "n/a", "na", "unknown", "0", "-1", "anonymous",
     "guest", "object object",
 })  # fmt: skip
 _PAIRS = {"(": ")", "<": ">", "[": "]", '"': '"', "'": "'", "`": "`"}
-_NOTHING_MAX = max(map(len, NOTHING)) + 2
-# Zeros and words between marks begin like this; most identifiers do not.
+_NULL_WORD_MAX = max(map(len, NULL_WORDS)) + 2
+# First characters of zeros and of quoted words; most identifiers begin otherwise.
 _SUSPECT = frozenset({*"-0", *_PAIRS})
 
 _SECOND_DIGITS = 10
@@ -32,28 +33,28 @@ _ISO = re.compile(
 
 
 def identifier(text: str) -> str | None:
-    """Return an identifier as it was sent; None where it is a word for nothing, or all zeros."""
-    if text.lower() in NOTHING:
+    """Return an identifier as sent; None if it is a null-like word or all zeros."""
+    if text.lower() in NULL_WORDS:
         return None
-    return None if text[:1] in _SUSPECT and (is_nothing(text) or is_zero(text)) else text
+    return None if text[:1] in _SUSPECT and (is_null_word(text) or is_zero(text)) else text
 
 
-def is_nothing(text: str) -> bool:
-    """Whether a text is a word that programs print for nothing, also within one pair of marks."""
-    return len(text) <= _NOTHING_MAX and _without_marks(text).lower() in NOTHING
+def is_null_word(text: str) -> bool:
+    """Whether a text is a null-like word, bare or in one pair of quotes or brackets."""
+    return len(text) <= _NULL_WORD_MAX and _unquoted(text).lower() in NULL_WORDS
 
 
 def is_zero(text: str) -> bool:
-    """Whether an identifier is all zeros, as every device has it whose user denied tracking."""
-    return _ALL_ZERO.fullmatch(_without_marks(text)) is not None
+    """Whether an identifier is all zeros, as on every device with tracking denied."""
+    return _ALL_ZERO.fullmatch(_unquoted(text)) is not None
 
 
-def _without_marks(text: str) -> str:
+def _unquoted(text: str) -> str:
     return text[1:-1] if _PAIRS.get(text[:1]) == text[-1:] else text
 
 
 def country(text: str) -> str | None:
-    """Return the upper-case code of a country; None where the text is no code."""
+    """Return the code of a country in upper case; None for any other text."""
     return text.upper() if _COUNTRY.fullmatch(text) else None
 
 
@@ -66,7 +67,7 @@ def time(text: str) -> datetime | None:
     """Read Unix seconds, Unix milliseconds or ISO 8601; None for anything else."""
     try:
         if len(text) == _SECOND_DIGITS and text.isascii() and text.isdecimal():
-            return datetime.fromtimestamp(int(text), UTC)  # nearly always, and takes half the time
+            return datetime.fromtimestamp(int(text), UTC)  # the common case, without a pattern
         if unix := _UNIX.fullmatch(text):
             digits, fraction = unix[1], unix[2] or ""
             decimals = 3 if len(digits) == _MILLISECOND_DIGITS else 6
@@ -75,7 +76,7 @@ def time(text: str) -> datetime | None:
         if iso := _ISO.fullmatch(text):
             return _iso_time(iso)
     except (ValueError, OverflowError):
-        pass  # not a date of the calendar: as wrong as any other text
+        pass  # no such date or time of day
     return None
 
 

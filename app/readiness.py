@@ -32,11 +32,11 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 def is_clock_right(ahead_s: float | None) -> bool:
-    """Return whether two clocks are known to agree; `ahead_s` None is not known."""
+    """Return whether two clocks are known to agree; `ahead_s` is None if not known."""
     return ahead_s is not None and abs(ahead_s) <= CLOCK_TOLERANCE_S
 
 
 def clock_state(ahead_s: float | None) -> ClockState:
-    """Return the state of a clock that is ahead by so many seconds, or by None: not known."""
+    """Return the state of a clock that is `ahead_s` seconds ahead, or None if not known."""
     state = "right" if is_clock_right(ahead_s) else "not known" if ahead_s is None else "wrong"
     return ClockState(state, None if ahead_s is None else round(ahead_s, 3))

@@ -16,22 +16,23 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 SECRET_SUFFIX = "_CALLBACK_SECRET"  # noqa: S105 - part of a name
 ALLOWLIST_SUFFIX = "_IP_ALLOWLIST"
-# <VENDOR>_CALLBACK_SECRET__<WORKSPACE> has the secrets of one workspace.
+# <VENDOR>_CALLBACK_SECRET__<WORKSPACE> holds the secrets of one workspace.
 OWNER_SEPARATOR = "__"
 _VENDOR = re.compile(r"[A-Z][A-Z0-9_]*")
 _VENDOR_SETTING = re.compile(rf"({_VENDOR.pattern})(?:{SECRET_SUFFIX}|{ALLOWLIST_SUFFIX})")
 
-# Longer ones would cost a stranger's request more than a look over its head.
+# Bounds the cost of verifying a caller.
 SECRET_MAX = 1024
 
 # The lease must outlive a commit with room for clocks and pauses.
 LEASE_PER_COMMIT = 2
-# PostgreSQL looks for a deadlock after `deadlock_timeout`; a commit must live through a few.
+# PostgreSQL checks for a deadlock after `deadlock_timeout`; a commit must outlast a few checks.
 COMMIT_PER_DEADLOCK = 3
-# With a retention, what is older than it less these days is not accepted: so long any row lives.
+# With a retention, events older than RETENTION_D less these days are dropped, so that every row is
+# kept for at least as many days.
 ROW_LIFE_MIN_D = 31
 RETENTION_MIN_D = 2 * ROW_LIFE_MIN_D
-# Where the gateway's clock and the database's are further apart, one of them is wrong.
+# If the gateway's clock and the database's are further apart, one of them is wrong.
 CLOCK_TOLERANCE_S = 300.0
 _SCHEMES = {
     "DATABASE_URL": ("postgresql", "postgres"),
@@ -52,9 +53,9 @@ class SettingsError(Exception):
 
 
 class VendorAccess(msgspec.Struct, frozen=True):
-    """The secrets that are valid for a vendor now, and the networks it may call from.
+    """The valid secrets of a vendor, and the networks it may call from.
 
-    `workspaces` has the secrets of workspaces with their own, by `secret_owner`.
+    `workspaces` holds the secrets of single workspaces, by `secret_owner`.
     """
 
     secrets: tuple[str, ...] = ()
@@ -134,9 +135,8 @@ def _checked_url(name: str, text: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-@lru_cache(maxsize=4096)
 def secret_owner(workspace: str) -> str:
-    """Return a workspace's ID as it stands at the end of the variable with its secrets."""
+    """Return a workspace's ID as spelled at the end of the variable with its secrets."""
     return re.sub(r"[^A-Z0-9_]", "_", workspace.upper())
 
 
@@ -174,7 +174,7 @@ def _read_secrets(name: str, environ: Mapping[str, str]) -> tuple[str, ...]:
             raise SettingsError(f"{name}: secret {place} begins or ends with white space")
         if len(secret) > SECRET_MAX:
             raise SettingsError(f"{name}: secret {place} is longer than {SECRET_MAX} characters")
-        # Bytes of the environment that are no text come as lone surrogates.
+        # Python decodes invalid UTF-8 in the environment to lone surrogates.
         if any("\ud800" <= character <= "\udfff" for character in secret):
             raise SettingsError(f"{name}: secret {place} is not UTF-8")
     return secrets
@@ -204,7 +204,6 @@ def _check_relations(settings: Settings) -> None:
             f"RETENTION_D: {settings.retention_d} is neither 0 (keep for ever) nor "
             f"at least {RETENTION_MIN_D}"
         )
-
     if settings.retention_d and settings.seen_window_d > ROW_LIFE_MIN_D:
         raise SettingsError(
             f"SEEN_WINDOW_D: {settings.seen_window_d:g} is more than the {ROW_LIFE_MIN_D} days "
@@ -213,7 +212,7 @@ def _check_relations(settings: Settings) -> None:
 
 
 def check_deadlock_timeout(commit_timeout_s: float, deadlock_timeout_s: float) -> None:
-    """Raise SettingsError where the server would look for a deadlock too late for a commit."""
+    """Raise SettingsError if the server checks for a deadlock too late for a commit."""
     if commit_timeout_s <= COMMIT_PER_DEADLOCK * deadlock_timeout_s:
         raise SettingsError(
             f"COMMIT_TIMEOUT_S: {commit_timeout_s:g} must be above {COMMIT_PER_DEADLOCK} times the "

@@ -1,7 +1,7 @@
-"""How the process ends: by SIGTERM or SIGINT from its first moment on, and without its threads.
+"""The end of the process: by SIGTERM or SIGINT from its start on, and without joining threads.
 
-As process 1, in a container, a process ignores a signal without a handler: a signal that arrived
-during the imports would be lost, and with it the drain.
+The kernel discards a signal without a handler for process 1 of a container: one that arrives during
+the imports would be lost.
 """
 
 import os

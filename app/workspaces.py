@@ -1,7 +1,8 @@
-"""(vendor, app token) -> workspace and mapping: watch the file, and take its changes over.
+"""The apps of the workspaces file by vendor and app token, reloaded when the file changes.
 
-However large the file is, nobody waits: another process decodes it, an app is a row of bytes, which
-costs the garbage collector nothing, until it is used, and rows are taken over some at a time.
+A reload blocks no callback, however large the file is: another process decodes it, rows are
+received in chunks, and an app is a row of bytes, invisible to the garbage collector, until its
+first callback.
 """
 
 import asyncio
@@ -28,19 +29,19 @@ from app.workspaces_file import (
     decode,
     digest_of,
     key_of,
-    look,
     read_bytes,
+    read_digest,
     rows,
 )
 
 POLL_S = 1.0
-# A large file is looked at less often: each look reads all of it.
+# A large file is polled less often, since each poll reads all of it.
 POLL_BYTES = 16 * 1024 * 1024
-# A file that takes longer is on a volume that hangs.
-LOOK_TIMEOUT_S = 5.0
+# A poll that takes longer is logged: the volume hangs.
+POLL_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 25.0
 READER = "app.workspaces_file"
-# The apps that are at hand; to decode another one takes some microseconds.
+# Limit on decoded apps; any other app is decoded at its next callback.
 DECODED_MAX = 4_096
 CHUNK_BYTES = 64 * 1024
 
@@ -48,16 +49,16 @@ log = logging.getLogger(__name__)
 
 
 class _NotReadError(WorkspacesError):
-    """Nothing is known of the file yet: it is tried again."""
+    """The file could not be judged: the reload is retried."""
 
 
 _decode_app = msgspec.json.Decoder(App).decode
 
 
 class _Table:
-    """The apps of one file, by name, each as JSON; and its pairs of vendor and workspace.
+    """The apps of one file, by key, each as JSON; and its pairs of vendor and workspace.
 
-    Neither texts nor bytes are tracked by the garbage collector.
+    The garbage collector tracks neither `str` nor `bytes`.
     """
 
     def __init__(self) -> None:
@@ -66,13 +67,13 @@ class _Table:
         self.callbacks: set[tuple[str, ...]] = set()
         self.is_complete = False
 
-    def take(self, lines: list[bytes]) -> None:
-        """Take some lines of the reader; raises WorkspacesError."""
+    def add(self, lines: list[bytes]) -> None:
+        """Add lines of the reader's output; raises WorkspacesError."""
         for line in lines:
             kind, _, rest = line.partition(b"\t")
             if kind == b"app":
-                name, _, row = rest.partition(b"\t")
-                self.apps[name.decode()] = row
+                key, _, row = rest.partition(b"\t")
+                self.apps[key.decode()] = row
             elif kind == b"callbacks":
                 self.callbacks.add(tuple(rest.decode().split("\t")))
             elif kind == b"digest":
@@ -82,14 +83,14 @@ class _Table:
             elif kind == b"error":
                 raise WorkspacesError(rest.decode())
             else:
-                raise _NotReadError("its reader says something else")
+                raise _NotReadError("unexpected output of its reader")
 
 
 class Workspaces:
-    """The apps of the file as it is now; a wrong file leaves the last good one in use."""
+    """The apps of the current file; a wrong file leaves the last good one in use."""
 
     def __init__(self, path: Path, vendors: Collection[str]) -> None:
-        """Read the file, here and now; raises WorkspacesError."""
+        """Read the file in this process; raises WorkspacesError."""
         self._path = path
         self._vendors = sorted(vendors)
         self._decoded: dict[tuple[str, str], App] = {}
@@ -100,11 +101,12 @@ class Workspaces:
         table.apps = dict(rows(apps))
         table.callbacks = {(app.vendor, app.workspace_id) for app in apps.values()}
         self._size_bytes = len(text)
+        # The digest of the last file that was loaded or refused, or the error of reading it.
         self._judged: bytes | str = table.digest
         self._use(table)
 
     def find(self, vendor: str, app_token: str | None) -> App | None:
-        """Return the app of a token; None where no workspace has it."""
+        """Return the app of a token; None if no workspace has it."""
         if not app_token:
             return None
         app = self._decoded.get((vendor, app_token))
@@ -115,59 +117,59 @@ class Workspaces:
         return app
 
     async def watch(self) -> None:
-        """Look at the file again and again, and use what it says; never returns."""
-        seen = self._judged
+        """Poll the file, and load each change; never returns."""
+        previous = self._judged
         while True:
             await asyncio.sleep(POLL_S * (1 + self._size_bytes // POLL_BYTES))
             try:
-                now = await self._look()
-                # A file that is being written may be good, and not whole: it counts when it has
-                # stayed the same from one look to the next.
-                if now == seen and now != self._judged:
-                    await self._judge(now)
-            except Exception as error:  # noqa: BLE001 - no thread to be had: else it ends for good
+                found = await self._poll()
+                # A half-written file may be valid: it is loaded once two polls agree.
+                if found == previous and found != self._judged:
+                    await self._load(found)
+            except Exception as error:  # noqa: BLE001 - e.g. no thread: the next poll may have one
                 self._refuse(f"is not read: {error}")
-                self._judged = ""  # so that it is said when that is over
+                self._judged = ""  # so that the next good file is loaded and logged
             else:
-                seen = now
+                previous = found
 
-    async def _look(self) -> bytes | str:
-        """Return a digest of what the file holds, or why it cannot be read.
+    async def _poll(self) -> bytes | str:
+        """Return the digest of the file, or the error of reading it.
 
-        The file may be on a slow volume: the callbacks do not wait for it. Nor does the end of the
-        process wait for a thread that hangs.
+        It is read in a daemon thread: a volume that hangs delays neither the callbacks nor the end
+        of the process.
         """
         loop = asyncio.get_running_loop()
         found: asyncio.Future[bytes | str] = loop.create_future()
 
-        def tell(found_out: bytes | str) -> None:
+        def resolve(result: bytes | str) -> None:
             if not found.done():
-                found.set_result(found_out)
+                found.set_result(result)
 
         def read() -> None:
             try:
-                found_out: bytes | str
-                found_out, self._size_bytes = look(self._path)
+                result: bytes | str
+                result, self._size_bytes = read_digest(self._path)
             except WorkspacesError as error:
-                found_out = str(error)
-            with suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(tell, found_out)
+                result = str(error)
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(resolve, result)
 
         threading.Thread(target=read, name="workspaces", daemon=True).start()
-        done, _ = await asyncio.wait([found], timeout=LOOK_TIMEOUT_S)
+        done, _ = await asyncio.wait([found], timeout=POLL_TIMEOUT_S)
         if not done:
             WORKSPACES_REFUSED.set(1)
             log.error("the workspaces file is not read", extra={"file": str(self._path)})
-            self._judged = ""  # so that it is said when that is over
+            self._judged = ""  # so that the next good file is loaded and logged
         return await found
 
-    async def _judge(self, now: bytes | str) -> None:
+    async def _load(self, found: bytes | str) -> None:
+        """Use or refuse the file with this digest; if the reader fails, neither."""
         try:
-            if isinstance(now, str):
-                raise WorkspacesError(now)
-            table = await self._read()
-            if table.digest != now:
-                return  # it has changed since
+            if isinstance(found, str):
+                raise WorkspacesError(found)
+            table = await self._run_reader()
+            if table.digest != found:
+                return  # changed since the poll
         except WorkspacesError as error:
             self._refuse(str(error))
             if isinstance(error, _NotReadError):
@@ -175,11 +177,11 @@ class Workspaces:
         else:
             self._use(table)
             WORKSPACES_REFUSED.set(0)
-            log.info("workspaces file read again", extra={"apps": len(table.apps)})
-        self._judged = now
+            log.info("workspaces file reloaded", extra={"apps": len(table.apps)})
+        self._judged = found
 
-    async def _read(self) -> _Table:
-        """Return what the file says, from another process; raises WorkspacesError."""
+    async def _run_reader(self) -> _Table:
+        """Decode the file in another process; raises WorkspacesError."""
         command = (sys.executable, "-m", READER, str(self._path.absolute()), *self._vendors)
         root = Path(__file__).parent.parent
         try:
@@ -190,7 +192,7 @@ class Workspaces:
             raise _NotReadError(f"its reader does not start: {error.strerror}") from None
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
-                return await _take_over(reader)
+                return await _receive(reader)
         except TimeoutError:
             raise _NotReadError(f"is not read within {READ_TIMEOUT_S:.0f} s") from None
         finally:
@@ -205,25 +207,25 @@ class Workspaces:
         self._decoded.clear()
         BY_WORKSPACE.in_use = table.callbacks
         WORKSPACES_LOADED.set(time.time())
-        # 32 bits: any float holds them, and people can compare them.
+        # 32 bits: exact in any float, and short enough to compare by eye.
         WORKSPACES_VERSION.set(int.from_bytes(table.digest[:4]))
 
-    def _refuse(self, why: str) -> None:
+    def _refuse(self, reason: str) -> None:
         WORKSPACES_REFUSED.set(1)
         log.error(
             "workspaces file refused, the last good one stays in use",
-            extra={"file": str(self._path), "error": why},
+            extra={"file": str(self._path), "error": reason},
         )
 
 
-async def _take_over(reader: Process) -> _Table:
-    """Return what the reader says; raises WorkspacesError."""
+async def _receive(reader: Process) -> _Table:
+    """Return the table that the reader writes; raises WorkspacesError."""
     table = _Table()
     assert reader.stdout is not None  # noqa: S101 - a pipe
     rest = b""
     while chunk := await reader.stdout.read(CHUNK_BYTES):
         *lines, rest = (rest + chunk).split(b"\n")
-        table.take(lines)
+        table.add(lines)
         await asyncio.sleep(0)
     if not table.is_complete:
         raise _NotReadError(f"its reader ended with exit code {await reader.wait()}")

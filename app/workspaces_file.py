@@ -1,6 +1,6 @@
-"""The workspaces file: what it may say. As a program it reads a file for a running gateway.
+"""The workspaces file: its form and its checks. As a program, the reader of a running gateway.
 
-That takes seconds for 50,000 apps, and holds the interpreter's lock: hence another process.
+Decoding 50,000 apps takes seconds, and holds the interpreter's lock: hence another process.
 """
 
 import os
@@ -24,12 +24,12 @@ from app.settings import secret_owner
 FILE_MAX_BYTES = 64 * 1024 * 1024
 APPS_MAX = 50_000
 PIECE_BYTES = 32 * 1024
-# Where there is but one core, the gateway has it first.
+# The gateway has precedence where they share a core.
 NICE = 10
 
 # Values that end up in an index or a metric are short, and can be stored.
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
-# What is never stored would leave an event that nobody can identify or place in time.
+# Without these an event could not be identified, valued or placed in time.
 NEVER_OMITTED = frozenset({
     "app_token", "created_at", "event_token", "event", "activity_kind", "revenue", "currency",
 })  # fmt: skip
@@ -70,8 +70,7 @@ def decode(text: bytes, vendors: Collection[str]) -> Apps:
     Raises WorkspacesError.
     """
     try:
-        # tomllib tells line and column of a mistake in the notation, msgspec the path to a wrong
-        # value.
+        # tomllib reports line and column of a syntax error, msgspec the path to a wrong value.
         file = msgspec.convert(tomllib.loads(text.decode()), _File)
     except RecursionError:
         raise WorkspacesError("nested too deeply") from None
@@ -83,7 +82,7 @@ def decode(text: bytes, vendors: Collection[str]) -> Apps:
         raise WorkspacesError(f"more than {APPS_MAX} apps - at `$.workspaces`")
     for w, workspace in enumerate(file.workspaces):
         _check_text(workspace.id, f"$.workspaces[{w}].id")
-        # Of the same name in another spelling, neither could have secrets of its own.
+        # Neither of two IDs with one name for their secrets could have its own.
         if (other := owners.setdefault(secret_owner(workspace.id), workspace.id)) != workspace.id:
             raise WorkspacesError(
                 f"Workspaces {other!r} and {workspace.id!r} would share the name of a setting, "
@@ -103,7 +102,7 @@ def decode(text: bytes, vendors: Collection[str]) -> Apps:
 
 
 def _check_app(app: _App, vendors: Collection[str], place: str) -> None:
-    """Raise WorkspacesError for an entry without effect, or with an effect that nobody wants."""
+    """Raise WorkspacesError for an entry without effect, or with a harmful one."""
     if app.vendor not in vendors:
         raise WorkspacesError(f"No adapter for vendor {app.vendor!r} - at `{place}.vendor`")
     for name, text in _entries(app):
@@ -117,7 +116,7 @@ def _check_app(app: _App, vendors: Collection[str], place: str) -> None:
 
 
 def _entries(app: _App) -> Iterator[tuple[str, str]]:
-    """Yield every text of an app that is compared or stored, behind its place in the app."""
+    """Yield every text of an app that is compared or stored, after its path in the app."""
     yield "app_token", app.app_token
     for name, mapping in (("events", app.events), ("activities", app.activities)):
         for sent, event_type in mapping.items():
@@ -149,7 +148,7 @@ def read(path: Path, vendors: Collection[str]) -> Apps:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return what the file holds; raises WorkspacesError."""
+    """Return the content of the file; raises WorkspacesError."""
     try:
         with path.open("rb") as file:
             size_bytes = os.fstat(file.fileno()).st_size
@@ -160,15 +159,12 @@ def read_bytes(path: Path) -> bytes:
         raise WorkspacesError(error.strerror or str(error)) from None
 
 
-def look(path: Path) -> tuple[bytes, int]:
-    """Return what tells one content of the file from another, and its size.
-
-    Raises WorkspacesError.
-    """
+def read_digest(path: Path) -> tuple[bytes, int]:
+    """Return the digest of the file's content, and its size in bytes; raises WorkspacesError."""
     digest, size_bytes = _digest(), 0
     try:
         with path.open("rb", buffering=0) as file:
-            # In small pieces: large buffers, each second anew, let the allocator's heap grow.
+            # In small pieces: a large buffer for each poll lets the allocator's heap grow.
             while piece := file.read(PIECE_BYTES):
                 digest.update(piece)
                 size_bytes += len(piece)
@@ -180,7 +176,7 @@ def look(path: Path) -> tuple[bytes, int]:
 
 
 def digest_of(text: bytes) -> bytes:
-    """Return what `look` would."""
+    """Return the digest of a content, equal to that of `read_digest`."""
     return _digest(text).digest()
 
 
@@ -188,21 +184,21 @@ _digest = partial(blake2b, digest_size=16)
 
 
 def key_of(vendor: str, app_token: str) -> str:
-    """Return the name of an app in a table; the name of a vendor has no slash."""
+    """Return the key of an app; the name of a vendor has no slash."""
     return f"{vendor}/{app_token}"
 
 
 def rows(apps: Apps) -> Iterator[tuple[str, bytes]]:
-    """Yield name and JSON of each app."""
+    """Yield key and JSON of each app."""
     for (vendor, app_token), app in apps.items():
         yield key_of(vendor, app_token), msgspec.json.encode(app)
 
 
 def main(path: str, *vendors: str) -> int:
-    """Write what the file says, a line each: what kind of, tab, and that.
+    """Write the decoded file to standard output, in lines of tab-separated fields.
 
-    First `digest`; then `app` with its name, a tab and its JSON, and `callbacks` with vendor, a
-    tab and workspace; last `end`. Or, in place of all this, `error`.
+    First `digest`; then `callbacks` with vendor and workspace, and `app` with key and JSON; last
+    `end`. For a wrong file, only `error` with the message.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the gateway
     os.nice(NICE)
@@ -217,8 +213,8 @@ def main(path: str, *vendors: str) -> int:
     write(f"digest\t{digest.hex()}\n".encode())
     for vendor, workspace in {(app.vendor, app.workspace_id) for app in apps.values()}:
         write(f"callbacks\t{vendor}\t{workspace}\n".encode())
-    for name, row in rows(apps):
-        write(b"app\t%b\t%b\n" % (name.encode(), row))
+    for key, row in rows(apps):
+        write(b"app\t%b\t%b\n" % (key.encode(), row))
     write(b"end\t\n")
     return 0
 

@@ -21,7 +21,7 @@ SanicApp = Sanic[Config, SimpleNamespace]
 
 
 def sanic_config() -> Config:
-    """Return the settings of the HTTP server, in Sanic's words."""
+    """Return the settings of the HTTP server, under Sanic's names."""
     # No prefix: `Settings` alone is read from the environment.
     config = Config(env_prefix="")
     config.update(

@@ -1,4 +1,4 @@
-"""Every metric as Prometheus text: what is few at once, what each workspace has in slices."""
+"""Every metric as Prometheus text; the many series of workspaces in slices, to spare the loop."""
 
 import asyncio
 from collections import defaultdict
@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from app.telemetry.metrics import BY_WORKSPACE, OUTCOMES, RECEIVED, Metric
 from app.telemetry.tallies import Labels
 
-# So many series are a slice, and take a millisecond. Then whatever else waits for the loop goes on.
+# Series rendered at once; the event loop runs between slices.
 SLICE = 500
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 
 async def exposition() -> bytes:
-    """Return every metric; with several workers, the sum of all."""
-    text = [_few()]
+    """Return every metric, summed over the workers."""
+    text = [_unsliced()]
     received: defaultdict[Labels, float] = defaultdict(float)
     for metric in BY_WORKSPACE:
         numbers = await _read(metric)
         if metric in OUTCOMES:
-            # From what is shown, and not from what is counted meanwhile: so it adds up.
+            # The sum of the values that are rendered here, so that it adds up.
             async for some in _slices(numbers.items()):
                 for labels, number in some:
                     received[labels[:2]] += number
@@ -41,7 +41,7 @@ async def exposition() -> bytes:
 
 
 async def _slices(items: Iterable[T]) -> AsyncIterator[list[T]]:
-    """Yield all items, some at a time; others have the loop in between."""
+    """Yield all items in slices, and let the event loop run between them."""
     iterator = iter(items)
     while some := list(islice(iterator, SLICE)):
         yield some
@@ -49,7 +49,7 @@ async def _slices(items: Iterable[T]) -> AsyncIterator[list[T]]:
 
 
 async def _read(metric: Metric) -> Mapping[Labels, float]:
-    """Return the numbers of all workers together, but of no workspace that is gone."""
+    """Return the merged numbers of all workers, without those of removed workspaces."""
     merge = max if isinstance(metric, Gauge) else add
     tally = BY_WORKSPACE[metric]
     numbers: dict[Labels, float] = {}
@@ -58,11 +58,11 @@ async def _read(metric: Metric) -> Mapping[Labels, float]:
             for labels, number in some:
                 if tally.is_wanted(labels):
                     numbers[labels] = merge(numbers.get(labels, 0.0), number)
-    beginnings = BY_WORKSPACE.of_callbacks.get(metric, ())
-    async for pairs in _slices(BY_WORKSPACE.in_use if beginnings else ()):
+    initial = BY_WORKSPACE.of_callbacks.get(metric, ())
+    async for pairs in _slices(BY_WORKSPACE.in_use if initial else ()):
         for pair in pairs:
-            for more in beginnings:
-                numbers.setdefault((*pair, *more), 0.0)
+            for further in initial:
+                numbers.setdefault((*pair, *further), 0.0)
     return numbers
 
 
@@ -70,8 +70,8 @@ async def _render(metric: Metric, numbers: Mapping[Labels, float]) -> list[bytes
     [family] = metric.describe()
     name = f"{family.name}_total" if family.type == "counter" else family.name
     text = [f"# HELP {name} {family.documentation}\n# TYPE {name} {family.type}\n".encode()]
-    # In the order of their names, as prometheus_client has them.
-    places = sorted((label, place) for place, label in enumerate(metric._labelnames))  # noqa: SLF001 - told in no other way
+    # Labels sorted by name, as prometheus_client renders them.
+    places = sorted((label, place) for place, label in enumerate(metric._labelnames))  # noqa: SLF001 - there is no public attribute
     pattern = ",".join(f'{label}="{{{place}}}"' for label, place in places)
     line = f"{name}{{{{{pattern}}}}} {{{len(places)}}}\n".format
     async for some in _slices(numbers.items()):
@@ -83,23 +83,23 @@ async def _render(metric: Metric, numbers: Mapping[Labels, float]) -> list[bytes
     return text
 
 
-def _few() -> bytes:
-    """Return what is not by workspace; of this prometheus_client takes care."""
+def _unsliced() -> bytes:
+    """Return the metrics that are not by workspace, as prometheus_client renders them."""
     if BY_WORKSPACE.folder is None:
         return generate_latest(REGISTRY)
-    files = [path for path in BY_WORKSPACE.folder.glob("*.db") if _has_begun(path)]
-    return generate_latest(_Read(MultiProcessCollector.merge(files)))  # type: ignore[no-untyped-call]
+    files = [path for path in BY_WORKSPACE.folder.glob("*.db") if _is_written(path)]
+    return generate_latest(_Collected(MultiProcessCollector.merge(files)))  # type: ignore[no-untyped-call]
 
 
-def _has_begun(path: Path) -> bool:
+def _is_written(path: Path) -> bool:
     try:
         return path.stat().st_size > 0
     except FileNotFoundError:
-        return False  # its worker has ended meanwhile
+        return False  # removed with its worker
 
 
-class _Read(Collector):
-    """Metrics as they were read."""
+class _Collected(Collector):
+    """Metrics that have been read already."""
 
     def __init__(self, metrics: Iterable[Family]) -> None:
         self._metrics = metrics

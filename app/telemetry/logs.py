@@ -6,7 +6,7 @@ import re
 import sys
 from datetime import UTC, datetime
 
-# No line of ours holds a URL. Should one of a dependency do so, the secret is not in it.
+# The gateway logs no URL; a secret in the URL of a dependency's line is masked.
 _SECRET = re.compile(r"(secret=)[^&\s\"'\\]*", re.IGNORECASE)
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -33,15 +33,14 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.captureWarnings(
-        capture=True
-    )  # as the driver's, of a password file that others may read
-    # The HTTP server tells of requests and of its own start at level info; the gateway does not.
+    # Warnings too, such as the driver's about a password file that others may read.
+    logging.captureWarnings(capture=True)
+    # Sanic logs requests and its own start at level info; the gateway does not.
     for name in ("sanic.root", "sanic.server", "sanic.access", "sanic.websockets", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("sanic.error").addFilter(_is_ours_to_mend)
+    logging.getLogger("sanic.error").addFilter(_is_actionable)
 
 
-def _is_ours_to_mend(record: logging.LogRecord) -> bool:
-    """Whether a stranger could not bring this line about at will."""
+def _is_actionable(record: logging.LogRecord) -> bool:
+    """Whether a record is other than the one that any caller can provoke at will."""
     return not record.getMessage().endswith("body not consumed.")

@@ -10,21 +10,21 @@ from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 from app.telemetry.tallies import Labels, Numbers, Tally, read
 from app.version import PYTHON_VERSION, VERSION
 
-# Where workers keep their numbers, so that each of them can tell the sum of all.
+# The folder of the workers' numbers: any worker can report the sum of all.
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 if FOLDER in os.environ:
-    # By the worker's place, not by its process: whoever takes the place goes on in its files.
+    # Files are named for the worker, not for its process: a replacement continues in them.
     values.ValueClass = values.MultiProcessValue(  # type: ignore[no-untyped-call]
         lambda: multiprocessing.current_process().name
     )
-# A second series for each counter, with the time of its creation, which nobody reads.
+# The series with the creation time of each counter are unused.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 Metric = Counter | Gauge
 
 CALLBACK = ("vendor", "workspace")
-# Those that begin at 0. Prometheus takes no rise from the first value of a series that appears, and
-# so would not see the failures of a minute in which everything fails for the first time.
+# Label values that are exposed at 0 from the start. Prometheus counts no increase up to the first
+# value of a new series, and would miss the first failures of a kind.
 FAILURES = ("write_failed", "buffer_full", "clock_differs")
 DROPS = ("invalid_timestamp", "refused")
 REJECTIONS = (
@@ -44,9 +44,9 @@ BUILD_INFO = Gauge(
     multiprocess_mode="livemax",
 )
 
-# Metrics of each workspace. prometheus_client declares them, and neither counts nor renders them:
-# it takes 7 µs for the one, and 119 ms at once for the other where there are 2,000 workspaces.
-# Nobody counts this one: it is the sum of the others as they are read, so that it is right also
+# Metrics by workspace. prometheus_client declares them, but neither counts nor renders them: it is
+# slower at the one, and blocks the loop for the other where there are thousands of workspaces.
+# RECEIVED is not counted: it is the sum of the outcomes as they are read, so that it adds up even
 # while another worker counts.
 RECEIVED = Counter(
     "flokit_callbacks_received",
@@ -74,7 +74,7 @@ IGNORED = Counter(
 )
 IDENTIFIERS_IGNORED = Counter(
     "flokit_identifiers_ignored",
-    "Identifiers that were sent as a machine-made word for nothing, or as zeros, by parameter.",
+    "Identifiers that were sent as a null-like word or as zeros, by parameter.",
     ("vendor", "name"),
 )
 FAILED = Counter(
@@ -91,7 +91,7 @@ REJECTED = Counter(
 )
 UNEXPECTED = Counter(
     "flokit_errors_unexpected",
-    "Requests answered 500 for an error that nobody expected: each is a defect.",
+    "Requests answered 500 for an unexpected error: each is a defect.",
 )
 UNANSWERED = Counter(
     "flokit_connections_unanswered",
@@ -139,7 +139,7 @@ CHUNKS = Gauge(
 )
 CLAIMS_BYPASSED = Counter(
     "flokit_claims_bypassed",
-    "Batches whose claims were skipped, because Redis or its generation was not to be had.",
+    "Batches without claims, because Redis or the database's generation was unavailable.",
 )
 WORKSPACES_LOADED = Gauge(
     "flokit_workspaces_loaded_timestamp_seconds",
@@ -154,7 +154,7 @@ WORKSPACES_REFUSED = Gauge(
 
 WORKSPACES_VERSION = Gauge(
     "flokit_workspaces_version",
-    "A number made of the content of the workspaces file in use: equal wherever that is equal.",
+    "A hash of the workspaces file in use: equal for equal content.",
     multiprocess_mode="livemax",
 )
 CLOCK_AHEAD = Gauge(
@@ -171,11 +171,11 @@ SECRET_LAST_USED = Gauge(
 
 
 class ByWorkspace:
-    """The numbers of the metrics that each workspace has, by vendor, workspace and another label.
+    """The numbers of the metrics by workspace, labelled with vendor, workspace and often one more.
 
-    `of_callbacks` are those that follow the workspaces file, with what is there of each from the
-    start, at 0; `of_settings` those that do not. `in_use` are the pairs of vendor and workspace in
-    the file: of others nothing is told.
+    `of_callbacks` are metrics that follow the workspaces file, each with the further label values
+    that are exposed at 0 from the start; `of_settings` do not follow it. `in_use` are the pairs of
+    vendor and workspace in the file: no other pair is exposed.
     """
 
     def __init__(
@@ -194,17 +194,17 @@ class ByWorkspace:
         return self._tallies[metric]
 
     def share(self, folder: Path) -> None:
-        """Keep the numbers in files of this worker's place."""
+        """Keep the numbers in this worker's files in a folder."""
         self.folder = folder
         for metric, tally in self._tallies.items():
             tally.share(folder / f"{_name(metric)}.{multiprocessing.current_process().name}.tally")
 
     def is_in_use(self, labels: Labels) -> bool:
-        """Whether the workspace is in the file; an empty one is that of apps that are not."""
+        """Whether the workspace is in the file; unknown apps have the empty one."""
         return not labels[1] or labels[:2] in self.in_use
 
     def read(self, metric: Metric) -> Iterator[Numbers]:
-        """Yield the numbers of each worker, each as they are at this moment."""
+        """Yield the current numbers of each worker."""
         if self.folder is None:
             yield self._tallies[metric].snapshot()
             return
@@ -230,7 +230,7 @@ BY_WORKSPACE = ByWorkspace(
 
 
 def begin() -> None:
-    """Set labelled metrics to 0, and resume the numbers of the previous worker in this place."""
+    """Expose labelled metrics at 0, and resume the numbers of the previous worker of this name."""
     BUILD_INFO.labels(VERSION, PYTHON_VERSION).set(1)
     for metric, reasons in ((REJECTED, REJECTIONS), (UNANSWERED, CLOSINGS)):
         for reason in reasons:

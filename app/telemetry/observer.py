@@ -1,4 +1,4 @@
-"""The observer of a gateway: by default none, or spans of OpenTelemetry."""
+"""The observer of a gateway: none by default, or OpenTelemetry spans."""
 
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,16 +34,16 @@ R = TypeVar("R", bound=HasVendor)
 
 
 class Observer:
-    """Gets each stage of the path when a gateway is put together, and returns an observed one.
+    """Wraps each stage of the path when a gateway is put together.
 
-    This one returns every stage as it is: without an observer nothing is paid for one.
+    This one returns every stage unchanged, so that tracing costs nothing when it is off.
     """
 
     def start(self) -> None:
-        """Begin to observe, in the process and the loop of the server."""
+        """Begin to observe, in the process and the event loop of the server."""
 
     async def close(self) -> None:
-        """Hand over everything observed."""
+        """Export the remaining observations."""
 
     def handle(self, handle: Callable[[R], Awaitable[bytes]]) -> Callable[[R], Awaitable[bytes]]:
         """Return the handler of requests."""
@@ -54,7 +54,7 @@ class Observer:
         return adapter
 
     def submit(self, submit: Submit) -> Submit:
-        """Return the way into the write buffer, with owner and size in bytes."""
+        """Return the submission to the write buffer: event, owner and size in bytes."""
         return submit
 
     def commit(self, commit: Commit) -> Commit:
@@ -80,7 +80,7 @@ UNOBSERVED = Observer()
 def choose_observer(environ: Mapping[str, str] = os.environ) -> Observer:
     """Return the observer that OpenTelemetry's own variables select; raises SettingsError.
 
-    Without them nothing is imported for traces.
+    The tracing libraries are imported only if it does.
     """
     if not traces_wanted(environ):
         return UNOBSERVED
@@ -98,8 +98,8 @@ def choose_observer(environ: Mapping[str, str] = os.environ) -> Observer:
 def traces_wanted(environ: Mapping[str, str]) -> bool:
     """Return whether an environment selects traces; raises SettingsError for an unknown exporter.
 
-    It does by the name of an exporter, or else by an endpoint. (The SDK by itself would export to
-    this machine by default.)
+    Traces are selected by the name of an exporter, or else by an endpoint. (The SDK's own default
+    is to export to localhost.)
     """
     exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     if exporter not in ("", "none", "otlp"):

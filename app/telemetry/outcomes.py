@@ -10,7 +10,7 @@ from app.telemetry.metrics import BY_WORKSPACE, DROPPED, DUPLICATE, FAILED, IGNO
 from app.telemetry.tallies import Tally
 
 _OWNER = attrgetter("vendor", "workspace_id")
-# A CONTESTED event counts when it is decided.
+# A CONTESTED event is counted once it is decided.
 _COUNTED: dict[Outcome, tuple[Tally, tuple[str, ...]]] = {
     Outcome.WRITTEN: (BY_WORKSPACE[WRITTEN], ()),
     Outcome.DUPLICATE: (BY_WORKSPACE[DUPLICATE], ()),
@@ -21,7 +21,7 @@ _COUNTED: dict[Outcome, tuple[Tally, tuple[str, ...]]] = {
 
 def count_events(events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
     """Count the events of a batch by outcome."""
-    # A full disk under the numbers of several workers fails no committed callback.
+    # A full disk under the workers' files must not fail a committed callback.
     with suppress(OSError):
         tally_of = Counter(zip(map(_OWNER, events), outcomes, strict=True))
         for (owner, outcome), number in tally_of.items():
@@ -31,7 +31,7 @@ def count_events(events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
 
 
 def count_drop(vendor: str, workspace: str, drop: Drop) -> None:
-    """Count a dropped callback; the workspace is empty where the app token has none."""
+    """Count a dropped callback; the workspace of an unknown app is empty."""
     with suppress(OSError):
         BY_WORKSPACE[DROPPED].add((vendor, workspace, drop.reason.value))
         if drop.reason is DropReason.IGNORED:

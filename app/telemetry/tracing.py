@@ -1,7 +1,7 @@
-"""Spans of OpenTelemetry: one for each callback, and one for its batch with a child for each stage.
+"""OpenTelemetry spans: one for each callback, and one for its batch with a child for each stage.
 
-Imported only where traces are wanted. The attributes are vendor, workspace, outcome, reason and
-numbers of events: nothing that a caller has sent.
+Imported only if traces are selected. The attributes are vendor, workspace, outcome, reason and
+numbers of events: no data of callers.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from app.telemetry.observer import Commit, CommitOne, Observer, R, Submit
 from sinks import Sink
 
 NAME = "flokit-gateway"
-# A collector that is away must not hold up the end of the process.
+# An unreachable collector must not delay the end of the process.
 CLOSE_S = 3.0
 
 _SERVER_ERROR = 500
@@ -42,11 +42,11 @@ class TracingObserver(Observer):
         resource = Resource.create({"service.name": NAME}).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._tracer = self._provider.get_tracer(NAME)
-        # The spans of callbacks whose events wait for a batch, by the identity of the event.
+        # The spans of callbacks that wait for a batch, by the `id` of their event.
         self._waiting: dict[int, Span] = {}
 
     def start(self) -> None:
-        """See `Observer`. Starts a thread, which the parent of the workers has no use for."""
+        """See `Observer`. Starts a thread, which the parent of the workers does not need."""
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
 
     async def close(self) -> None:
@@ -80,7 +80,7 @@ class TracingObserver(Observer):
         return _TracedAdapter(adapter)
 
     def submit(self, submit: Submit) -> Submit:
-        """See `Observer`: keeps the span of the callback at hand until its event has an outcome."""
+        """See `Observer`: keeps the span of the callback until its event has an outcome."""
 
         async def traced(event: Event, owner: str, size_bytes: int) -> Outcome:
             span = _CALLBACK.get()
@@ -212,7 +212,7 @@ class _TracedSink:
 
 @contextmanager
 def _stage(tracer: Tracer, name: str, events: int) -> Iterator[None]:
-    """Make a span for a stage of the current batch, unless that is not sampled."""
+    """Make a span for a stage of the current batch, if that is sampled."""
     if not events or not trace.get_current_span().is_recording():
         yield
         return
@@ -237,7 +237,7 @@ def _outcome_of(receipt: bytes) -> str:
 
 
 def _set_error(span: Span, vendor: str, error: BaseException) -> None:
-    if not isinstance(error, UnknownVendor):  # the text of a stranger
+    if not isinstance(error, UnknownVendor):  # unverified text
         span.set_attribute("flokit.vendor", vendor)
     if isinstance(error, asyncio.CancelledError):
         span.set_attribute("flokit.outcome", "hung_up")

@@ -146,7 +146,7 @@ async def test_twins_of_several_workspaces_all_have_their_place(gateways: Gatewa
     claims.is_let.set()
     async with asyncio.timeout(20):
         # One of the ten is being written.
-        while sum(len(line.undecided) for line in gateway.gateway.buffer._lines.values()) < 9:
+        while sum(len(queue.undecided) for queue in gateway.gateway.buffer._queues.values()) < 9:
             await asyncio.sleep(0.01)
     sink.is_let.set()
     assert [answer.status for answer in await asyncio.gather(*tasks)] == [200] * 10

@@ -312,5 +312,5 @@ def test_words_for_nothing_are_those_of_the_page() -> None:
     """The page lists exactly the words for an absent value."""
     [block] = re.findall(r"```\n(.*?)\n```", SECTIONS["Null-like values"], re.DOTALL)
     assert set(block.replace("object object", "object_object").split()) == {
-        word.replace(" ", "_") for word in normalize.NOTHING
+        word.replace(" ", "_") for word in normalize.NULL_WORDS
     }

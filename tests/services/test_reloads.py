@@ -72,7 +72,7 @@ async def test_file_that_hangs_is_reported_and_delays_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While a read hangs, the metric reports it, the last valid file is used, and reloads go on."""
-    monkeypatch.setattr(workspaces, "LOOK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(workspaces, "POLL_TIMEOUT_S", 0.2)
     path = written(tmp_path / "workspaces.toml", app(name='"old"'))
     async with watched(path) as found:
         path.unlink()

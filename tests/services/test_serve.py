@@ -215,7 +215,7 @@ import functools, os, signal, socket, time
 from multiprocessing.context import SpawnProcess
 from app.http import workers
 
-workers.REPLACE_AFTER_S = workers.LOOK_S = 0
+workers.REPLACE_AFTER_S = workers.POLL_S = 0
 start, failures = SpawnProcess.start, iter(range(2_000))
 
 def start_at_last(process):

@@ -196,7 +196,7 @@ async def test_greedy_owners_come_to_equal_shares() -> None:
         await store.admit(*many, owner="a")
         await store.admit(*many, owner="b")
     for owner in "ab":
-        assert 36 <= store.buffer._lines[owner].count <= 44
+        assert 36 <= store.buffer._queues[owner].count <= 44
     store.is_open.set()
     await store.buffer.close()
 
@@ -248,7 +248,7 @@ class Ledger(Store):
         size_bytes = sum(self.sizes[item] for item in items)
         assert len(items) <= self.limits["batch_max"]
         assert size_bytes <= self.limits["batch_max_bytes"] or len(items) == 1
-        self.left_out.update(str(line.owner) for line in self.buffer._turns)
+        self.left_out.update(str(queue.owner) for queue in self.buffer._rotation)
         for owner in {owner_of(item) for item in items}:
             self.left_out[owner] = 0
         assert max(self.left_out.values(), default=0) < len(OWNERS)
@@ -263,13 +263,13 @@ class Ledger(Store):
         self.sizes |= dict.fromkeys(items, size_bytes)
         free = self.limits["buffer_max"] - len(buffer)
         free_bytes = self.limits["buffer_max_bytes"] - buffer._bytes
-        is_newcomer = owner_of(first) not in buffer._lines
+        is_newcomer = owner_of(first) not in buffer._queues
         admitted = await self.admit(*items, owner=owner_of(first), size_bytes=size_bytes)
         if is_newcomer and free and free_bytes and free_bytes >= size_bytes:
             assert admitted
         assert len(buffer) <= self.limits["buffer_max"]
         assert buffer._bytes <= self.limits["buffer_max_bytes"]
-        assert sum(line.count for line in buffer._lines.values()) == len(buffer)
+        assert sum(queue.count for queue in buffer._queues.values()) == len(buffer)
         return admitted
 
 
@@ -315,6 +315,6 @@ def test_limits_and_shares_hold_in_any_order(
         for name in OWNERS:
             order = [item for item in committed if owner_of(item) == name]
             assert order == [item for item in admitted if owner_of(item) == name]
-        assert (len(ledger.buffer), ledger.buffer._bytes, ledger.buffer._lines) == (0, 0, {})
+        assert (len(ledger.buffer), ledger.buffer._bytes, ledger.buffer._queues) == (0, 0, {})
 
     asyncio.run(follow())
