@@ -71,7 +71,7 @@ class Access:
         allowlist = self._allowlists[vendor]
         if allowlist and (len(address) > _ADDRESS_MAX or not _is_allowed(address, allowlist)):
             raise Unverified("address_not_allowed")
-        # Every secret is compared, also after a match: the time taken reveals nothing.
+        # Every secret is compared, even after a match, against timing attacks.
         match: _Secret | None = None
         for secret in valid:
             for sent in candidates:

@@ -1,4 +1,4 @@
-"""Limits on connections that would harm other ones: too many, too large, or never read."""
+"""Limits on connections that would harm others: too many, too large, or never read."""
 
 import asyncio
 import resource
@@ -16,29 +16,28 @@ from app.telemetry.metrics import UNANSWERED
 
 UNREAD_TIMEOUT_S = 20.0
 CONNECTIONS_MAX = 10_000
-# For the database, Redis, the workspaces file, and what Python itself opens.
+# File descriptors for the database, Redis, the workspaces file and Python itself.
 RESERVED_FILES = 64
-# What all requests of a process that have not come completely may take: a quarter of what the
-# documented container has.
+# Memory for all incomplete requests of a process: a quarter of the documented container's.
 RECEIVED_MAX_BYTES = 128 * 1024 * 1024
-# A request of this size stays, however many others there are: connections are limited too.
+# Requests up to this size are never closed for the budget: the connections are limited too.
 SMALL_BYTES = 4 * 1024
-# How much may come in before they are added up again, over thousands of connections.
+# Bytes received from one sum to the next, since a sum visits thousands of connections.
 ADD_UP_BYTES = 8 * 1024 * 1024
 
 
 class ReceiveBudget:
-    """Bounds the memory of requests that have not come completely, over all connections."""
+    """Bounds the memory of incomplete requests over all connections."""
 
     def __init__(self) -> None:
-        # Bytes that came in since the connections were last added up.
+        # Bytes received since the last sum.
         self.received = 0
         self.add_up_bytes = ADD_UP_BYTES
 
     def enforce(self, connections: "Iterable[Connection]") -> None:
-        """Close the largest unfinished requests where all of them together take too much."""
+        """Close the largest unfinished requests while all of them together exceed the budget."""
         self.received = 0
-        # Bytes that come in until the next time have room too.
+        # Leaves room for the bytes received until the next sum.
         excess = sum(connection.received_bytes for connection in connections)
         excess -= RECEIVED_MAX_BYTES - self.add_up_bytes
         if excess <= 0:
@@ -54,7 +53,7 @@ class ReceiveBudget:
 
 
 class Connection(HttpProtocol):
-    """Sanic's own class, within limits."""
+    """Sanic's protocol class, within limits."""
 
     __slots__ = ("_budget", "_unread", "address")
 
@@ -72,14 +71,14 @@ class Connection(HttpProtocol):
         self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Accept a connection; close old ones where there are too many."""
+        """Accept a connection; close silent ones if there are too many."""
         super().connection_made(transport)  # type: ignore[no-untyped-call]
         self.address = str(self.conn_info.client_ip) if self.conn_info else ""
         if len(self.connections) > _connections_max():
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of what leads back to the connection: it is freed at once, with its buffer."""
+        """Break the reference cycles: the connection is freed at once, with its buffer."""
         super().connection_lost(exc)  # type: ignore[no-untyped-call]
         self.request_handler = self.app.handle_request
         for timer in (self._callback_check_timeouts, self._unread):
@@ -91,28 +90,28 @@ class Connection(HttpProtocol):
         """Close the connections that have been silent the longest, but none with a callback."""
         silent = [connection for connection in self.connections if connection.is_silent]
         silent.sort(key=attrgetter("last_active_at"))
-        # Several at once: they are searched for among thousands. If there are none, the new one.
+        # Several at once, since a search visits thousands; the new one if none is silent.
         for connection in silent[: len(silent) // 50 + 1] or [self]:
             UNANSWERED.labels("no_room").inc()
             connection.close()
 
     @property
     def last_active_at(self) -> float:
-        """When something was last received or sent, on the clock of `monotonic`."""
+        """The time of the last bytes received or sent, on the clock of `monotonic`."""
         return self._time
 
     @property
     def is_silent(self) -> bool:
-        """Whether no complete request has come that is still to be answered."""
+        """Whether no complete request awaits its answer."""
         if self.http is None or self.transport is None or self.transport.is_closing():
             return False
         return self.http.stage is (Stage.REQUEST if self.recv_buffer else Stage.IDLE)
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether more is still to come, or to be read, than the answer to a request.
+        """Whether the connection waits for its client, to send a request or to read an answer.
 
-        Who sends more requests along, before the first is answered, is no vendor.
+        Long pipelines count as well: no vendor sends them.
         """
         if self.http is None or self.transport is None or self.transport.is_closing():
             return False
@@ -122,7 +121,7 @@ class Connection(HttpProtocol):
 
     @property
     def received_bytes(self) -> int:
-        """The memory of what has come in and has not been handled."""
+        """The memory of the received and unhandled bytes."""
         http = self.http
         if http is not None and http.stage is Stage.HANDLER and http.request_body:
             received: int = http.request_bytes - http.request_bytes_left
@@ -136,16 +135,16 @@ class Connection(HttpProtocol):
             self.transport.abort()
 
     def close_if_idle(self) -> bool:
-        """Close the connection, unless a request has arrived that nobody has looked at yet."""
+        """Close the connection, unless it is busy or unparsed bytes have arrived."""
         return not self.recv_buffer and super().close_if_idle()
 
     def pause_writing(self) -> None:
-        """Wait for a caller to read its answers, but not for ever."""
+        """Wait for the client to read its answers, with a time limit."""
         super().pause_writing()  # type: ignore[no-untyped-call]
         self._unread = self.loop.call_later(UNREAD_TIMEOUT_S, self._give_up)
 
     def resume_writing(self) -> None:
-        """Go on: the caller has read, or is gone."""
+        """Cancel the time limit: the client has read, or is gone."""
         super().resume_writing()  # type: ignore[no-untyped-call]
         if self._unread is not None:
             self._unread.cancel()

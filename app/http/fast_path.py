@@ -1,6 +1,6 @@
 """The fast path: a callback that is a plain GET skips Sanic's parser, router and response.
 
-One pattern recognises it. Any other request takes Sanic's way to the same `Gateway.handle`.
+One pattern recognises it. Any other request goes through Sanic to the same `Gateway.handle`.
 """
 
 import re
@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from app.http.head import HEADER_LINES_MAX
 
-# Names are tokens, values hold no control characters (RFC 9110, 5.1 and 5.5). A proxy in front may
-# read anything else that Sanic lets through in another way: request smuggling.
+# Names are tokens, values hold no control characters (RFC 9110, 5.1 and 5.5). Sanic accepts more,
+# which a proxy may parse differently: request smuggling.
 HEADER = rb"[\w!#$%&'*+.^`|~-]++:[^\x00-\x08\x0a-\x1f\x7f]*+"
-# Headers that say more of the body or the connection.
+# Headers that concern the body or the connection: left to Sanic.
 _SPECIAL = rb"(?i:content-length|transfer-encoding|expect|upgrade|connection:(?! keep-alive\r))"
 # Groups: vendor, query, headers.
 CALLBACK = re.compile(

@@ -1,4 +1,4 @@
-"""The head of a request as bytes, before the HTTP server takes it apart: mended, or refused."""
+"""The head of a request as bytes, before Sanic parses it: repaired, or refused."""
 
 import re
 
@@ -7,29 +7,28 @@ from sanic.exceptions import NotFound
 from app.errors import Unreadable
 from app.parameters import escape
 
-# The server compares where a head ends with it: one of 65,534 bytes is served.
+# Compared with the offset of the head's end: a head of 65,534 bytes is served.
 HEAD_MAX_BYTES = 65_535
-# A vendor sends a dozen and proxies add some. Each costs the server a microsecond, and 64 KB have
-# room for 16,000.
+# A vendor sends a dozen and proxies add some; a head has room for 16,000, and each costs CPU time.
 HEADER_LINES_MAX = 200
-# No path that is served comes near it, and what is not ASCII in one takes three times its length.
+# Far longer than any path that is served; percent-encoding triples bytes that are not ASCII.
 PATH_MAX_BYTES = 1_024
 
 _METHOD = re.compile(rb"[\w!#$%&'*+.^`|~-]+")
-# RFC 9112, 3.2.2: a server must take an absolute target. Of the leading slashes one is meant.
+# RFC 9112, 3.2.2: a server must accept an absolute target. Leading slashes count as one.
 _TARGET = re.compile(
     rb"(?:[a-z][a-z0-9+.-]*://[\w.~!$&'()*+,;=:@%\[\]-]++(?=[/#]|\Z)|(?=/))/*+(.*)",
     re.IGNORECASE | re.DOTALL,
 )
-# RFC 9112, 7: names of transfer codings are case-insensitive. Nothing but blanks may stand round
-# it: an encoding that two servers read in two ways smuggles requests.
+# RFC 9112, 7: names of transfer codings are case-insensitive. Only blanks may surround the name: a
+# coding that two servers parse differently allows request smuggling.
 _CHUNKED = re.compile(rb"\r\n(?i:transfer-encoding):[ \t]*+((?i:chunked)[ \t]*+)(?=\r\n)")
 
 
 def find_end(buffer: bytearray, start: int) -> int:
-    """Return where the head ends, or -1; what comes before `start` has been searched already.
+    """Return the end of the head, or -1; the bytes before `start` have been searched already.
 
-    Raises Unreadable where the head is larger than it may be.
+    Raises Unreadable if the head is too large.
     """
     end = buffer.find(b"\r\n\r\n", start)
     if (end if end != -1 else len(buffer) - len(b"\r\n\r")) >= HEAD_MAX_BYTES:
@@ -45,16 +44,16 @@ def skip_empty_lines(buffer: bytearray) -> bool:
     return True
 
 
-def has_break(text: bytes) -> bool:
-    """Whether there is what some servers take for the end of a line, and others do not."""
+def has_line_break(text: bytes) -> bool:
+    """Whether a text has a CR or LF, which only some servers take for the end of a line."""
     return b"\n" in text or b"\r" in text
 
 
-def mend(buffer: bytearray, end: int) -> bytes:
-    """Give the head that ends at `end` the form that Sanic reads, and return its query.
+def repair(buffer: bytearray, end: int) -> bytes:
+    """Rewrite the head that ends at `end` into a form that Sanic parses, and return its query.
 
-    The query is taken out: Sanic would parse it, which nobody needs, take no byte that is not
-    ASCII, and count in 16 bits. Raises Unreadable, and NotFound for a path that is served nowhere.
+    The query is removed: Sanic's URL parser is slow for it, rejects bytes that are not ASCII, and
+    has offsets of 16 bits. Raises Unreadable, and NotFound for a path too long to be served.
     """
     if buffer.count(b"\r\n", 0, end) > HEADER_LINES_MAX:
         raise Unreadable("too_large")
@@ -66,11 +65,11 @@ def mend(buffer: bytearray, end: int) -> bytes:
     if not _METHOD.fullmatch(method):
         raise Unreadable("not_http")
     path, mark, query = target.partition(b"?")
-    if has_break(path):
+    if has_line_break(path):
         raise Unreadable("not_http")
     match = _TARGET.fullmatch(path)
     if not match:
-        return b""  # not HTTP, or `*`: Sanic's to judge
+        return b""  # not HTTP, or `*`: left to Sanic
     if len(match[1]) > PATH_MAX_BYTES:
         raise NotFound
     buffer[:line_bytes] = b" ".join((method, b"/" + escape(match[1]), version))

@@ -1,4 +1,4 @@
-"""The life of a serving process: start, a signal, the drain, the end."""
+"""The lifecycle of a serving process: start, signal, drain, end."""
 
 import asyncio
 import gc
@@ -19,11 +19,11 @@ from app.telemetry import logs
 from app.telemetry.observer import choose_observer
 from app.workspaces_file import WorkspacesError
 
-# A full collection walks the objects of every connection, which takes long for thousands of them;
-# nearly all of the gateway's objects are freed without one.
+# A full collection visits the objects of every connection, which blocks the loop for thousands of
+# them; nearly all of the gateway's objects are freed by reference counting.
 COLLECT_AFTER = (2_000, 20, 50)
-# A thread that computes gives the interpreter's lock back after this time, for which the loop waits
-# after each look at its sockets. Python's default is 5 ms.
+# A computing thread releases the interpreter's lock after this time, for which the loop waits after
+# each poll of its sockets. Python's default is 5 ms.
 SWITCH_S = 0.0005
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 def serve(settings: Settings, listener: socket.socket | None = None) -> None:
     """Serve until a signal ends it; raises WorkspacesError before it listens."""
-    # Made here also for workers, which make their own: a wrong file is reported once.
+    # Created here even for workers, which create their own: a wrong file is reported once.
     gateway = create_gateway(settings, observer=choose_observer())
     listener = listener or listen(settings)
     if settings.workers == 1:
@@ -47,7 +47,7 @@ def serve_gateway(gateway: Gateway, listener: socket.socket) -> None:
     try:
         loop.run_until_complete(serve_until_signal(Server(gateway, listener)))
     finally:
-        loop.close()  # `asyncio.run` would first wait for every task, however long that takes
+        loop.close()  # `asyncio.run` would first wait for every task, without a time limit
 
 
 def _serve_worker(settings: Settings, listener: socket.socket) -> None:
@@ -65,12 +65,12 @@ def _serve_worker(settings: Settings, listener: socket.socket) -> None:
 async def serve_until_signal(server: Server) -> None:
     """Serve until SIGTERM or SIGINT, and then until the drain is over.
 
-    Sanic's own runner loses a signal that comes while it sets its loop up, and is killed by a
-    second one that comes as the drain begins.
+    Sanic's own runner loses a signal during the set-up of its loop, and is killed by a second one
+    at the beginning of the drain.
     """
     ended = _ending_signal()
     await server.start()
-    # Objects of the start stay: no collection looks at them again.
+    # Objects of the start-up stay: collections ignore them from now on.
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)

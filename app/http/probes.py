@@ -28,7 +28,7 @@ def add(app: Sanic[Config, SimpleNamespace], gateway: Gateway) -> None:
         return HTTPResponse(body, 200 if gateway.is_ready else 503, content_type=JSON)
 
     async def metrics(_: Request) -> HTTPResponse:
-        # One scrape after the other: each has its slice of every turn of the loop.
+        # One scrape at a time: each takes a slice of every loop iteration.
         async with scraping:
             gateway.measure()
             return HTTPResponse(await exposition(), content_type=CONTENT_TYPE_LATEST)

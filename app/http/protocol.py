@@ -1,8 +1,8 @@
 """HTTP as vendors really send it, and connections that are closed without an answer.
 
-Sanic answers a request that is too large, too slow or not quite HTTP with a 4xx of its own. For
-a vendor that is final, so the callback would be lost. Here such a request is mended where that
-is safe, and else its connection is closed: the vendor tries again.
+Sanic answers a request that is too large, too slow or not quite HTTP with a 4xx of its own. For a
+vendor that is final: the callback would be lost. Here such a request is repaired where that is
+safe, and otherwise its connection is closed: the vendor retries.
 """
 
 import asyncio
@@ -21,18 +21,18 @@ from app.errors import Answer, MalformedBody, Unreadable
 from app.gateway import Gateway
 from app.http.connection_limits import Connection, ReceiveBudget
 from app.http.fast_path import CALLBACK, HEADER, LazyHeaders
-from app.http.head import HEAD_MAX_BYTES, find_end, has_break, mend, skip_empty_lines
+from app.http.head import HEAD_MAX_BYTES, find_end, has_line_break, repair, skip_empty_lines
 from app.http.responses import GatewayErrors, Unanswered, response_bytes
 from app.ingest import Request as GatewayRequest
 
 BODY_MAX_BYTES = 2 * 1024 * 1024
 HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 30.0
-# The rest of a body whose request is answered already: read only so that the answer arrives.
+# For the rest of a body after the answer: it is read only so that the answer arrives.
 REST_TIMEOUT_S = 5.0
 
 _HEADERS = re.compile(rb"(?:\r\n%b)*+" % HEADER)
-# Sanic strips all that Python takes for blanks: to a proxy such a value means nothing.
+# Sanic strips all that Python counts as white space; to a proxy such a value is invalid.
 _ODD_LENGTH = re.compile(rb"\r\n(?i:content-length|transfer-encoding):[ \t]*+[^!-~\r]")
 _NUMBERS = {10: re.compile("[0-9]+"), 16: re.compile("[0-9A-Fa-f]+")}
 
@@ -42,7 +42,7 @@ class LastAnswer(Exception):
 
 
 class GatewayHttp(Http):
-    """The requests of one connection, one after the other: Sanic's class, but for the edges."""
+    """The requests of one connection, in sequence: Sanic's class, with stricter parsing."""
 
     HEADER_MAX_SIZE = HEAD_MAX_BYTES
     protocol: "GatewayProtocol"
@@ -50,12 +50,12 @@ class GatewayHttp(Http):
     async def http1_request_header(self) -> None:
         """Receive the head of the next request for Sanic, and answer plain callbacks until then.
 
-        Raises Unreadable where there is no head to be had, and LastAnswer.
+        Raises Unreadable for an invalid or late head, and LastAnswer.
         """
         try:
-            query = mend(self.recv_buffer, await self._answer_callbacks())
+            query = repair(self.recv_buffer, await self._answer_callbacks())
         except (asyncio.CancelledError, LastAnswer):
-            # Sanic looks at the request then, and logs that there is none.
+            # Sanic then reads the request, and would log that there is none.
             self.create_empty_request()
             if self.stage is Stage.IDLE:
                 self.response_func = None  # type: ignore[assignment] # a reference cycle
@@ -63,15 +63,15 @@ class GatewayHttp(Http):
         await Http.http1_request_header(self)  # type: ignore[no-untyped-call]
         self.request.raw_url += query
         self._check_head()
-        if has_break(query):  # a proxy may read the rest as another request, or as a body
+        if has_line_break(query):  # a proxy may parse the rest as another request, or as a body
             self.keep_alive = False
 
     async def _answer_callbacks(self) -> int:
-        """Answer plain callbacks, and return the end of the head of another request."""
+        """Answer plain callbacks, and return the end of the first other head."""
         buffer, protocol = self.recv_buffer, self.protocol
         gateway, proxies = protocol.gateway, protocol.gateway.settings.proxies_count
         while True:
-            # The pattern is applied once, to a head that has come completely.
+            # The pattern is applied once, to a complete head.
             end = 0 if buffer.endswith(b"\r\n\r\n") else await self._receive_head()
             found = CALLBACK.match(buffer)
             if found is None or found.end() > HEAD_MAX_BYTES:
@@ -97,12 +97,12 @@ class GatewayHttp(Http):
             self.stage = Stage.IDLE
             if not self.keep_alive:
                 raise LastAnswer
-            # More requests that came along wait for the turn of other connections.
+            # Pipelined requests let other connections go first.
             await (asyncio.sleep(0) if buffer else self._receive_more())
             self.stage = Stage.REQUEST
 
     async def _receive_head(self) -> int:
-        """Return where the head ends, once all of it has come."""
+        """Receive a complete head, and return its end."""
         skip_empty_lines(self.recv_buffer)
         if (end := find_end(self.recv_buffer, 0)) != -1:
             return end
@@ -130,12 +130,12 @@ class GatewayHttp(Http):
 
     @property
     def _is_chunked(self) -> bool:
-        body: object = self.request_body  # Sanic declares bytes, and keeps words in it
+        body: object = self.request_body  # Sanic declares bytes, and stores strings
         return body == "chunked"
 
     @staticmethod
     def _safe_int(value: str, base: int = 10) -> int:
-        """Return the size of a body or chunk; Python would take `0x5` and `+5` too."""
+        """Return the size of a body or chunk; `int` would also accept `0x5` and `+5`."""
         value = value.strip(" \t")
         if not _NUMBERS[base].fullmatch(value):
             raise ValueError
@@ -144,7 +144,7 @@ class GatewayHttp(Http):
     async def read(self) -> bytes | None:
         """Return some bytes of the body."""
         if self._is_chunked and self.request_bytes_left == 0:
-            # Sanic skips these two without a look.
+            # Sanic skips this line break unchecked.
             while len(self.recv_buffer) < len(b"\r\n"):
                 await self._receive_more()
             if not self.recv_buffer.startswith(b"\r\n"):
@@ -153,7 +153,7 @@ class GatewayHttp(Http):
         return await Http.read(self)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Yield the body, in time: to the handler, or, once that has answered, to nobody."""
+        """Yield the body within a time limit, which is shorter after the answer."""
         is_answered = self.stage is not Stage.HANDLER
         deadline = self.protocol.loop.time() + (REST_TIMEOUT_S if is_answered else BODY_TIMEOUT_S)
         while self.request_body:
@@ -164,29 +164,29 @@ class GatewayHttp(Http):
                         await asyncio.sleep(0)
             except TimeoutError:
                 self.keep_alive = False
-                # Sanic's own word for "close", where there is nothing left to answer.
+                # BadRequest makes Sanic close the connection, which has its answer.
                 raise (BadRequest() if is_answered else Unreadable("body_too_slow")) from None
             if data:
                 yield data
 
     def create_empty_request(self) -> None:
-        """Stand in for a request that could not be read, without its URL."""
-        # Sanic would parse a wrong URL once more, fail again, and log it, secret and all.
+        """Create the stand-in for an unreadable request, without its URL."""
+        # Sanic would parse a wrong URL once more, fail again, and log it with its secret.
         self.url = None
         Http.create_empty_request(self)
 
     async def http1_response_header(self, data: bytes, end_stream: bool) -> None:
-        """Send a response, or close the connection in its place."""
+        """Send a response, or close the connection instead."""
         if isinstance(self.response, Unanswered):
             self.keep_alive = False
             self.request_body = None
-            self.response_func = None  # type: ignore[assignment] # Sanic's own "sent"
+            self.response_func = None  # type: ignore[assignment] # Sanic's mark of a sent response
             self.stage = Stage.IDLE
             return
         if self.protocol.gateway.is_draining:
             self.keep_alive = False
         await Http.http1_response_header(self, data, end_stream)
-        if self.recv_buffer:  # more requests that came along wait for other connections
+        if self.recv_buffer:  # pipelined requests let other connections go first
             await asyncio.sleep(0)
 
 
@@ -226,7 +226,7 @@ class GatewayProtocol(Connection):
             self._budget.enforce(self.connections)
 
     async def receive_more(self) -> None:
-        """Wait until more has come in; a future costs less than the event of Sanic."""
+        """Wait for more bytes, by a future, which is cheaper than Sanic's event."""
         if self.transport is not None:
             self.transport.resume_reading()
         self._more = self.loop.create_future()
@@ -243,17 +243,17 @@ class GatewayProtocol(Connection):
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the body of a POST; raises Unreadable where it does not come.
+    """Return the body of a POST; raises Unreadable if it does not arrive in time.
 
-    Raises MalformedBody where it is compressed: no vendor does that, and a form whose bytes mean
-    something else would be dropped.
+    Raises MalformedBody if it is compressed: no vendor compresses, and a callback with unparsable
+    parameters would be dropped.
     """
     if request.stream is None or not request.stream.request_body:
         return b""
     await request.receive_body()  # type: ignore[no-untyped-call]
-    # Up to megabytes, of which nobody needs a second copy while the callback waits.
+    # Up to megabytes: no second copy while the callback waits.
     body, request.body = request.body, b""
-    # That of a GET means nothing, but it is there, before the next request.
+    # The body of a GET has no meaning, but is read: the next request follows it.
     if not body or request.method != "POST":
         return b""
     encodings = ",".join(request.headers.getall("content-encoding", [])).lower().split(",")

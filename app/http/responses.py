@@ -18,7 +18,7 @@ JSON = "application/json"
 # A defect that hits every request must not fill the disk with its log lines.
 UNEXPECTED_LOG_S = 1.0
 
-# Refusals of Sanic's own that are answered, and those that close the connection.
+# Sanic's own refusals: reasons of those that are answered, and of those that close the connection.
 _REFUSALS = {
     HTTPStatus.NOT_FOUND: "unknown_path",
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
@@ -52,11 +52,11 @@ def response_bytes(answer: bytes | Answer, keep_alive: bool) -> bytes:
 
 
 class Unanswered(HTTPResponse):
-    """In place of a response: close the connection."""
+    """In place of a response: the connection is closed."""
 
 
 class GatewayErrors(ErrorHandler):
-    """Turns every exception into an answer, and counts those that are not about a callback."""
+    """Turns every exception into an answer, and counts those without a verified callback."""
 
     def __init__(self) -> None:
         super().__init__()

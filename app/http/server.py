@@ -1,4 +1,4 @@
-"""The socket of a gateway: listen, accept, and stop without a lost request."""
+"""The socket of a gateway: listen, accept, and stop without losing a request."""
 
 import asyncio
 import errno
@@ -19,11 +19,11 @@ from app.settings import Settings, SettingsError
 from app.version import VERSION
 
 BACKLOG = 4096
-# Turns of the loop: until the queue of the socket is empty, and to read the last requests.
+# Loop iterations: to empty the accept queue of the socket, and to read the last requests.
 TURNS_MAX = 100
 READ_TURNS = 3
 FINISH_POLL_S = 0.02
-# Requests in flight get their answers: longer than any commit.
+# Requests in flight have this many commit time-outs for their answers.
 PATIENCE_PER_COMMIT = 3
 
 log = logging.getLogger(__name__)
@@ -38,16 +38,16 @@ def listen(settings: Settings) -> socket.socket:
     host, port = settings.host, settings.port
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # Kubernetes may call by IPv4, which Python would not accept on :: by default.
+        # Kubernetes may connect by IPv4, which Python does not accept on :: by default.
         both = address[0] == "::" and socket.has_dualstack_ipv6()
         return socket.create_server(
             (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both
         )
     except (socket.gaierror, UnicodeError):
-        raise SettingsError(f"HOST: {host!r} is no address of this machine") from None
+        raise SettingsError(f"HOST: {host!r} is not an address of this machine") from None
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL:
-            raise SettingsError(f"HOST: {host!r} is no address of this machine") from None
+            raise SettingsError(f"HOST: {host!r} is not an address of this machine") from None
         raise ListenError(
             f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)} "
             "(HOST and PORT choose another address)"
@@ -71,10 +71,10 @@ class Server:
         server = await app.create_server(
             sock=self._listener,
             protocol=protocol,  # type: ignore[arg-type] # called like the class
-            backlog=BACKLOG,  # Sanic's own, 100, would take the place of that of the socket
+            backlog=BACKLOG,  # Sanic's default, 100, would replace the socket's
             asyncio_server_kwargs={"start_serving": False},
         )
-        assert server is not None  # noqa: S101 - declared for a deprecated way to call it
+        assert server is not None  # noqa: S101 - None is for a deprecated call
         self._server = server
         self.connections: Collection[GatewayProtocol] = server.connections
         await server.startup()  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from sanic import Request, Sanic
 from sanic.compat import Header
 
 from app.errors import Unreadable
-from app.http.head import HEAD_MAX_BYTES, HEADER_LINES_MAX, mend
+from app.http.head import HEAD_MAX_BYTES, HEADER_LINES_MAX, repair
 from app.telemetry.metrics import UNANSWERED as UNANSWERED_TOTAL
 from bench.testbed.client import UNANSWERED, exchange, get, head, read_answer
 from tests.gateways import Gateways, Process, Running, query
@@ -244,4 +244,4 @@ async def test_method_is_a_token(server: Process, sent: bytes) -> None:
     """Bytes that begin like no request get no answer."""
     assert await exchange(server.port, sent) == UNANSWERED
     with pytest.raises(Unreadable):
-        mend(bytearray(sent), sent.index(b"\r\n\r\n"))
+        repair(bytearray(sent), sent.index(b"\r\n\r\n"))
