@@ -26,7 +26,7 @@ _PACKED, _ANSWER = attrgetter("packed"), attrgetter("answer")
 
 @dataclass(slots=True)
 class Call:
-    """A script whose keys share a hash slot, encoded, and the answer to it."""
+    """A script with keys of one hash slot, encoded, and the answer to it."""
 
     slot: int
     packed: bytes
@@ -34,7 +34,7 @@ class Call:
 
 
 class Primaries:
-    """The primaries of these hash slots, at whichever servers they are now."""
+    """The primaries of these hash slots, wherever they move."""
 
     def __init__(self, discovery: Discovery, slots: Sequence[int], connect: Connect) -> None:
         self._discovery = discovery
