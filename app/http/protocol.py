@@ -91,6 +91,7 @@ class GatewayHttp(Http):
             except Exception as error:  # noqa: BLE001 - turned into an answer, like any other
                 answer = protocol.errors.answer(error)
             if answer is None:
+                self.stage = Stage.IDLE
                 raise LastAnswer
             self.keep_alive = not gateway.is_draining
             await self._send(response_bytes(answer, self.keep_alive))
