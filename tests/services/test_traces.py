@@ -100,6 +100,7 @@ async def test_callbacks_and_batches_have_spans(
         for parameters in ({}, {}, {"event_token": "no"}, {"app_token": "no"}, {"secret": "no"}):
             await process.callback(**parameters)
         await get(process.port, f"/ingest/stranger?{query()}")
+        await process.post(b"{", "application/json")
         await gateways.execute("ALTER TABLE events RENAME TO elsewhere")
         await process.callback(user_id="late")
         await gateways.execute("ALTER TABLE elsewhere RENAME TO events")
@@ -112,9 +113,10 @@ async def test_callbacks_and_batches_have_spans(
         {"vendor": "adjust", "outcome": "dropped"},
         {"vendor": "adjust", "outcome": "rejected", "reason": "wrong_secret"},
         {"outcome": "rejected", "reason": "unknown_vendor"},
+        known | {"outcome": "rejected", "reason": "malformed_body"},
         known | {"outcome": "failed", "reason": "write_failed"},
     ]
-    assert [span.is_error for span in collector.named("callback")] == [False] * 6 + [True]
+    assert [span.is_error for span in collector.named("callback")] == [False] * 7 + [True]
     batches = collector.named("batch")
     stages = {
         batch.id: [span.name for span in collector.spans if span.parent == batch.id]
@@ -126,7 +128,7 @@ async def test_callbacks_and_batches_have_spans(
         ["claim", "write", "release"],
     ]
     callbacks = collector.named("callback")
-    assert [batch.parent for batch in batches] == [callbacks[number].id for number in (0, 1, 6)]
+    assert [batch.parent for batch in batches] == [callbacks[number].id for number in (0, 1, 7)]
     assert {span.service for span in collector.spans} == {"flokit-gateway"}
     for word in (SECRET, "abc123token", "stranger", "usr_1", "127.0.0.1"):
         assert not any(word.encode() in body for body in collector.bodies), word
