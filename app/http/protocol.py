@@ -98,6 +98,8 @@ class GatewayHttp(Http):
             self.stage = Stage.IDLE
             if not self.keep_alive:
                 raise LastAnswer
+            # Up to 64 KB each, for as long as the connection is idle.
+            del vendor, query, lines, headers, answer
             # More requests that came along wait for the turn of other connections.
             await (asyncio.sleep(0) if buffer else self._receive_more())
             self.stage = Stage.REQUEST
