@@ -35,11 +35,6 @@ class TimeLimit:
         """Leave a timeout alone, also one that has expired."""
         self._left_s.pop(timeout, None)
 
-    def close(self) -> None:
-        """Stop the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-
     def _begin_piece(self, loop: asyncio.AbstractEventLoop) -> None:
         self._begun = loop.time()
         self._piece_s = min((PIECE_S, *self._left_s.values()))
