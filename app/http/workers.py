@@ -40,7 +40,7 @@ def run(work: Callable[[], None], number: int, listener: socket.socket) -> None:
 
 
 def is_orphan() -> bool:
-    """Return whether this process is a worker whose parent has ended."""
+    """Return whether this process is a worker, and its parent has ended."""
     parent = multiprocessing.parent_process()
     return parent is not None and not parent.is_alive()
 
