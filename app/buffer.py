@@ -134,10 +134,14 @@ class WriteBuffer(Generic[Item, Result]):
                 batch, items = self._take_batch()
                 try:
                     results = await self._commit(items)
+                    if len(results) != len(items):
+                        raise ValueError("commit returned a wrong number of results")  # a defect
                 except Exception as error:  # noqa: BLE001 - raised in every caller of the batch
                     self._fail(batch, error)
                 except asyncio.CancelledError:
                     self._fail(batch, Unavailable("cancelled"))
+                    while self._rotation:
+                        self._fail(self._take_batch()[0], Unavailable("cancelled"))
                     raise
                 else:
                     self._deliver(batch, results)
@@ -154,6 +158,8 @@ class WriteBuffer(Generic[Item, Result]):
                     self._undecided_rotation.append(queue)
                 try:
                     result = await self._commit_one(entry.item)
+                    if result is self._undecided:
+                        raise ValueError("commit_one left its item undecided")  # a defect
                 except Exception as error:  # noqa: BLE001 - raised in its caller
                     self._fail([entry], error)
                 except asyncio.CancelledError:

@@ -64,8 +64,8 @@ class Gateway:
         )
         self.access = Access(settings.vendors)
         self.ingest = Ingest(
-            adapters={name: observer.adapter(adapter) for name, adapter in vendors.items()},
-            access=self.access,
+            adapters=vendors,
+            access=observer.access(self.access),
             workspaces=workspaces,
             submit=observer.submit(self.buffer.submit),
             is_clock_right=self.is_clock_right,
@@ -108,10 +108,10 @@ class Gateway:
         for work in (self._ping_sink(), self._keep_gauges(), self.workspaces.watch()):
             self._tasks.append(asyncio.create_task(work))
 
-    async def drain(self) -> None:
+    async def drain(self, pause_s: float) -> None:
         """Report not ready, and go on serving until load balancers have reacted."""
         self.is_draining = True
-        await asyncio.sleep(self.settings.drain_pause_s)
+        await asyncio.sleep(pause_s)
 
     async def close(self) -> None:
         """Commit the accepted events, then close the parts."""

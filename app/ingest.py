@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from adapters import Adapter
-from app.access import Access, PublicHeaders, sent_app_token, sent_secrets
+from app.access import PublicHeaders, sent_app_token, sent_secrets
 from app.errors import (
     MalformedBody,
     TooManyParameters,
@@ -23,7 +23,7 @@ from app.event import OLDEST_OCCURRED_AT, App, Callback, Drop, DropReason, Event
 from app.parameters import PARAMETERS_MAX, parse_body, parse_form
 from app.settings import ROW_LIFE_MIN_D
 from app.telemetry.metrics import IDENTIFIERS_IGNORED, REJECTED
-from app.telemetry.observer import Submit
+from app.telemetry.observer import Submit, Verifier
 from app.telemetry.outcomes import count_drop, count_failure
 from app.workspaces import Workspaces
 
@@ -76,7 +76,7 @@ class Ingest:
         self,
         *,
         adapters: Mapping[str, Adapter],
-        access: Access,
+        access: Verifier,
         workspaces: Workspaces,
         submit: Submit,
         is_clock_right: Callable[[], bool],
@@ -97,14 +97,18 @@ class Ingest:
 
     async def handle(self, request: Request) -> bytes:
         """Return the receipt of a callback once it is committed or dropped; raises GatewayError."""
-        workspace = ""
+        adapter = self._adapters.get(request.vendor)
+        if adapter is None:
+            raise UnknownVendor(request.vendor)
+        try:
+            app = self._verified_app(request)
+        except Unverified as error:
+            await _pause(error)
+            raise
+        workspace = app.workspace_id if app else ""
+        # Not before: unverified callers must not look like load.
         self.in_flight += 1
         try:
-            adapter = self._adapters.get(request.vendor)
-            if adapter is None:
-                raise UnknownVendor(request.vendor)
-            app = self._verified_app(request)
-            workspace = app.workspace_id if app else ""
             body = await request.read_body() if request.read_body else b""
             in_body = await self.parameters_of_body(request, body) if body else {}
             event = self._event(adapter, self.callback(request, in_body, body), app)
@@ -119,9 +123,6 @@ class Ingest:
             return RECEIPTS[outcome]
         except Unavailable as error:  # no write was attempted
             count_failure(request.vendor, workspace, error.reason)
-            raise
-        except Unverified as error:
-            await _pause(error)
             raise
         finally:
             self.in_flight -= 1

@@ -81,7 +81,6 @@ class Primaries:
 
     async def close(self) -> None:
         """Close all connections."""
-        self._limit.close()
         if self._discovering is not None:
             self._discovering.cancel()
         for server in set(self._by_slot.values()):

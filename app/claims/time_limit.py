@@ -1,60 +1,57 @@
-"""A time limit that counts only the time in which the event loop could read an answer."""
+"""A time limit that discounts the time in which the event loop is blocked."""
 
 import asyncio
 
-# A Redis that needs longer than this costs more than the database's own check.
+# Beyond this, the unique index of the database is assumed to be cheaper.
 CLAIM_TIMEOUT_S = 0.1
-# Time counts in pieces. A piece that ends late had the loop held by something else, and an answer
-# may lie unread in the socket: it counts as a part of one, so that the limit still ends.
-PIECE_S = 0.02
+# Time is counted in ticks. After a late tick, the loop was blocked and a reply may be unread: it
+# counts as one of LATE_TICKS parts, and not as nothing, so that the limit is still reached.
+TICK_S = 0.02
 LATE_S = 0.01
-LATE_PIECES = 4
+LATE_TICKS = 4
 
 
 class TimeLimit:
-    """Expires timeouts CLAIM_TIMEOUT_S after they were added.
+    """Expires each timeout after CLAIM_TIMEOUT_S in which the event loop was responsive.
 
-    All of them share a timer, so that a claim does not start and cancel one of its own. The timer
-    stops when a piece ends without a timeout.
+    All timeouts share a timer, so that a claim does not start and cancel one of its own. The timer
+    stops at a tick without a timeout.
     """
 
     def __init__(self) -> None:
-        self._left_s: dict[asyncio.Timeout, float] = {}
+        self._remaining_s: dict[asyncio.Timeout, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._begun = self._piece_s = 0.0
+        self._tick_started_at = self._tick_s = 0.0
 
     def add(self, timeout: asyncio.Timeout) -> None:
-        """Count the time of a timeout from now on."""
+        """Start counting a timeout."""
         loop = asyncio.get_running_loop()
         if self._timer is None:
-            self._begin_piece(loop)
-        # The end of the piece counts all of it, also the part before now.
-        self._left_s[timeout] = CLAIM_TIMEOUT_S + min(loop.time() - self._begun, self._piece_s)
+            self._start_tick(loop)
+        # The tick counts all of its time, also the part before now.
+        self._remaining_s[timeout] = CLAIM_TIMEOUT_S + min(
+            loop.time() - self._tick_started_at, self._tick_s
+        )
 
     def remove(self, timeout: asyncio.Timeout) -> None:
-        """Leave a timeout alone, also one that has expired."""
-        self._left_s.pop(timeout, None)
+        """Stop counting a timeout; no effect if it has expired."""
+        self._remaining_s.pop(timeout, None)
 
-    def close(self) -> None:
-        """Stop the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
+    def _start_tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._tick_started_at = loop.time()
+        self._tick_s = min((TICK_S, *self._remaining_s.values()))
+        self._timer = loop.call_at(self._tick_started_at + self._tick_s, self._end_tick, loop)
 
-    def _begin_piece(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._begun = loop.time()
-        self._piece_s = min((PIECE_S, *self._left_s.values()))
-        self._timer = loop.call_at(self._begun + self._piece_s, self._end_piece, loop)
-
-    def _end_piece(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _end_tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         now = loop.time()
-        is_late = now - self._begun - self._piece_s > LATE_S
-        counted_s = PIECE_S / LATE_PIECES if is_late else self._piece_s
-        for timeout, left_s in list(self._left_s.items()):
+        is_late = now - self._tick_started_at - self._tick_s > LATE_S
+        counted_s = TICK_S / LATE_TICKS if is_late else self._tick_s
+        for timeout, left_s in list(self._remaining_s.items()):
             if left_s > counted_s:
-                self._left_s[timeout] = left_s - counted_s
+                self._remaining_s[timeout] = left_s - counted_s
             else:
-                del self._left_s[timeout]
+                del self._remaining_s[timeout]
                 timeout.reschedule(now)
-        if self._left_s:
-            self._begin_piece(loop)
+        if self._remaining_s:
+            self._start_tick(loop)

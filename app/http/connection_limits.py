@@ -80,7 +80,6 @@ class Connection(HttpProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Break the reference cycles: the connection is freed at once, with its buffer."""
         super().connection_lost(exc)  # type: ignore[no-untyped-call]
-        self.request_handler = self.app.handle_request
         for timer in (self._callback_check_timeouts, self._unread):
             if timer is not None:
                 timer.cancel()

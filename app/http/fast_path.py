@@ -21,7 +21,7 @@ CALLBACK = re.compile(
 
 
 class LazyHeaders(Mapping[str, str]):
-    """Headers by their names in lower case, parsed when the first one is looked up.
+    """Headers by their names in any case, as Sanic's; parsed when the first one is looked up.
 
     Of a repeated header the first value counts.
     """
@@ -33,7 +33,7 @@ class LazyHeaders(Mapping[str, str]):
         self._values: dict[str, str] | None = None
 
     def __getitem__(self, name: str) -> str:
-        return self._parsed()[name]
+        return self._parsed()[name.lower()]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parsed())

@@ -91,12 +91,15 @@ class GatewayHttp(Http):
             except Exception as error:  # noqa: BLE001 - turned into an answer, like any other
                 answer = protocol.errors.answer(error)
             if answer is None:
+                self.stage = Stage.IDLE
                 raise LastAnswer
             self.keep_alive = not gateway.is_draining
             await self._send(response_bytes(answer, self.keep_alive))
             self.stage = Stage.IDLE
             if not self.keep_alive:
                 raise LastAnswer
+            # Up to 64 KB each, for as long as the connection is idle.
+            del vendor, query, lines, headers, answer
             # Pipelined requests let other connections go first.
             await (asyncio.sleep(0) if buffer else self._receive_more())
             self.stage = Stage.REQUEST

@@ -1,4 +1,4 @@
-"""Responses: the bytes of a receipt or an error, and every exception as one of them."""
+"""Responses: the bytes of a receipt or an error, and the mapping of exceptions to them."""
 
 import asyncio
 import logging

@@ -15,6 +15,7 @@ from app.http.app import create_app
 from app.http.connection_limits import ReceiveBudget
 from app.http.protocol import GatewayProtocol
 from app.http.responses import GatewayErrors
+from app.http.workers import is_orphan
 from app.settings import Settings, SettingsError
 from app.version import VERSION
 
@@ -84,7 +85,8 @@ class Server:
 
     async def stop(self, patience_s: float | None = None) -> None:
         """Drain, answer every request that has arrived by then, and close the gateway."""
-        await self.gateway.drain()
+        # Orphaned workers leave the port at once: a new parent may be about to listen on it.
+        await self.gateway.drain(0 if is_orphan() else self.gateway.settings.drain_pause_s)
         await self._finish(
             patience_s or PATIENCE_PER_COMMIT * self.gateway.settings.commit_timeout_s
         )

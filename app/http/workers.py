@@ -39,6 +39,12 @@ def run(work: Callable[[], None], number: int, listener: socket.socket) -> None:
         _Workers(work, number, listener).run()
 
 
+def is_orphan() -> bool:
+    """Return whether this process is a worker, and its parent has ended."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
+
+
 class _Workers:
     def __init__(self, work: Callable[[], None], number: int, listener: socket.socket) -> None:
         self._work = work

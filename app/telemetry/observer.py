@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Protocol, TypeVar
 
-from adapters import Adapter
 from app.claims import Claims
 from app.event import Event, Outcome
 from app.settings import SettingsError
@@ -19,6 +18,16 @@ _PROTOCOL = "http/protobuf"
 Commit = Callable[[Sequence[Event]], Awaitable[Sequence[Outcome]]]
 CommitOne = Callable[[Event], Awaitable[Outcome]]
 Submit = Callable[[Event, str, int], Awaitable[Outcome]]
+
+
+class Verifier(Protocol):
+    """Access, as far as the path uses it."""
+
+    def verify(
+        self, vendor: str, workspace: str | None, candidates: Sequence[bytes], address: str
+    ) -> None:
+        """Raise NotConfigured or Unverified, unless the caller may send for the workspace."""
+        ...
 
 
 class HasVendor(Protocol):
@@ -49,9 +58,9 @@ class Observer:
         """Return the handler of requests."""
         return handle
 
-    def adapter(self, adapter: Adapter) -> Adapter:
-        """Return the adapter of a vendor."""
-        return adapter
+    def access(self, access: Verifier) -> Verifier:
+        """Return the verification of callers."""
+        return access
 
     def submit(self, submit: Submit) -> Submit:
         """Return the submission to the write buffer: event, owner and size in bytes."""

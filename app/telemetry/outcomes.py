@@ -7,7 +7,7 @@ from operator import attrgetter
 
 from app.event import Drop, DropReason, Event, Outcome
 from app.telemetry.metrics import BY_WORKSPACE, DROPPED, DUPLICATE, FAILED, IGNORED, WRITTEN
-from app.telemetry.tallies import Tally
+from app.telemetry.tallies import Labels, Tally
 
 _OWNER = attrgetter("vendor", "workspace_id")
 # A CONTESTED event is counted once it is decided.
@@ -21,24 +21,27 @@ _COUNTED: dict[Outcome, tuple[Tally, tuple[str, ...]]] = {
 
 def count_events(events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
     """Count the events of a batch by outcome."""
-    # A full disk under the workers' files must not fail a committed callback.
-    with suppress(OSError):
-        tally_of = Counter(zip(map(_OWNER, events), outcomes, strict=True))
-        for (owner, outcome), number in tally_of.items():
-            if counted := _COUNTED.get(outcome):
-                tally, reason = counted
-                tally.add(owner + reason, number)
+    tally_of = Counter(zip(map(_OWNER, events), outcomes, strict=True))
+    for (owner, outcome), number in tally_of.items():
+        if counted := _COUNTED.get(outcome):
+            tally, reason = counted
+            _add(tally, owner + reason, number)
 
 
 def count_drop(vendor: str, workspace: str, drop: Drop) -> None:
     """Count a dropped callback; the workspace of an unknown app is empty."""
-    with suppress(OSError):
-        BY_WORKSPACE[DROPPED].add((vendor, workspace, drop.reason.value))
-        if drop.reason is DropReason.IGNORED:
-            BY_WORKSPACE[IGNORED].add((vendor, workspace, drop.subject))
+    _add(BY_WORKSPACE[DROPPED], (vendor, workspace, drop.reason.value))
+    if drop.reason is DropReason.IGNORED:
+        _add(BY_WORKSPACE[IGNORED], (vendor, workspace, drop.subject))
 
 
 def count_failure(vendor: str, workspace: str, reason: str) -> None:
     """Count a verified callback that is answered 500 or 503 without an attempt to write it."""
+    _add(BY_WORKSPACE[FAILED], (vendor, workspace, reason))
+
+
+def _add(tally: Tally, labels: Labels, number: int = 1) -> None:
+    # A full disk under the numbers of several workers fails no committed callback, and hides no
+    # other series: only one that is new, or the first in a fuller file, needs the disk.
     with suppress(OSError):
-        BY_WORKSPACE[FAILED].add((vendor, workspace, reason))
+        tally.add(labels, number)

@@ -18,11 +18,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode, Tracer
 
-from adapters import Adapter
 from app.claims import Claim, Claims
 from app.errors import GatewayError, UnknownVendor
-from app.event import App, Callback, Drop, Event, Outcome
-from app.telemetry.observer import Commit, CommitOne, Observer, R, Submit
+from app.event import Event, Outcome
+from app.telemetry.observer import Commit, CommitOne, Observer, R, Submit, Verifier
 from sinks import Sink
 
 NAME = "flokit-gateway"
@@ -75,9 +74,9 @@ class TracingObserver(Observer):
 
         return traced
 
-    def adapter(self, adapter: Adapter) -> Adapter:
-        """See `Observer`: names the workspace in the span of the callback."""
-        return _TracedAdapter(adapter)
+    def access(self, access: Verifier) -> Verifier:
+        """See `Observer`: names the workspace in the span of a verified callback."""
+        return _TracedAccess(access)
 
     def submit(self, submit: Submit) -> Submit:
         """See `Observer`: keeps the span of the callback until its event has an outcome."""
@@ -136,14 +135,17 @@ class TracingObserver(Observer):
         return _TracedSink(sink, self._tracer)
 
 
-class _TracedAdapter:
-    def __init__(self, adapter: Adapter) -> None:
-        self._adapter = adapter
+class _TracedAccess:
+    def __init__(self, access: Verifier) -> None:
+        self._access = access
 
-    def parse(self, callback: Callback, app: App) -> Event | Drop:
-        """See `Adapter`."""
-        _CALLBACK.get().set_attribute("flokit.workspace", app.workspace_id)
-        return self._adapter.parse(callback, app)
+    def verify(
+        self, vendor: str, workspace: str | None, candidates: Sequence[bytes], address: str
+    ) -> None:
+        """See `Verifier`."""
+        self._access.verify(vendor, workspace, candidates, address)
+        if workspace is not None:
+            _CALLBACK.get().set_attribute("flokit.workspace", workspace)
 
 
 class _TracedClaims:

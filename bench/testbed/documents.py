@@ -33,6 +33,6 @@ def rewrite(file: Path, command: str, machine: Machine, text: str) -> None:
     block = f"{begin}\n{head}\n\n{text.strip()}\n{end}"
     page = file.read_text()
     found = re.findall(f"{re.escape(begin)}.*?{re.escape(end)}", page, re.DOTALL)
-    if len(found) != 1:
-        raise BenchError(f"{file}: {len(found)} blocks {begin}, not one")
+    if len(found) != 1 or page.count(begin) != 1 or page.count(end) != 1:
+        raise BenchError(f"{file}: not one block {begin}")
     file.write_text(page.replace(found[0], block))

@@ -59,6 +59,8 @@ async def write_batch(
     except PostgresError as error:
         if classify(error).cause not in BLAMES_ROWS:
             raise
+    finally:
+        del failure  # its traceback leads back to this frame, and so to all events
     async with lock_timeout(session, HALVES_LOCK_TIMEOUT_S, then_s=BATCH_LOCK_TIMEOUT_S):
         return outcomes | await _insert_by_halves(session, ordered)
 
@@ -84,20 +86,23 @@ async def _copy_again(
     rest = list(events)
     named: dict[bytes, Outcome] = {}
     is_deadlock_over = False
-    while True:
-        if isinstance(failure, RowRefused) and len(named) < NAMED_MAX:
-            named[failure.event.event_id] = Outcome.CONTESTED
-            rest.remove(failure.event)
-        elif classify(failure).cause is Cause.DEADLOCK and not is_deadlock_over:
-            is_deadlock_over = True
-        else:
-            raise failure
-        if not rest:
-            return named
-        try:
-            return named | await copy_events(session, rest)
-        except PostgresError as error:
-            failure = error
+    try:
+        while True:
+            if isinstance(failure, RowRefused) and len(named) < NAMED_MAX:
+                named[failure.event.event_id] = Outcome.CONTESTED
+                rest.remove(failure.event)
+            elif classify(failure).cause is Cause.DEADLOCK and not is_deadlock_over:
+                is_deadlock_over = True
+            else:
+                raise failure
+            if not rest:
+                return named
+            try:
+                return named | await copy_events(session, rest)
+            except PostgresError as error:
+                failure = error
+    finally:
+        del failure  # as in `write_batch`
 
 
 async def _insert_by_halves(session: Session, events: Sequence[Event]) -> dict[bytes, Outcome]:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
@@ -167,6 +168,30 @@ async def test_large_bodies_that_wait_for_their_turn_are_bounded(
     assert (await first).status == 200
     assert (await send("second")).status == 200
     assert gateway.gateway.ingest._waiting_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "target",
+    [f"/ingest/adjust?x={PIECE_BYTES * 'x'}", f"/ingest/{PIECE_BYTES * 'x'}?x=x"],
+    ids=["query", "vendor"],
+)
+async def test_idle_connection_keeps_nothing_of_its_requests(
+    gateways: Gateways, connect: Connect, target: str
+) -> None:
+    """A connection that waits for another request takes no memory for the last one."""
+    gateway = await gateways.start()
+    number, before = 40, 0
+    tracemalloc.start()
+    try:
+        for _ in range(2):  # caches fill in the first round
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(number):
+                stream = await connect(gateway, head("GET", target))
+                assert (await read_answer(stream[0])).status in (401, 404)
+        kept_bytes = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < number * PIECE_BYTES / 2
 
 
 async def test_closed_connection_is_freed_without_a_collection(gateways: Gateways) -> None:

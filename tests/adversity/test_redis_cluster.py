@@ -116,7 +116,7 @@ async def test_frozen_nodes_share_one_time_out(
 ) -> None:
     """Two frozen nodes cost one time limit, then none; the answer of the third counts."""
     # Far longer than a pause of a busy machine, and counted in one piece, which is never late.
-    for name in ("CLAIM_TIMEOUT_S", "PIECE_S", "LATE_S"):
+    for name in ("CLAIM_TIMEOUT_S", "TICK_S", "LATE_S"):
         monkeypatch.setattr(f"app.claims.time_limit.{name}", TIMEOUT_S)
     monkeypatch.setattr("app.claims.primaries.BACKOFF_S", 2 * TIMEOUT_S)
     first, second = make(), make()

@@ -15,6 +15,7 @@ import pytest
 from adapters import adjust
 from app import version
 from app.event import DropReason
+from app.ingest import UNVERIFIED_PAUSE_S
 from app.telemetry import metrics
 from bench.testbed.client import Answer, exchange, get, head
 from bench.testbed.process import PATIENCE_S, POLL_S, ROOT
@@ -124,6 +125,18 @@ async def test_caller_that_hangs_up_is_not_in_flight(gateways: Gateways) -> None
     await gateway.callback(secret="wrong")
     await gateway.post(b"{", "application/json")
     assert (await gateway.metrics())[IN_FLIGHT] == 0
+
+
+async def test_unverified_callers_are_not_in_flight(gateways: Gateways) -> None:
+    """While an unverified caller waits for its answer, nothing is in flight."""
+    gateway = await gateways.start()
+    for method in ("GET", "POST"):
+        request = head(method, f"/ingest/adjust?{query(secret='wrong')}")
+        call = asyncio.create_task(exchange(gateway.port, request))
+        await asyncio.sleep(UNVERIFIED_PAUSE_S / 2)
+        assert gateway.gateway.ingest.in_flight == 0
+        assert not call.done()
+        assert (await call).status == 401
 
 
 async def test_each_secret_has_the_time_of_its_last_use(run: RUNS) -> None:

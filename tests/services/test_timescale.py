@@ -1,6 +1,7 @@
 """The sink on a real database: events that are written, refused, contested, and never lost."""
 
 import asyncio
+import gc
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,28 @@ async def test_duplicates_cost_new_events_nothing(
     outcomes = await sink.write(events("c", "a", "d", "b"))
     assert outcomes == [WRITTEN, DUPLICATE, WRITTEN, DUPLICATE]
     assert await stored(connection) == {"a", "b", "c", "d"}
+
+
+async def test_failed_copy_keeps_no_events(sink: TimescaleSink) -> None:
+    """Events of a batch that was not one COPY are freed with it, without a collection."""
+    assert await sink.write(events("a", "b")) == [WRITTEN, WRITTEN]
+    gc.collect()
+    before = live_events()  # those of other tests
+    gc.disable()
+    try:
+        assert await sink.write(events("a", "b", "c")) == [DUPLICATE, DUPLICATE, WRITTEN]
+        refused = event("e", user_id="\ud800")
+        assert await sink.write([event("d"), refused]) == [WRITTEN, CONTESTED]
+        assert await sink.write_contested(refused) == REFUSED
+        del refused
+        assert live_events() == before
+    finally:
+        gc.enable()
+
+
+def live_events() -> int:
+    """The number of events in memory."""
+    return sum(isinstance(each, Event) for each in gc.get_objects())
 
 
 async def test_stable_id_at_another_time_is_a_duplicate(

@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from app.settings import SettingsError
 from app.telemetry import tracing as spans
 from app.telemetry.observer import traces_wanted
-from bench.testbed.client import get
+from bench.testbed.client import get, head
 from bench.testbed.process import PATIENCE_S, POLL_S, ROOT, inherited
 from tests.gateways import SECRET, Gateways, Process, environment, query
 
@@ -100,6 +100,7 @@ async def test_callbacks_and_batches_have_spans(
         for parameters in ({}, {}, {"event_token": "no"}, {"app_token": "no"}, {"secret": "no"}):
             await process.callback(**parameters)
         await get(process.port, f"/ingest/stranger?{query()}")
+        await process.post(b"{", "application/json")
         await gateways.execute("ALTER TABLE events RENAME TO elsewhere")
         await process.callback(user_id="late")
         await gateways.execute("ALTER TABLE elsewhere RENAME TO events")
@@ -112,9 +113,10 @@ async def test_callbacks_and_batches_have_spans(
         {"vendor": "adjust", "outcome": "dropped"},
         {"vendor": "adjust", "outcome": "rejected", "reason": "wrong_secret"},
         {"outcome": "rejected", "reason": "unknown_vendor"},
+        known | {"outcome": "rejected", "reason": "malformed_body"},
         known | {"outcome": "failed", "reason": "write_failed"},
     ]
-    assert [span.is_error for span in collector.named("callback")] == [False] * 6 + [True]
+    assert [span.is_error for span in collector.named("callback")] == [False] * 7 + [True]
     batches = collector.named("batch")
     stages = {
         batch.id: [span.name for span in collector.spans if span.parent == batch.id]
@@ -126,7 +128,7 @@ async def test_callbacks_and_batches_have_spans(
         ["claim", "write", "release"],
     ]
     callbacks = collector.named("callback")
-    assert [batch.parent for batch in batches] == [callbacks[number].id for number in (0, 1, 6)]
+    assert [batch.parent for batch in batches] == [callbacks[number].id for number in (0, 1, 7)]
     assert {span.service for span in collector.spans} == {"flokit-gateway"}
     for word in (SECRET, "abc123token", "stranger", "usr_1", "127.0.0.1"):
         assert not any(word.encode() in body for body in collector.bodies), word
@@ -142,8 +144,9 @@ async def test_callbacks_are_linked_to_their_batch(
             calls = [
                 asyncio.create_task(process.callback(user_id=f"u{number}")) for number in range(9)
             ]
-            while await process.buffered() < len(calls):
-                await asyncio.sleep(POLL_S)
+            async with asyncio.timeout(PATIENCE_S):
+                while await process.buffered() < len(calls):
+                    await asyncio.sleep(POLL_S)
         assert {(await call).status for call in calls} == {200}
     callbacks = {span.id: span for span in collector.named("callback")}
     batches = {span.id: span for span in collector.named("batch")}
@@ -168,8 +171,9 @@ async def test_contested_event_has_its_own_batch(
             calls = []
             for process in (first, second):  # the second finds the event claimed
                 calls.append(asyncio.create_task(process.callback()))
-                while not (await process.metrics())[claimed]:
-                    await asyncio.sleep(POLL_S)
+                async with asyncio.timeout(PATIENCE_S):
+                    while not (await process.metrics())[claimed]:
+                        await asyncio.sleep(POLL_S)
         await asyncio.gather(*calls)
     parents = [batch.parent for batch in collector.named("batch")]
     [callback] = {parent for parent in parents if parents.count(parent) == 2}
@@ -178,6 +182,25 @@ async def test_contested_event_has_its_own_batch(
         ["claim"],
         ["write", "release"],
     ]
+
+
+async def test_caller_that_hangs_up_has_its_span(
+    run: RUNS, collector: Collector, gateways: Gateways
+) -> None:
+    """A caller that goes away is an outcome of its own, and no error of the gateway."""
+    with run(**collector.environ) as process:
+        await asyncio.to_thread(process.wait_until_ready)
+        async with gateways.locked_events(), asyncio.timeout(PATIENCE_S):
+            _, writer = await asyncio.open_connection("127.0.0.1", process.port)
+            writer.write(head("GET", f"/ingest/adjust?{query()}"))
+            while not await process.buffered():
+                await asyncio.sleep(POLL_S)
+            writer.transport.abort()
+            while (await process.metrics())["flokit_callbacks_in_flight"]:
+                await asyncio.sleep(POLL_S)
+    [callback] = collector.named("callback")
+    assert callback.told["outcome"] == "hung_up"
+    assert not callback.is_error
 
 
 async def test_workers_export_only_sampled_spans(run: RUNS, collector: Collector) -> None:

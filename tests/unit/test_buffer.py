@@ -32,7 +32,7 @@ class Store:
         await self.is_open.wait()
         if 666 in items:
             raise LookupError("all of them")
-        return [self.result(item) for item in items]
+        return [self.result(item) for item in items if item != 404]
 
     def result(self, item: int) -> str:
         """Return the result of one number: 13 and 99 are undecided."""
@@ -145,6 +145,29 @@ async def test_late_result_delays_only_its_caller() -> None:
     assert len(store.buffer) == 1
     await store.buffer.close()
     assert await late == "late"
+
+
+async def test_wrong_number_of_results_fails_the_batch_alone() -> None:
+    """A defect of the commit reaches its callers, and the next batch works."""
+    store = Store()
+    results = await asyncio.gather(*store.submit(1, 404), return_exceptions=True)
+    assert [type(result) for result in results] == [ValueError] * 2
+    assert await store.buffer.submit(2, "somebody") == "2 done"
+    assert len(store.buffer) == 0
+
+
+async def test_cancelled_close_leaves_no_caller_waiting() -> None:
+    """A close that takes too long fails the items under way, and those that wait."""
+    store = Store()
+    store.is_open.clear()
+    tasks = store.submit(1, 2, 3, 4, 5)
+    await asyncio.sleep(0)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await store.buffer.close()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [Unavailable] * 5
+    assert len(store.buffer) == 0
 
 
 async def test_close_commits_accepted_items() -> None:

@@ -127,6 +127,24 @@ def test_each_claim_has_its_whole_time(started_after_s: float) -> None:
     assert run(both()) == pytest.approx([0.099, 0.099, 0.1])
 
 
+def test_close_leaves_calls_their_time_limit() -> None:
+    """A call that is under way when the claims are closed, or begins later, is given up."""
+
+    async def release() -> None:
+        redis = Redis(delay_s=9.0)
+        claims = redis.claims()
+        under_way = asyncio.create_task(claims.claim([EVENT]))
+        await asyncio.sleep(0.01)
+        await claims.close()
+        assert await under_way == [Claim.HELD]
+        assert now_s() == pytest.approx(0.1)
+        await asyncio.sleep(2.0)  # the backoff is over
+        await claims.claim([EVENT])
+        assert now_s() == pytest.approx(2.2)
+
+    run(release())
+
+
 def test_failure_is_followed_by_a_backoff() -> None:
     """For a second after a failure events are held at once; then Redis is used again."""
 

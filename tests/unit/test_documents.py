@@ -36,9 +36,12 @@ def test_block_gets_table_commit_and_interpreter(tmp_path: Path) -> None:
     assert page.read_text() == again
 
 
-@pytest.mark.parametrize("text", ["", BEFORE, f"{AFTER}{BEFORE}", f"{BEFORE}{AFTER}" * 2])
+@pytest.mark.parametrize(
+    "text",
+    ["", BEFORE, AFTER, f"{AFTER}{BEFORE}", f"{BEFORE}{AFTER}" * 2, f"{BEFORE}{BEFORE}{AFTER}"],
+)
 def test_page_needs_exactly_one_block(tmp_path: Path, text: str) -> None:
-    """A page without the markers, or with two blocks, is left alone."""
+    """A page with missing, repeated or unpaired markers is left unchanged."""
     page = tmp_path / "page.md"
     page.write_text(text)
     with pytest.raises(BenchError, match="not one"):

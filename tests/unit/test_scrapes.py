@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from app.event import Drop, DropReason
-from app.telemetry import metrics
+from app.event import Drop, DropReason, Outcome
+from app.telemetry import metrics, outcomes
 from app.telemetry.exposition import exposition
 from app.telemetry.metrics import BY_WORKSPACE
-from app.telemetry.outcomes import count_drop
+from app.telemetry.outcomes import count_drop, count_events
 from app.telemetry.tallies import CAPACITY_MIN, Tally, read
+from tests.events import event
 from tests.loop_time import run_measured
 
 HELD_MAX_S = 0.02
@@ -107,3 +108,19 @@ def test_tally_outlives_a_file_that_cannot_be_written(
         count_drop("adjust", workspace, Drop(DropReason.REFUSED))
     numbers = {("adjust", f"ws_{n}", "refused"): float(n) for n in range(CAPACITY_MIN)}
     assert dict(tally.snapshot()) == numbers | {("adjust", "ws_1", "refused"): 2.0}
+
+
+def test_series_that_cannot_be_made_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the disk is full, the known workspaces of a batch are counted beside a new one."""
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    tally = Tally(lambda _: True)
+    tally.share(folder / "a.tally")
+    tally.add(("adjust", "known", "refused"))
+    shutil.rmtree(folder)
+    monkeypatch.setitem(outcomes._COUNTED, Outcome.REFUSED, (tally, ("refused",)))
+    batch = [event(name, workspace_id=name) for name in ("new", "known")]
+    count_events(batch, [Outcome.REFUSED] * 2)
+    assert dict(tally.snapshot()) == {("adjust", "known", "refused"): 2.0}
