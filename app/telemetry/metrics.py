@@ -86,7 +86,7 @@ FAILED = Counter(
 OUTCOMES = (WRITTEN, DUPLICATE, DROPPED, FAILED)
 REJECTED = Counter(
     "flokit_requests_rejected",
-    "Requests answered with an error outside of any callback, or after a response time-out, by reason.",
+    "Requests answered with an error that is not counted as a callback, by reason.",
     ("reason",),
 )
 UNEXPECTED = Counter(
