@@ -23,7 +23,6 @@ from app.claims.redis import RedisClaims
 from app.dev import embedded
 from app.dev import programs as embedded_programs
 from app.telemetry.exposition import exposition
-from bench.testbed.process import ROOT
 from sinks.timescale.schema import migrate
 from sinks.timescale.sink import TimescaleSink
 from tests import leaks, postgres_topologies, redis_topologies
@@ -185,15 +184,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEAKS] = []
     # A shell ignores it in the background, and processes of the tests would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Measure the coverage of the processes too that a measured test starts."""
-    with pytest.MonkeyPatch.context() as patch:
-        if coverage.Coverage.current() and not item.get_closest_marker("no_cover"):
-            patch.setenv("COVERAGE_PROCESS_START", str(ROOT / "pyproject.toml"))
-        return (yield)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

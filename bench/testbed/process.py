@@ -159,13 +159,9 @@ class ServerProcess(Program):
         return fetch(self.port, path, PATIENCE_S).status
 
 
-# The last one measures the coverage of the process too.
-_INHERITED = ("PATH", "HOME", "LANG", "COVERAGE_PROCESS_START")
-
-
 def inherited() -> dict[str, str]:
     """Return the part of the environment that a process inherits: no setting of the gateway."""
-    return {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
 
 
 def bound(command: Sequence[str]) -> list[str]:
