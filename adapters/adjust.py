@@ -85,7 +85,7 @@ def _event(
     entries = STABLE_ID if app.stable_id is None else app.stable_id
     stable_names, stable_id = _stable_id(present, entries, ignored)
     is_own = app.stable_id is not None and stable_id is not None
-    os_name = normalize.OS_NAMES.get(present.get("os_name", "").lower())
+    os_name = normalize.os_name(present["os_name"]) if "os_name" in present else None
     country = normalize.country(present["country"]) if "country" in present else None
     return Event(
         event_id=event_id(
@@ -96,7 +96,7 @@ def _event(
         occurred_at=occurred_at, received_at=received_at, workspace_id=app.workspace_id,
         vendor=app.vendor, app_token=app.app_token, event_type=event_type,
         user_id=user_id, adid=adid, idfa=idfa, gps_adid=gps_adid, os_name=os_name, country=country,
-        properties=_properties(present, os_name, country, ignored, app),
+        properties=_properties(present, os_name, country, ignored, app, stable_entries=entries),
         has_stable_id=stable_id is not None, ignored=tuple(ignored),
     )  # fmt: skip
 
@@ -166,6 +166,8 @@ def _properties(
     country: str | None,
     ignored: Iterable[str],
     app: App,
+    *,
+    stable_entries: Iterable[StableName],
 ) -> dict[str, str]:
     """Return every parameter that has no column, as it was sent."""
     properties = {name: value for name, value in present.items() if name not in _IN_COLUMNS}
@@ -184,7 +186,7 @@ def _properties(
     if app.keep is None:
         return properties
     kept = {*ALWAYS_KEPT, *app.keep}
-    for entry in STABLE_ID if app.stable_id is None else app.stable_id:
+    for entry in stable_entries:
         kept.update((entry,) if isinstance(entry, str) else entry)
     return {name: value for name, value in properties.items() if name in kept}
 

@@ -101,11 +101,15 @@ class Ingest:
         if adapter is None:
             raise UnknownVendor(request.vendor)
         try:
-            app = self._verified_app(request)
+            # Nothing of the request is parsed before its secret is verified.
+            app = self._workspaces.find(request.vendor, sent_app_token(request.query))
+            owner = app.workspace_id if app else None
+            secrets = sent_secrets(request.query, request.headers)
+            self._access.verify(request.vendor, owner, secrets, request.address)
         except Unverified as error:
             await _pause(error)
             raise
-        workspace = app.workspace_id if app else ""
+        workspace = owner or ""
         # Not before: unverified callers must not look like load.
         self.in_flight += 1
         try:
@@ -126,17 +130,6 @@ class Ingest:
             raise
         finally:
             self.in_flight -= 1
-
-    def _verified_app(self, request: Request) -> App | None:
-        """Return the app of a request, None if it is unknown; raises GatewayError.
-
-        Nothing of the request is parsed before its secret is verified.
-        """
-        app = self._workspaces.find(request.vendor, sent_app_token(request.query))
-        secrets = sent_secrets(request.query, request.headers)
-        owner = app.workspace_id if app else None
-        self._access.verify(request.vendor, owner, secrets, request.address)
-        return app
 
     def callback(self, request: Request, in_body: dict[str, str], body: bytes) -> Callback:
         """Return the decoded callback; the parameters of its URL win. Raises TooManyParameters."""

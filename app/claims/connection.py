@@ -47,6 +47,10 @@ class Connection(Protocol):
 Connect = Callable[[Endpoint], Connection]
 
 
+# Returns the bytes of one command; the stub of hiredis allows only one word.
+encode: Callable[[tuple[str | bytes | int, ...]], bytes] = pack_command  # type: ignore[assignment]
+
+
 class RedisUnavailable(Exception):
     """A server, or all of several, did not answer a command; the message is one line."""
 
@@ -66,19 +70,13 @@ def make_connection(endpoint: Endpoint) -> Connection:
     return connection
 
 
-def encode(*words: str | bytes | int) -> bytes:
-    """Return the bytes of one command."""
-    packed: bytes = pack_command(words)  # type: ignore[arg-type] # its stub allows only one word
-    return packed
-
-
 async def execute(connect: Connect, endpoint: Endpoint, timeout_s: float, *words: str) -> object:
     """Return the reply to one command, on a connection of its own; raises RedisUnavailable."""
     connection = connect(endpoint)
     try:
         async with asyncio.timeout(timeout_s):
             await connection.connect()
-            await connection.send_packed_command([encode(*words)])
+            await connection.send_packed_command([encode(words)])
             return await connection.read_response()
     except TimeoutError:
         raise RedisUnavailable(f"no answer within {timeout_s:g} s") from None

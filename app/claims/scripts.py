@@ -6,8 +6,6 @@ second round trip whenever a server has lost them.
 
 from collections.abc import Sequence
 
-from hiredis import pack_command
-
 from app.claims import Claim
 from app.claims.connection import encode
 
@@ -48,11 +46,9 @@ def settle_and_claim(
     """Return a command that remembers committed events, then claims others."""
     number = len(settled) + len(claimed)
     arguments = (token, lease_ms, seen_ms, len(settled))
-    words = ("EVAL", _SETTLE_AND_CLAIM, number, *settled, *claimed, *arguments)
-    packed: bytes = pack_command(words)  # type: ignore[arg-type] # its stub allows only one word
-    return packed
+    return encode(("EVAL", _SETTLE_AND_CLAIM, number, *settled, *claimed, *arguments))
 
 
 def release(keys: Sequence[bytes], token: bytes) -> bytes:
     """Return a command that gives back the claims of this token."""
-    return encode("EVAL", _RELEASE, len(keys), *keys, token)
+    return encode(("EVAL", _RELEASE, len(keys), *keys, token))

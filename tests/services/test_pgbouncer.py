@@ -84,15 +84,6 @@ async def connection(services: Services, database_url: str) -> AsyncIterator[asy
     await connection.close()
 
 
-@pytest.fixture
-async def sink(database_url: str) -> AsyncIterator[TimescaleSink]:
-    """The sink behind PgBouncer."""
-    sink = TimescaleSink(database_url, commit_timeout_s=5)
-    await sink.ping()
-    yield sink
-    await sink.close()
-
-
 # These tests of a direct connection hold behind a pooler too.
 test_every_column_arrives = test_timescale.test_every_column_arrives
 test_duplicates_cost_new_events_nothing = test_timescale.test_duplicates_cost_new_events_nothing
