@@ -58,13 +58,15 @@ def parse(callback: Callback, app: App) -> Event | Drop:
     if event_type is None:
         # A literal placeholder means a misconfigured callback URL.
         unfilled = token is None and (sent.get("event_token") or sent.get("event"))
-        return Drop(DropReason.UNFILLED_PLACEHOLDER if unfilled else DropReason.UNMAPPED_EVENT)
+        if unfilled:
+            return Drop(DropReason.UNFILLED_PLACEHOLDER, unfilled)
+        return Drop(DropReason.UNMAPPED_EVENT, names[0] if names else "")
     created_at = present.get("created_at", "")
-    if not created_at and sent.get("created_at"):
-        return Drop(DropReason.UNFILLED_PLACEHOLDER)
+    if not created_at and (unfilled := sent.get("created_at")):
+        return Drop(DropReason.UNFILLED_PLACEHOLDER, unfilled)
     occurred_at = normalize.time(created_at)
     if occurred_at is None or not callback.accepts(occurred_at):
-        return Drop(DropReason.INVALID_TIMESTAMP)
+        return Drop(DropReason.INVALID_TIMESTAMP, created_at)
     event = _event(
         present, app, raw_event_id=names[0], event_type=event_type,
         occurred_at=occurred_at, received_at=callback.received_at,

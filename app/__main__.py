@@ -1,8 +1,11 @@
 """The FloKit measurement gateway."""
 
+import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Protocol, runtime_checkable
 
 from app import signals
 from app.version import VERSION
@@ -12,7 +15,7 @@ COMMANDS: Mapping[str, str] = {
     "serve": "run the gateway on DATABASE_URL and REDIS_URL",
     "migrate": "bring the schema of DATABASE_URL up to date",
     "check": "check settings, workspaces, database and Redis",
-    "retain": "delete events older than RETENTION_D",
+    "retain": "delete events older than RETENTION_D, and drops older than QUARANTINE_D",
 }
 NO_DEV = (
     "dev is not in this image: its database and Redis are for a developer's machine. "
@@ -21,18 +24,39 @@ NO_DEV = (
 FAILED, MISCONFIGURED, INTERRUPTED = 1, 2, 130
 
 
+class Command(Protocol):
+    """A module of `app.commands`, or of `app.dev`."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Run the command, and return its exit code."""
+        ...
+
+
+@runtime_checkable
+class HasArguments(Protocol):
+    """A command with arguments of its own."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments, and a longer description."""
+        ...
+
+
 def main() -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 misconfigured."""
     signals.end_at_once()  # before any import that takes time
-    command = _parse()
-    if command == "dev" and find_spec("app.dev") is None:
+    name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if name == "dev" and find_spec("app.dev") is None:
         print(NO_DEV, file=sys.stderr)
         return MISCONFIGURED
-    run = _load(command)
-    if command != "serve":
+    # Only this one: an import may take most of a second.
+    command = _load(name) if name in COMMANDS else None
+    arguments = _parse(name, command)
+    if command is None:
+        return MISCONFIGURED
+    if name != "serve":
         signals.interrupt()
     try:
-        return run()
+        return command.run(arguments)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
@@ -43,34 +67,27 @@ def main() -> int:
         return exit_code
 
 
-def _parse() -> str:
-    import argparse
+def _load(name: str) -> Command:
+    command: Command = import_module("app.dev.command" if name == "dev" else f"app.commands.{name}")
+    return command
 
+
+def _parse(name: str, command: object) -> argparse.Namespace:
     script = sys.argv[0].rpartition("/")[2]
     program = "python -m app" if script == "__main__.py" else script
     parser = argparse.ArgumentParser(prog=program, description=__doc__)
     parser.add_argument("--version", action="version", version=f"flokit-gateway {VERSION}")
     choices = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in COMMANDS.items():
-        choices.add_parser(name, help=text, description=text)
-    command: str = parser.parse_args().command
-    return command
-
-
-def _load(command: str) -> Callable[[], int]:
-    """Import a command, which may take most of a second, and return its function."""
-    match command:
-        case "dev":
-            from app.dev.command import run
-        case "serve":
-            from app.commands.serve import run
-        case "migrate":
-            from app.commands.migrate import run
-        case "check":
-            from app.commands.check import run
-        case _:
-            from app.commands.retain import run
-    return run
+    for each, text in COMMANDS.items():
+        chosen = choices.add_parser(
+            each,
+            help=text,
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if each == name and isinstance(command, HasArguments):
+            command.add_arguments(chosen)
+    return parser.parse_args()
 
 
 def _expected(error: Exception) -> tuple[str, int]:

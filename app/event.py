@@ -10,6 +10,8 @@ import msgspec
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 ID_BYTES = 16
+# The form of an encoded event. A change of `Event` that old rows do not fit makes a new one.
+EVENT_FORM = 1
 
 # There was no mobile measurement before 2010. A device's clock may be ahead by up to a day.
 OLDEST_OCCURRED_AT = datetime(2010, 1, 1, tzinfo=UTC)
@@ -98,16 +100,62 @@ class DropReason(Enum):
     UNMAPPED_EVENT = "unmapped_event"
     INVALID_TIMESTAMP = "invalid_timestamp"
     REFUSED = "refused"
+    MALFORMED = "malformed"  # answered 400: the body is unreadable
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """A callback that will never become an event, with the reason.
+    """A callback that does not become an event, with the reason and its subject.
 
-    `subject` is the matched entry of the app's `ignore`, else empty.
+    The subject is the app token of an unknown app, the vendor's name of an unmapped or ignored
+    event, the text of an invalid time, the placeholder left unfilled, the type of a refused event.
+    It is clean text; `Dropped` holds its first 200 characters.
     """
 
     reason: DropReason
     subject: str = ""
+
+
+class Dropped(msgspec.Struct, frozen=True, kw_only=True):
+    """A dropped callback as quarantine keeps it: one field for each column of `dropped`.
+
+    `query` and `body` are the bytes that were sent, without secrets and without the parameters
+    that the app omits. A refused event is kept as `event`, in the encoding of `encode_event`;
+    its `query` and `body` are empty. `account` is the subject under which its size is counted.
+    """
+
+    received_at: datetime
+    vendor: str
+    workspace_id: str  # empty for an unknown app
+    app_token: str
+    reason: DropReason
+    subject: str
+    method: str
+    query: bytes = b""
+    content_type: str = ""
+    body: bytes = b""
+    event: bytes | None = None
+    account: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes that it takes in the database, with its index entry: an upper estimate."""
+        texts = len(self.subject) + len(self.content_type) + len(self.app_token)
+        # 140: measured with rows of 326 bytes, see `test_size_of_a_drop_is_an_upper_estimate`.
+        return 140 + 2 * texts + len(self.query) + len(self.body) + len(self.event or b"")
+
+
+class RejectedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The trace of a request that was turned away unverified: nothing secret, no values.
+
+    `vendor` is empty where no adapter has the name. `hint` compares the secret's shape to the
+    configured ones.
+    """
+
+    received_at: datetime
+    vendor: str
+    reason: str
+    address: str
+    hint: str = ""
 
 
 class Outcome(Enum):
@@ -139,6 +187,19 @@ def event_id(
     identity = (moment, raw_event_id) if stable_id is None else ("stable", stable_id)
     parts = (vendor, app_token, user, event_type, identity)
     return blake2b(_encode(parts), digest_size=ID_BYTES).digest()
+
+
+def encode_event(event: Event) -> bytes:
+    """Return an event in the form that quarantine keeps; `decode_event` reads it."""
+    return _encode((EVENT_FORM, event))
+
+
+def decode_event(encoded: bytes) -> Event:
+    """Return an event from quarantine; raises ValueError for a form of another version."""
+    form, event = msgspec.msgpack.decode(encoded, type=tuple[int, msgspec.Raw])
+    if form != EVENT_FORM:
+        raise ValueError(f"an event in form {form}; this version reads {EVENT_FORM}")
+    return msgspec.msgpack.decode(event, type=Event)
 
 
 def digest(parts: object) -> bytes:

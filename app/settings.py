@@ -88,6 +88,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     claim_lease_s: Annotated[float, Meta(gt=0, le=600)] = 15.0
     seen_window_d: Annotated[float, Meta(ge=0.01, le=365)] = 30.0
     retention_d: Annotated[int, Meta(ge=0, le=36_500)] = 0
+    quarantine_d: Annotated[int, Meta(ge=0, le=365)] = 14
+    quarantine_max_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 1_024
     drain_pause_s: Annotated[float, Meta(ge=0, le=300)] = 5.0
     vendors: Mapping[str, VendorAccess] = {}
 
@@ -208,6 +210,11 @@ def _check_relations(settings: Settings) -> None:
         raise SettingsError(
             f"SEEN_WINDOW_D: {settings.seen_window_d:g} is more than the {ROW_LIFE_MIN_D} days "
             "that every row is kept for when RETENTION_D is set"
+        )
+    if settings.retention_d and settings.quarantine_d > ROW_LIFE_MIN_D:
+        raise SettingsError(
+            f"QUARANTINE_D: {settings.quarantine_d} is more than the {ROW_LIFE_MIN_D} days that "
+            "every row is kept for when RETENTION_D is set"
         )
 
 

@@ -1,9 +1,9 @@
-"""Sinks keep events. Each is a folder here; `Sink` is its interface to the gateway."""
+"""Sinks keep events, `Quarantine` keeps drops: the interfaces. Each sink is a folder here."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
-from app.event import Event, Outcome
+from app.event import Dropped, Event, Outcome, RejectedRequest
 
 
 class Sink(Protocol):
@@ -44,4 +44,35 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """Close the connections. No write may follow."""
+        ...
+
+
+class Account(NamedTuple):
+    """The drops whose size is counted together."""
+
+    workspace_id: str
+    reason: str
+    subject: str
+
+
+class Quarantine(Protocol):
+    """A durable store of dropped callbacks, and of the traces of rejected requests."""
+
+    async def keep(self, drops: Sequence[Dropped]) -> None:
+        """Commit drops; after an exception they may or may not be kept."""
+        ...
+
+    async def reject(self, requests: Sequence[RejectedRequest]) -> None:
+        """Keep the traces of rejected requests; the oldest go where there are too many."""
+        ...
+
+    async def usage(self) -> Mapping[Account, int]:
+        """Return the bytes in quarantine by account.
+
+        The accounts of a workspace that are small come as one, without reason and subject.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close the connections. Nothing may follow."""
         ...

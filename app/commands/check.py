@@ -1,5 +1,6 @@
 """`check`: check settings, workspaces, adapters, database and Redis, a line each."""
 
+import argparse
 import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -29,7 +30,7 @@ TIMEOUT_S = 3.0
 LISTED_MAX = 10
 
 
-def run() -> int:
+def run(_: argparse.Namespace) -> int:
     """Run all checks; returns 0 if they pass, 1 after a failure, 2 for a wrong setting."""
     report = Report()
     report.ok("version", f"{VERSION}, on Python {PYTHON_VERSION}")

@@ -1,5 +1,6 @@
 """`migrate`: bring the schema up to date."""
 
+import argparse
 import asyncio
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ from sinks.timescale import hosts, schema
 CONNECT_TIMEOUT_S = 10.0
 
 
-def run() -> int:
+def run(_: argparse.Namespace) -> int:
     """Apply the missing migrations; safe to run from several places at once."""
     settings = read_settings(required=["DATABASE_URL"])
     for name in asyncio.run(migrate(settings.database_url)):

@@ -1,5 +1,6 @@
 """`retain`: delete events older than RETENTION_D."""
 
+import argparse
 import asyncio
 
 from app.settings import Settings, read_settings
@@ -9,7 +10,7 @@ from sinks.timescale.retention import retain
 CONNECT_TIMEOUT_S = 10.0
 
 
-def run() -> int:
+def run(_: argparse.Namespace) -> int:
     """Delete expired events and stable IDs; prints progress."""
     settings = read_settings(required=["DATABASE_URL"])
     asyncio.run(_retain(settings))

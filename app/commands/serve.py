@@ -1,5 +1,6 @@
 """`serve`: run the gateway until SIGTERM or SIGINT."""
 
+import argparse
 import asyncio
 import logging
 import resource
@@ -19,7 +20,7 @@ OPEN_FILES_MIN = 2 * RESERVED_FILES
 log = logging.getLogger(__name__)
 
 
-def run() -> int:
+def run(_: argparse.Namespace) -> int:
     """Serve callbacks until a signal ends the process; returns only by an exception."""
     settings = read_settings()
     logs.configure(settings.log_level)

@@ -1,5 +1,6 @@
 """`dev`: run everything on this machine, for a first look."""
 
+import argparse
 import asyncio
 import os
 import shlex
@@ -43,7 +44,7 @@ CALLBACK = (
 QUERY = "SELECT occurred_at, event_type, user_id, properties FROM events"
 
 
-def run() -> int:
+def run(_: argparse.Namespace) -> int:
     """Start the servers, a demo workspace and the gateway; Ctrl-C stops all of them."""
     environ = DEFAULTS | {name: value for name, value in os.environ.items() if value}
     # Wrong settings and a port in use are reported before a server starts.

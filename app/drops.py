@@ -1,0 +1,1 @@
+"""Drops on their way into quarantine: what has a place there is kept before it is answered."""
