@@ -125,7 +125,8 @@ class _Hidden(msgspec.Struct, frozen=True):
 
     def checked(self, redacted: bytes) -> bytes:
         """Return redacted bytes; empty if a secret is spread over several of their members."""
-        return b"" if _Hidden(frozenset(), self.held, frozenset()).found_in(redacted) else redacted
+        held = _Hidden(frozenset(), self.held, frozenset())
+        return b"" if self.held and held.found_in(redacted) else redacted
 
     def _is_secret(self, readings: Sequence[str]) -> bool:
         for text in readings:
@@ -156,17 +157,23 @@ def _readings(raw: bytes) -> Sequence[str] | None:
     if not raw.translate(None, _PLAIN):
         return (raw.decode(),)
     readings = [_text(raw)]
-    for _ in range(_ROUNDS_MAX):
-        before = raw
-        if b"%" in raw and (undone := unquote_to_bytes(raw)) != raw:
-            raw = undone
-            readings.append(_text(raw))
-        if b"\\" in raw and (undone := _JSON_ESCAPE.sub(_unescaped, raw)) != raw:
-            raw = undone
-            readings.append(_text(raw))
-        if raw == before:
-            return readings
-    return None
+    # A form may hold JSON, and JSON a form.
+    for steps in (_STEPS, _STEPS[::-1]):
+        undone = raw
+        for _ in range(_ROUNDS_MAX):
+            before = undone
+            for undo in steps:
+                after = undo(undone)
+                if after != undone:
+                    readings.append(_text(after))
+                undone = after
+            if undone == before:
+                break
+        else:
+            return None
+        if b"%" not in raw or b"\\" not in raw:
+            break  # the order is of no account
+    return readings
 
 
 def _encoded(text: str) -> bytes:
@@ -178,6 +185,14 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "ignore").replace("\x00", "").replace("+", " ")
 
 
+def _unquote(raw: bytes) -> bytes:
+    return unquote_to_bytes(raw) if b"%" in raw else raw
+
+
+def _unescape(raw: bytes) -> bytes:
+    return _JSON_ESCAPE.sub(_unescaped, raw) if b"\\" in raw else raw
+
+
 def _unescaped(match: re.Match[bytes]) -> bytes:
     escape = match[0]
     if escape.startswith(b"\\u"):
@@ -186,6 +201,9 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
     if escape.startswith(b"\\\\"):
         return escape[: len(escape) // 2]
     return _CONTROLS.get(escape[1:], escape[1:])
+
+
+_STEPS = (_unquote, _unescape)
 
 
 def _goes(members: Sequence[tuple[str, bool]]) -> Sequence[bool]:
