@@ -11,8 +11,6 @@ from math import nan
 from operator import attrgetter
 from pathlib import Path
 
-from sinks.timescale.quarantine import TimescaleQuarantine
-
 import adapters
 from app.access import Access
 from app.buffer import WriteBuffer
@@ -28,6 +26,7 @@ from app.telemetry import metrics
 from app.telemetry.observer import UNOBSERVED, Observer
 from app.workspaces import Workspaces
 from sinks import Quarantine, Sink
+from sinks.timescale.quarantine import TimescaleQuarantine
 from sinks.timescale.sink import TimescaleSink
 
 LIMITS = {"batch_max_bytes": 64 * 1024, "buffer_max_bytes": 64 * 1024 * 1024}
@@ -60,14 +59,7 @@ class Gateway:
         self.claims = observer.claims(claims)
         self.sink = observer.sink(sink)
         self.quarantine = quarantine
-        self.buffer: WriteBuffer[Event, Outcome] = WriteBuffer(
-            observer.commit(partial(commit, claims=self.claims, sink=self.sink)),
-            observer.commit_one(partial(commit_contested, claims=self.claims, sink=self.sink)),
-            undecided=Outcome.CONTESTED,
-            batch_max=settings.batch_max_events,
-            buffer_max=settings.buffer_max_events,
-            **LIMITS,
-        )
+        self.buffer = self._make_buffer()
         self.access = Access(settings.vendors)
         self.drops = Drops(
             quarantine,
@@ -88,9 +80,19 @@ class Gateway:
         )
         # Returns the receipt of a callback once it is committed or dropped; raises GatewayError.
         self.handle = observer.handle(self.ingest.handle)
-        self.is_draining = False
-        self.sink_answered = False
+        self.is_draining = self.sink_answered = False
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _make_buffer(self) -> WriteBuffer[Event, Outcome]:
+        observer, claims, sink = self.observer, self.claims, self.sink
+        return WriteBuffer(
+            observer.commit(partial(commit, claims=claims, sink=sink)),
+            observer.commit_one(partial(commit_contested, claims=claims, sink=sink)),
+            undecided=Outcome.CONTESTED,
+            batch_max=self.settings.batch_max_events,
+            buffer_max=self.settings.buffer_max_events,
+            **LIMITS,
+        )
 
     @property
     def is_ready(self) -> bool:
