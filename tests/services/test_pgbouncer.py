@@ -24,7 +24,7 @@ from tests.adversity.test_poison import NO_XX
 from tests.events import event, events, generation_of, stored, write
 from tests.gateways import Gateways, Process, Services, environment
 from tests.pgbouncer import BARE, DOCUMENTED, Arrangement, PgBouncer, find_pgbouncer, pgbouncer
-from tests.services import test_timescale
+from tests.services import test_quarantine_store, test_timescale
 from tests.services.test_commands import run
 
 WRITTEN, DUPLICATE, REFUSED, CONTESTED = (
@@ -97,6 +97,9 @@ test_overlapping_writers_do_not_deadlock = test_timescale.test_overlapping_write
 test_no_encoding_harms_no_neighbour = test_poison.test_event_without_an_encoding_harms_no_neighbour
 test_poison_is_refused_alone = test_poison.test_poison_beside_a_duplicate_is_refused_alone
 test_schema_refuses_no_event = test_poison.test_event_is_not_refused_for_a_fault_of_the_schema
+quarantine = test_quarantine_store.quarantine
+test_drops_arrive = test_quarantine_store.test_every_column_arrives
+test_rejected_requests_are_capped = test_quarantine_store.test_rejected_requests_are_capped
 proxy = test_out_of_reach.proxy
 test_cut_wire_fails_the_write_in_time = test_out_of_reach.test_cut_wire_fails_the_write_in_time
 test_hanging_up_changes_nothing = test_exactly_once.test_caller_that_hangs_up_changes_nothing
