@@ -14,10 +14,11 @@ from typing import Any
 import asyncpg
 
 from app.dev.embedded import INIT_TIMEOUT_S, TIMESCALEDB_CONF
-from app.dev.processes import ENVIRONMENT, Server, free_port, run
+from app.dev.processes import ENVIRONMENT, Server, run
 from app.dev.programs import Programs
 from bench.testbed.process import as_nobody
 from sinks.timescale.schema import migrate
+from tests.ports import free_port
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test
 OWNER, REPLICATOR = "flokit", "replicator"

@@ -16,8 +16,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from app.dev.processes import Server, free_port
+from app.dev.processes import Server
 from bench.testbed.process import bound
+from tests.ports import BUS, free_port
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test
 # The rights that docs/deploying.md lists for a cluster.
@@ -25,7 +26,6 @@ USER, USER_PASSWORD = "gateway", "the-gateways-own"
 RIGHTS = "+eval +get +set +del +cluster|slots"
 PRIMARIES = 3
 SLOTS = 16_384
-BUS = 10_000  # the distance from a node's port to its port for the cluster bus
 PATIENCE_S = 30.0
 POLL_S = 0.05
 SERVICE = "claims"
@@ -324,7 +324,7 @@ def starting(folder: Path, program: Path) -> Iterator[Callable[..., Server]]:
             command = bound([str(program), "redis.conf", *words, "--port"])
             server = Server(
                 home, folder / f"{name}.log", command, _answers, signal.SIGTERM,
-                lock.fileno(), spawner, _free_port(),
+                lock.fileno(), spawner, free_port(BUS),
             )  # fmt: skip
             return stack.enter_context(server)
 
@@ -336,12 +336,3 @@ def _answers(port: int) -> bool:
         peer.sendall(b"PING\r\n")
         return bool(peer.recv(1024))
     return False
-
-
-def _free_port() -> int:
-    """A free port whose port for the cluster bus is free too."""
-    while True:
-        port = free_port()
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port + BUS))
-            return port
