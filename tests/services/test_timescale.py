@@ -206,11 +206,14 @@ async def test_contested_event_waits_for_the_other_commit(
 
 
 async def test_frozen_writer_delays_only_contested_events(
-    sink: TimescaleSink, connection: Connection
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that are locked for ever fail alone, and their neighbours are written at once."""
+    # To wait so long for each row would take longer than the commit may.
+    for module in ("sink", "writes"):
+        monkeypatch.setattr(f"sinks.timescale.{module}.BATCH_LOCK_TIMEOUT_S", PATIENCE_S / 50)
+    sink = TimescaleSink(database_url, commit_timeout_s=PATIENCE_S)
     await sink.write(events("z"))  # the chunk is there
-    # So many that to wait 0.1 s for each would take longer than the commit may.
     frozen = [f"frozen-{number}" for number in range(60)]
     transaction = connection.transaction()
     await transaction.start()
@@ -223,13 +226,16 @@ async def test_frozen_writer_delays_only_contested_events(
     await transaction.rollback()
     assert await sink.write_contested(event("frozen-0")) == WRITTEN
     assert await stored(connection) == {*"abcdez", "frozen-0"}
+    await sink.close()
 
 
 async def test_contested_events_do_not_wait_for_each_other(
-    sink: TimescaleSink, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Contested events that are free do not wait behind each event that a frozen writer holds."""
-    monkeypatch.setattr("sinks.timescale.sink.SHORT_WAITS_S", 60.0)  # a busy machine may pause
+    monkeypatch.setattr("sinks.timescale.sink.SHORT_WAITS_S", PATIENCE_S)
+    monkeypatch.setattr("sinks.timescale.sink.CONTESTED_LOCK_TIMEOUT_S", 2.0)
+    sink = TimescaleSink(database_url, commit_timeout_s=PATIENCE_S)
     await sink.write_contested(event("z"))  # the chunk is there
     frozen = [f"frozen-{number}" for number in range(40)]
     transaction = connection.transaction()
@@ -241,9 +247,9 @@ async def test_contested_events_do_not_wait_for_each_other(
         with pytest.raises(asyncpg.LockNotAvailableError):
             await sink.write_contested(event(name))
         assert await sink.write_contested(event(f"free-{number}")) == WRITTEN
-    # Half a second for each of them would take 20 s.
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 2.0 * len(frozen)
     await transaction.rollback()
+    await sink.close()
 
 
 async def test_contested_event_gets_its_full_time_again(
