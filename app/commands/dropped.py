@@ -2,18 +2,20 @@
 
 import argparse
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from shlex import quote
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from app.commands.output import NOTHING, json_line, minute, printable, printable_form, table
 from app.commands.selection import add_selection, selection_of, whole
 from app.event import DropReason, decode_event
 from app.parameters import FORM, escape
-from app.settings import read_settings
+from app.redaction import redact_body, redact_query
+from app.settings import Settings, read_settings
 from sinks.timescale import drops, hosts
 
 CONNECT_TIMEOUT_S = 10.0
@@ -61,7 +63,8 @@ REMEDIES: Mapping[DropReason, Remedy] = {
         "mend the table of the database (a foreign trigger, index or column), then:"
     ),
     DropReason.MALFORMED: Remedy(
-        "correct the sender: the body is neither a form nor a JSON object", is_replayable=False
+        "correct the sender: the body is unreadable, or has too many parameters",
+        is_replayable=False,
     ),
 }
 
@@ -111,7 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
     selection = selection_of(arguments)
     show = whole("--show", options.show, SHOWN_MAX)
     settings = read_settings(required=["DATABASE_URL"])
-    read = asyncio.run(_read(settings.database_url, selection, show))
+    counts, newest = asyncio.run(_read(settings.database_url, selection, show))
+    secrets = _secrets(settings)
+    read = _Read(counts, [_redacted(drop, secrets) for drop in newest])
     if options.json:
         for count in read.counts.largest:
             print(json_line(count))
@@ -120,6 +125,24 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(read, selection)
     return 0
+
+
+def _redacted(drop: drops.KeptDrop, secrets: Collection[str]) -> drops.KeptDrop:
+    """Return a drop without the secrets that are valid now, one of which may be newer than it."""
+    return replace(
+        drop,
+        query=redact_query(drop.query, (), secrets),
+        body=redact_body(drop.content_type, drop.body, (), secrets),
+    )
+
+
+def _secrets(settings: Settings) -> Collection[str]:
+    return {
+        secret
+        for access in settings.vendors.values()
+        for secrets in (access.secrets, *access.workspaces.values())
+        for secret in secrets
+    }
 
 
 async def _read(database_url: str, selection: drops.Selection, show: int) -> _Read:

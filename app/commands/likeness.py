@@ -22,6 +22,7 @@ _MEANINGS: Mapping[str, str] = {
     "tutorial": "a tutorial",
 }  # fmt: skip
 NAME_MAX = 40
+NO_TOKEN = "no token: add event_token={event} to the callback URL"
 
 
 class Kind(Enum):
@@ -74,7 +75,7 @@ def likeness(subject: str, parameters: Mapping[str, str], app: App | None) -> Li
     """Return the likely meaning of an event; `app` is None where its file is unknown."""
     kind = kind_of(subject, parameters)
     if kind is Kind.NONE:
-        return Likeness(kind, "no token: add event_token={event} to the callback URL")
+        return Likeness(kind, NO_TOKEN)
     if app and (known := _known(subject, kind, app)):
         return known
     if kind is Kind.ACTIVITY:

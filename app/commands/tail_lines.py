@@ -5,7 +5,7 @@ from datetime import datetime
 
 import msgspec
 
-from app.commands.likeness import Kind, kind_of, parameters_of
+from app.commands.likeness import NO_TOKEN, Kind, kind_of, parameters_of
 from app.commands.output import NOTHING, printable, toml_key
 from app.event import DropReason
 from sinks.timescale.follow import Dropped, Rejected, Row, Written
@@ -25,7 +25,7 @@ REMEDIES: Mapping[str, str] = {
     DropReason.UNFILLED_PLACEHOLDER.value: "correct the placeholder in the callback URL",
     DropReason.INVALID_TIMESTAMP.value: "created_at is no time, too old, or ahead",
     DropReason.REFUSED.value: "the database refuses the row, see the gateway's log",
-    DropReason.MALFORMED.value: "answered 400: the body is neither a form nor a JSON object",
+    DropReason.MALFORMED.value: "answered 400, correct the body",
 }
 
 
@@ -96,7 +96,7 @@ def _hint(row: Dropped) -> str:
         return REMEDIES.get(row.reason, "")
     kind = kind_of(row.subject, parameters)
     if kind is Kind.NONE:
-        return "no token: add event_token={event} to the callback URL"
+        return NO_TOKEN
     # The callback may have its parameters in a body.
     token = kind is Kind.TOKEN or "activity_kind" not in parameters
     section = "events" if token else "activities"

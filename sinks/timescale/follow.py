@@ -186,7 +186,7 @@ class EventsSource(Source):
             return (since - RECENT,)
         if self._oldest is None:
             found: datetime | None = None
-            if await is_hypertable(connection):
+            if await is_hypertable(connection, "events"):
                 found = await connection.fetchval(_OLDEST_CHUNK)
             self._oldest = found or EPOCH
         return (self._oldest,)
@@ -232,8 +232,7 @@ class Follower:
 
     async def read(self, connection: asyncpg.Connection, now: datetime) -> Arrivals:
         """Return the new rows; `now` is the time of the server. The first read is the past."""
-        last = max(self._last or now, self._floor)
-        since = max(last - OVERLAP, self._floor)
+        since = max((self._last or now) - OVERLAP, self._floor)
         rows = await self._source.newest(connection, since, SHORT_MAX, is_long=False)
         is_sample = len(rows) >= SHORT_MAX
         if not is_sample and time.monotonic() >= self._long_from:
@@ -242,7 +241,9 @@ class Follower:
         shown = sorted(new.values(), key=lambda row: row.received_at)[-self._most :]
         left_out = len(new) - len(shown)
         if is_sample:
-            left_out = max(await self._source.count(connection, last) - len(shown), left_out)
+            known = sum(at >= since for at in self._known.values())
+            counted = await self._source.count(connection, since)
+            left_out = max(counted - known - len(shown), left_out)
             self._floor = now
         self._known |= {key: row.received_at for key, row in new.items()}
         oldest = max(now - LOOK_BACK, self._floor)
