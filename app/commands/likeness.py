@@ -22,7 +22,7 @@ _MEANINGS: Mapping[str, str] = {
     "tutorial": "a tutorial",
 }  # fmt: skip
 NAME_MAX = 40
-NO_TOKEN = "no token: add event_token={event} to the callback URL"
+NO_TOKEN = "no token: add event_token={event} to the callback URL"  # noqa: S105 - no password
 
 
 class Kind(Enum):

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import sys
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
@@ -15,7 +16,9 @@ from sinks.timescale import drops, follow, hosts
 from sinks.timescale.errors import DatabaseError
 from sinks.timescale.follow import Arrivals, Follower, Wanted, server_time
 
-POLL_S = 1.0
+# From one read to the next; longer where a read takes long, so that it costs the database little.
+POLL_S, POLL_MAX_S = 1.0, 5.0
+READ_SHARE = 0.1
 LINES_MAX = 50
 CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 30.0
@@ -103,13 +106,15 @@ async def _lines(
             ) as connection:
                 await drops.require_quarantine(connection)
                 while True:
+                    started = time.monotonic()
                     arrived = await _read(connection, followers)
+                    pause_s = min((time.monotonic() - started) / READ_SHARE, POLL_MAX_S)
                     if failures or not has_started:
                         yield "connected again" if failures else "waiting for callbacks"
                     for line in _ordered(arrived, show_ids=show_ids) if has_started else ():
                         yield line
                     has_started, failures = True, 0
-                    await asyncio.sleep(POLL_S)
+                    await asyncio.sleep(max(pause_s, POLL_S))
         except DatabaseError as error:
             if not has_started:
                 raise

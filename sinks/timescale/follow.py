@@ -26,8 +26,9 @@ CHUNKS_MAX = 100
 SHORT_MAX = 500
 LONG_MAX = 5_000
 COUNTED_MAX = 100_000
-# A long read may take this part of the time.
+# A long read may take this part of the time; but it is not put off for longer than the pause.
 LONG_SHARE = 0.05
+LONG_PAUSE_MAX_S = 10.0
 
 _OLDEST_CHUNK = f"""
 SELECT range_start FROM timescaledb_information.chunks
@@ -256,7 +257,7 @@ class Follower:
         started = time.monotonic()
         rows = await self._source.newest(connection, since, LONG_MAX, is_long=True)
         ended = time.monotonic()
-        self._long_from = ended + (ended - started) / LONG_SHARE
+        self._long_from = ended + min((ended - started) / LONG_SHARE, LONG_PAUSE_MAX_S)
         if len(rows) >= LONG_MAX:  # no later read is to take older rows for new ones
             self._floor = min(row.received_at for row in rows)
         return rows
