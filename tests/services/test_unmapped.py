@@ -156,10 +156,8 @@ async def test_one_query_reads_the_period_and_looks_samples_up(
     assert {event.query for event in found} == {drop(event.subject).query for event in found}
     statement, values = drops.unmapped_statement(selection, 200)
     plan = [record[0] for record in await connection.fetch(f"EXPLAIN {statement}", *values)]
-    scans = [line for line in plan if " Scan " in line and " on " in line]
-    samples = [line for line in scans if "workspace_reason_subject_time on " in line]
-    assert samples
+    assert any("workspace_reason_subject_time on " in line for line in plan), plan
     if await timescaledb_version(connection):
         # Three days have a part of the period; the chunk of the coming day may exist.
-        read = [line for line in scans if "Index Scan using" not in line and "Chunk" not in line]
-        assert len([line for line in read if "Bitmap Index" not in line]) <= 4, plan
+        bounds = [line for line in plan if "received_at >= " in line and "Index Cond" not in line]
+        assert len(bounds) <= 4, plan
