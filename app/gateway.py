@@ -54,9 +54,15 @@ class Gateway:
         self.observer = observer
         self.claims = observer.claims(claims)
         self.sink = observer.sink(sink)
+        age_max = settings.event_age_max
+        commit_one = partial(
+            commit_contested, claims=self.claims, sink=self.sink, now=now, age_max=age_max
+        )
         self.buffer: WriteBuffer[Event, Outcome] = WriteBuffer(
-            observer.commit(partial(commit, claims=self.claims, sink=self.sink)),
-            observer.commit_one(partial(commit_contested, claims=self.claims, sink=self.sink)),
+            observer.commit(
+                partial(commit, claims=self.claims, sink=self.sink, now=now, age_max=age_max)
+            ),
+            observer.commit_one(commit_one),
             undecided=Outcome.CONTESTED,
             batch_max=settings.batch_max_events,
             buffer_max=settings.buffer_max_events,
@@ -181,10 +187,11 @@ def create_gateway(
     claims: Claims | None = None,
     sink: Sink | None = None,
     observer: Observer = UNOBSERVED,
+    now: Callable[[], datetime] = utc_now,
 ) -> Gateway:
     """Return a gateway built from the settings; raises WorkspacesError and SettingsError.
 
-    Tests pass another claim store or sink.
+    Tests pass another claim store, sink or clock.
     """
     vendors = adapters.load()
     sink = sink or TimescaleSink(settings.database_url, commit_timeout_s=settings.commit_timeout_s)
@@ -201,6 +208,7 @@ def create_gateway(
         claims=claims,
         sink=sink,
         observer=observer,
+        now=now,
     )
 
 

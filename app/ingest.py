@@ -122,9 +122,9 @@ class Ingest:
             size_bytes = len(request.query) + len(body)
             del body, in_body  # up to megabytes, unused while the event waits
             outcome = await self._submit(event, workspace, size_bytes)
-            if outcome is Outcome.FAILED:
-                raise WriteFailed("write_failed")
-            return RECEIPTS[outcome]
+            if (receipt := RECEIPTS.get(outcome)) is None:
+                raise WriteFailed("too_late" if outcome is Outcome.TOO_LATE else "write_failed")
+            return receipt
         except Unavailable as error:  # no write was attempted
             count_failure(request.vendor, workspace, error.reason)
             raise

@@ -25,7 +25,7 @@ Metric = Counter | Gauge
 CALLBACK = ("vendor", "workspace")
 # Label values that are exposed at 0 from the start. Prometheus counts no increase up to the first
 # value of a new series, and would miss the first failures of a kind.
-FAILURES = ("write_failed", "buffer_full", "clock_differs")
+FAILURES = ("write_failed", "too_late", "buffer_full", "clock_differs")
 DROPS = ("invalid_timestamp", "refused")
 REJECTIONS = (
     "wrong_secret", "address_not_allowed", "no_secret_configured", "unknown_vendor",

@@ -16,6 +16,7 @@ _COUNTED: dict[Outcome, tuple[Tally, tuple[str, ...]]] = {
     Outcome.DUPLICATE: (BY_WORKSPACE[DUPLICATE], ()),
     Outcome.REFUSED: (BY_WORKSPACE[DROPPED], (DropReason.REFUSED.value,)),
     Outcome.FAILED: (BY_WORKSPACE[FAILED], ("write_failed",)),
+    Outcome.TOO_LATE: (BY_WORKSPACE[FAILED], ("too_late",)),
 }
 
 
