@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -24,7 +24,7 @@ from bench.testbed.process import PATIENCE_S
 from bench.testbed.proxy import Moment, Proxy
 from sinks.timescale.session import role_settings
 from sinks.timescale.sink import TimescaleSink
-from tests.events import FIRST_CALLBACK_AT, OCCURRED_AT, event, stored
+from tests.events import OCCURRED_AT, event, stored
 from tests.gateways import Gateways, Services, make_claims, query
 from tests.papers.test_loading import CREATE, LOAD, loaded
 
@@ -32,28 +32,49 @@ WRITTEN = b'{"received":1,"written":1,"duplicate":0,"dropped":0}'
 AGE_MAX = Settings().event_age_max
 
 
-def clock(*seconds: float) -> Callable[[], datetime]:
-    """Return a clock that reads these times, one after another."""
-    times = iter(seconds)
-    return lambda: FIRST_CALLBACK_AT + timedelta(seconds=next(times))
+class SlowClaims:
+    """Claims that take a time of the clock `now`, and hold every event."""
+
+    is_bypassed = False
+
+    def __init__(self, takes_s: float) -> None:
+        self.time = OCCURRED_AT
+        self.takes_s = takes_s
+
+    def now(self) -> datetime:
+        return self.time
+
+    async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
+        self.time += timedelta(seconds=self.takes_s)
+        return [Claim.HELD] * len(event_ids)
+
+    async def settle(self, event_ids: Sequence[bytes]) -> None:
+        pass
+
+    async def release(self, event_ids: Sequence[bytes]) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
 
 
 async def test_event_that_waited_too_long_is_written_by_its_retry(
     gateways: Gateways, connection: asyncpg.Connection
 ) -> None:
-    """An event whose row could appear too late is answered 500 and not written; its retry is."""
-    # Each callback reads the clock at its arrival and before its write.
-    gateways.now = clock(0, 75.001, 100, 175)
-    gateway = await gateways.start()
+    """An event is not written after 75 seconds of waiting, its claim's time included."""
+    claims = SlowClaims(takes_s=75.001)
+    gateways.now = claims.now
+    gateway = await gateways.start(claims=claims)
     before = await gateway.metrics()
     assert (await gateway.callback()).status == 500
     assert await stored(connection) == set()
     found = await gateway.metrics()
     [series] = [name for name in found if 'reason="too_late",' in name and 'ws_test"' in name]
     assert found[series] == before.get(series, 0) + 1
+    claims.takes_s = 75
     assert (await gateway.callback()).body == WRITTEN
     received_at = await connection.fetchval("SELECT received_at FROM events")
-    assert received_at == FIRST_CALLBACK_AT + timedelta(seconds=100)
+    assert received_at == OCCURRED_AT + timedelta(seconds=75.001)
 
 
 async def test_late_event_leaves_its_neighbours_alone(
@@ -70,48 +91,16 @@ async def test_late_event_leaves_its_neighbours_alone(
     await other.close()
 
 
-class SlowClaims:
-    """Claims that are answered after 100 seconds of the clock `now`."""
-
-    is_bypassed = False
-
-    def __init__(self) -> None:
-        self.now = OCCURRED_AT
-
-    async def claim(self, event_ids: Sequence[bytes]) -> Sequence[Claim]:
-        self.now += timedelta(seconds=100)
-        return [Claim.HELD] * len(event_ids)
-
-    async def settle(self, event_ids: Sequence[bytes]) -> None:
-        pass
-
-    async def release(self, event_ids: Sequence[bytes]) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
-
-
-async def test_time_of_the_claim_counts(
-    sink: TimescaleSink, connection: asyncpg.Connection
-) -> None:
-    """A gateway that is frozen while it claims writes nothing late."""
-    claims = SlowClaims()
-    batch = [event("a", received_at=OCCURRED_AT)]
-    outcomes = await commit(batch, claims, sink, now=lambda: claims.now, age_max=AGE_MAX)
-    assert outcomes == [Outcome.TOO_LATE]
-    assert await stored(connection) == set()
-
-
 async def test_contested_event_that_waited_too_long_is_not_written(
     claims: RedisClaims, sink: TimescaleSink, connection: asyncpg.Connection
 ) -> None:
     """A contested event is judged when its turn has come."""
-    contested = event("a", received_at=FIRST_CALLBACK_AT)
+    contested = event("a", received_at=OCCURRED_AT)
     committing = partial(commit_contested, contested, claims, sink, age_max=AGE_MAX)
-    assert await committing(now=clock(75.001)) is Outcome.TOO_LATE
+    late = OCCURRED_AT + AGE_MAX + timedelta(microseconds=1)
+    assert await committing(now=lambda: late) is Outcome.TOO_LATE
     assert await stored(connection) == set()
-    assert await committing(now=clock(75)) is Outcome.WRITTEN
+    assert await committing(now=lambda: OCCURRED_AT + AGE_MAX) is Outcome.WRITTEN
     assert await stored(connection) == {"a"}
 
 
