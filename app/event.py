@@ -121,6 +121,7 @@ class Outcome(Enum):
     REFUSED = "refused"  # the database will never accept it
     CONTESTED = "contested"  # undecided: another writer has it under way, or it needs a new chunk
     FAILED = "failed"  # possibly stored: the retry decides; never returned by a sink
+    TOO_LATE = "too_late"  # not written: it has waited too long; never returned by a sink
 
 
 def event_id(

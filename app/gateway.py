@@ -59,7 +59,7 @@ class Gateway:
         self.claims = observer.claims(claims)
         self.sink = observer.sink(sink)
         self.quarantine = quarantine
-        self.buffer = self._make_buffer()
+        self.buffer = self._make_buffer(now)
         self.access = Access(settings.vendors)
         self.drops = Drops(
             quarantine,
@@ -83,14 +83,17 @@ class Gateway:
         self.is_draining = self.sink_answered = False
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _make_buffer(self) -> WriteBuffer[Event, Outcome]:
-        observer, claims, sink = self.observer, self.claims, self.sink
+    def _make_buffer(self, now: Callable[[], datetime]) -> WriteBuffer[Event, Outcome]:
+        observer, settings = self.observer, self.settings
+        claims, sink, age_max = self.claims, self.sink, settings.event_age_max
         return WriteBuffer(
-            observer.commit(partial(commit, claims=claims, sink=sink)),
-            observer.commit_one(partial(commit_contested, claims=claims, sink=sink)),
+            observer.commit(partial(commit, claims=claims, sink=sink, now=now, age_max=age_max)),
+            observer.commit_one(
+                partial(commit_contested, claims=claims, sink=sink, now=now, age_max=age_max)
+            ),
             undecided=Outcome.CONTESTED,
-            batch_max=self.settings.batch_max_events,
-            buffer_max=self.settings.buffer_max_events,
+            batch_max=settings.batch_max_events,
+            buffer_max=settings.buffer_max_events,
             **LIMITS,
         )
 
@@ -204,10 +207,11 @@ def create_gateway(
     sink: Sink | None = None,
     quarantine: Quarantine | None = None,
     observer: Observer = UNOBSERVED,
+    now: Callable[[], datetime] = utc_now,
 ) -> Gateway:
     """Return a gateway built from the settings; raises WorkspacesError and SettingsError.
 
-    Tests pass another claim store, sink or quarantine.
+    Tests pass another claim store, sink, quarantine or clock.
     """
     vendors = adapters.load()
     sink = sink or TimescaleSink(settings.database_url, commit_timeout_s=settings.commit_timeout_s)
@@ -229,6 +233,7 @@ def create_gateway(
         sink=sink,
         quarantine=quarantine,
         observer=observer,
+        now=now,
     )
 
 

@@ -122,11 +122,11 @@ class Ingest:
             body, in_body = b"", {}  # up to megabytes, unused while the event waits
             del callback
             outcome = await self._submit(event, owner or "", size_bytes)
-            if outcome is Outcome.FAILED:
-                raise WriteFailed("write_failed")
+            if (receipt := RECEIPTS.get(outcome)) is None:
+                raise WriteFailed("too_late" if outcome is Outcome.TOO_LATE else "write_failed")
             if outcome is Outcome.REFUSED:
                 await self._keep_refused(request, event)
-            return RECEIPTS[outcome]
+            return receipt
         except Malformed as error:
             drop = Drop(DropReason.MALFORMED, error.reason)
             await self._drop(request, app, drop, self._now(), body or error.body)

@@ -8,7 +8,8 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from app.event import Dropped, DropReason
+from app.dropped import Dropped
+from app.event import DropReason
 from sinks import Account
 
 # A query of 326 bytes, of the parameters that an app sends with each callback.

@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
 import asyncpg
 import msgspec
 
+from app import commit as product
 from app.event import Event, Outcome
 from bench.testbed.process import PATIENCE_S
 from sinks import Sink
@@ -18,6 +20,10 @@ from sinks.timescale.sink import TimescaleSink
 OCCURRED_AT = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 # The `created_at` of `tests.gateways.query`.
 FIRST_CALLBACK_AT = datetime.fromtimestamp(1_750_500_000, UTC)
+
+# The commits of a gateway without a clock: no event of a test is too late.
+commit = partial(product.commit, now=lambda: OCCURRED_AT, age_max=timedelta(0))
+commit_contested = partial(product.commit_contested, now=lambda: OCCURRED_AT, age_max=timedelta(0))
 
 
 def event(name: str, **fields: Any) -> Event:

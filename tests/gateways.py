@@ -3,9 +3,10 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -15,6 +16,7 @@ from app.claims import Claims
 from app.claims.redis import RedisClaims
 from app.gateway import create_gateway
 from app.http.server import Server
+from app.ingest import utc_now
 from app.settings import read_settings
 from bench.testbed.callbacks import workspace_toml
 from bench.testbed.client import Answer, fetch, get, metrics, post
@@ -151,12 +153,16 @@ class Running(Target):
 
 
 class Gateways:
-    """Starts gateways in this process, and stops them at the end of the test."""
+    """Starts gateways in this process, and stops them at the end of the test.
+
+    `now` is the clock of those that are started next.
+    """
 
     def __init__(self, database_url: str, redis_url: str, folder: Path) -> None:
         self.database_url = database_url
         self.redis_url = redis_url
         self.folder = folder
+        self.now: Callable[[], datetime] = utc_now
         self._running: list[Running] = []
 
     async def start(
@@ -165,7 +171,8 @@ class Gateways:
         """Start one, which is patient; `settings` are environment variables."""
         chosen = PATIENT | settings
         environ = environment(self.database_url, self.redis_url, self.folder, **chosen)
-        gateway = create_gateway(read_settings(environ), claims=claims, sink=sink)
+        read = read_settings(environ)
+        gateway = create_gateway(read, claims=claims, sink=sink, now=self.now)
         listener = socket.create_server(("127.0.0.1", 0))
         server = Server(gateway, listener)
         await server.start()

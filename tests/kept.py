@@ -9,7 +9,8 @@ import asyncpg
 import msgspec
 
 from app.__main__ import Command, HasArguments
-from app.event import Dropped, DropReason, RejectedRequest
+from app.dropped import Dropped, RejectedRequest
+from app.event import DropReason
 
 QUERY = b"app_token=abc123token&event_token=zzzzzz&created_at=1750500000&user_id=usr_1"
 

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from app.commands.output import NOTHING, json_line, minute, printable, printable_form, table
 from app.commands.selection import add_selection, selection_of, whole
-from app.event import DropReason, decode_event
+from app.dropped import decode_event
+from app.event import DropReason
 from app.parameters import FORM, escape
 from app.redaction import redact_body, redact_query
 from app.settings import Settings, read_settings

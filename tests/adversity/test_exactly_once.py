@@ -9,11 +9,10 @@ import pytest
 
 from app.claims import Claim, Claims
 from app.claims.redis import RedisClaims
-from app.commit import commit, commit_contested
 from app.event import Outcome
 from bench.testbed.client import head
 from sinks.timescale.sink import TimescaleSink
-from tests.events import event, events, stored
+from tests.events import commit, commit_contested, event, events, stored
 from tests.gateways import Gateways, Running, Services, make_claims, query, workspaces_toml
 from tests.services.test_vectors import receipt, send
 from tests.vectors import VECTORS, app_token

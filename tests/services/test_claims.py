@@ -12,11 +12,10 @@ from redis.asyncio import Redis
 
 from app.claims import Claim
 from app.claims.redis import RedisClaims
-from app.commit import commit
 from app.event import Outcome
 from bench.testbed.process import PATIENCE_S
 from sinks.timescale.sink import TimescaleSink
-from tests.events import event, events, stored, until_lost
+from tests.events import commit, event, events, stored, until_lost
 from tests.gateways import Services, make_claims
 
 

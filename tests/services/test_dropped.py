@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from app.event import DropReason, encode_event
+from app.dropped import encode_event
+from app.event import DropReason
 from tests.events import event
 from tests.kept import drop, invoke, keep
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from app.event import RejectedRequest
+from app.dropped import RejectedRequest
 from sinks.timescale.quarantine import TimescaleQuarantine
 from sinks.timescale.retention import retain_quarantine
 from tests.drops import counted, drop, rows_of, sizes_of

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.event import Dropped, DropReason, RejectedRequest, encode_event
+from app.dropped import Dropped, RejectedRequest, encode_event
+from app.event import DropReason
 from bench.testbed.gateway import through
 from bench.testbed.process import PATIENCE_S, POLL_S
 from bench.testbed.proxy import Proxy

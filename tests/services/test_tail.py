@@ -13,7 +13,8 @@ import asyncpg
 import pytest
 
 from app.commands.tail import Options, tail
-from app.event import DropReason, RejectedRequest
+from app.dropped import RejectedRequest
+from app.event import DropReason
 from bench.testbed.client import get, post
 from bench.testbed.process import PATIENCE_S, ROOT, bound, inherited
 from sinks.timescale import follow

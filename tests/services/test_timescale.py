@@ -42,8 +42,12 @@ async def test_events_is_a_hypertable(services: Services, connection: Connection
     assert dimension["hypertable_name"] == "events"
     assert dimension["column_name"] == "occurred_at"
     indexes = await connection.fetch("SELECT indexdef FROM pg_indexes WHERE tablename = 'events'")
-    columns = sorted(record[0].partition("USING btree ")[2] for record in indexes)
-    assert columns == ["(occurred_at, event_id)", "(workspace_id, event_type, occurred_at)"]
+    kinds = sorted(record[0].partition(" USING ")[2] for record in indexes)
+    assert kinds == [
+        "brin (received_at) WITH (autosummarize='on')",
+        "btree (occurred_at, event_id)",
+        "btree (workspace_id, event_type, occurred_at)",
+    ]
 
 
 async def test_chunks_are_made_ahead(services: Services, connection: Connection) -> None:
