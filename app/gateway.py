@@ -198,16 +198,18 @@ class Gateway:
 def create_gateway(
     settings: Settings,
     *,
+    vendors: Mapping[str, adapters.Adapter] | None = None,
     claims: Claims | None = None,
     sink: Sink | None = None,
     quarantine: Quarantine | None = None,
     observer: Observer = UNOBSERVED,
+    now: Callable[[], datetime] = utc_now,
 ) -> Gateway:
     """Return a gateway built from the settings; raises WorkspacesError and SettingsError.
 
-    Tests pass another claim store, sink or quarantine.
+    Tests pass another claim store, sink or quarantine; `explain` passes parts that store nothing.
     """
-    vendors = adapters.load()
+    vendors = vendors or adapters.load()
     sink = sink or TimescaleSink(settings.database_url, commit_timeout_s=settings.commit_timeout_s)
     if settings.quarantine_d and quarantine is None:
         quarantine = TimescaleQuarantine(
@@ -227,6 +229,7 @@ def create_gateway(
         sink=sink,
         quarantine=quarantine,
         observer=observer,
+        now=now,
     )
 
 
