@@ -11,8 +11,6 @@ from math import nan
 from operator import attrgetter
 from pathlib import Path
 
-from sinks.timescale.quarantine import TimescaleQuarantine
-
 import adapters
 from app.access import Access
 from app.buffer import WriteBuffer
@@ -28,6 +26,7 @@ from app.telemetry import metrics
 from app.telemetry.observer import UNOBSERVED, Observer
 from app.workspaces import Workspaces
 from sinks import Quarantine, Sink
+from sinks.timescale.quarantine import TimescaleQuarantine
 from sinks.timescale.sink import TimescaleSink
 
 LIMITS = {"batch_max_bytes": 64 * 1024, "buffer_max_bytes": 64 * 1024 * 1024}

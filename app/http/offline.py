@@ -12,7 +12,7 @@ from app.gateway import Gateway
 from app.http.app import create_app
 from app.http.connection_limits import Connection, ReceiveBudget
 from app.http.protocol import GatewayProtocol
-from app.http.responses import GatewayErrors
+from app.http.responses import GatewayErrors, reason_of
 
 HEAD_END = b"\r\n\r\n"
 
@@ -22,6 +22,11 @@ class Answered(msgspec.Struct, frozen=True):
 
     answer: Answer | None
     error: BaseException | None = None
+
+    @property
+    def reason(self) -> str:
+        """The reason of an error, as the metrics name it; empty without one."""
+        return reason_of(self.error) if self.error else ""
 
 
 class _RecordedErrors(GatewayErrors):

@@ -27,7 +27,7 @@ _SKIPPED = frozenset({
     "write-out",
 })  # fmt: skip
 _SKIPPED_SHORT = frozenset("bcCDeEhKmoPQrtUwxyYz")
-_GLOB = re.compile(r"\{[^{}]*\}|\[[^][]*-[^][]*\]")
+_GLOB = re.compile(r"\{[^{}]*\}|\[[^][-]*+-[^][]*+\]")
 _FILE = "a curl command with @file: explain reads no files, put the content into the command"
 _MULTIPART = ("Content-Type", "multipart/form-data; boundary=explain")
 
@@ -59,21 +59,14 @@ class _Call:
 
     def apply(self, name: str, value: str) -> None:
         """Apply one option, or a word without one."""
+        if name in _DATA:
+            self._add_data(name, value)
+            return
         match name:
             case "" | "url":
                 self._urls.append(value)
-            case "data-urlencode":
-                self._data.append(_urlencoded(value))
             case "url-query":
                 self._query.append(_urlencoded(value))
-            case "json":
-                self._flags.add(name)
-                # Pieces of JSON follow each other without a separator.
-                self._data = ["".join((*self._data, _inline(value)))]
-            case "data-raw":
-                self._data.append(value)
-            case "data" | "data-ascii" | "data-binary":
-                self._data.append(_inline(value))
             case "header":
                 self._headers.append(_header(value))
             case "user":
@@ -87,6 +80,18 @@ class _Call:
                 self._method = value
             case _:
                 self._flags.add("form" if name == "form-string" else name)
+
+    def _add_data(self, name: str, value: str) -> None:
+        if name == "data-urlencode":
+            self._data.append(_urlencoded(value))
+        elif name == "data-raw":
+            self._data.append(value)
+        elif name == "json":
+            self._flags.add(name)
+            # Pieces of JSON follow each other without a separator.
+            self._data = ["".join((*self._data, _inline(value)))]
+        else:
+            self._data.append(_inline(value))
 
     def request(self) -> HttpRequest:
         """Return the request of all options."""

@@ -7,6 +7,7 @@ from app.access import CREDENTIAL_HEADERS
 from app.commands.explain.http_request import HttpRequest
 from app.errors import GatewayError
 from app.parameters import decode, parse_body
+from app.redaction import redact_text
 from app.settings import Settings
 
 NOT_SHOWN = "(not shown)"
@@ -49,8 +50,10 @@ class Discretion:
     """Makes texts fit to be shown. `secrets` are hidden in any spelling."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        spellings = {spelling for secret in secrets for spelling in _spellings(secret)}
-        self._secrets = {each for each in spellings if each.strip()}
+        self._secrets = frozenset(secret for secret in secrets if secret.strip())
+        spellings = {each for secret in self._secrets for each in _spellings(secret)}
+        self._wholes = spellings - {""}
+        self._parts = [each for each in self._wholes if len(each) >= SECRET_PART_MIN]
 
     def shown(self, text: str) -> str:
         """Return a text on one line and of limited length, or a note in its place."""
@@ -60,10 +63,11 @@ class Discretion:
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
     def _holds_secret(self, text: str) -> bool:
+        if text and not redact_text(text, self._secrets):
+            return True
         for spelling in _spellings(text):
-            for secret in self._secrets:
-                if spelling == secret or (len(secret) >= SECRET_PART_MIN and secret in spelling):
-                    return True
+            if spelling in self._wholes or any(part in spelling for part in self._parts):
+                return True
         return False
 
 

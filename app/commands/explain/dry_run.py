@@ -12,7 +12,7 @@ from app.commands.explain.http_request import HttpRequest
 from app.errors import Answer, Unverified
 from app.event import App, Callback, Drop, Dropped, Event, Outcome, RejectedRequest
 from app.gateway import Gateway, create_gateway
-from app.http.offline import OfflineServer
+from app.http.offline import Answered, OfflineServer
 from app.ingest import Request, utc_now
 from app.settings import Settings
 from app.telemetry.observer import Observer, R, Verifier
@@ -37,8 +37,17 @@ class Trace(msgspec.Struct):
     app: App | None = None
     result: Event | Drop | None = None
     dropped: Dropped | None = None
-    answer: Answer | None = None
-    error: BaseException | None = None
+    answered: Answered = Answered(None)
+
+    @property
+    def answer(self) -> Answer | None:
+        """The answer; None if the connection was closed."""
+        return self.answered.answer
+
+    @property
+    def error(self) -> BaseException | None:
+        """The error behind the answer, or behind the lack of one."""
+        return self.answered.error
 
 
 class DryRun:
@@ -75,8 +84,7 @@ class DryRun:
     async def send(self, request: HttpRequest) -> Trace:
         """Return the trace of a request."""
         self._recorder.trace = trace = Trace()
-        answered = await self._server.answer(request.encode())
-        trace.answer, trace.error = answered.answer, answered.error
+        trace.answered = await self._server.answer(request.encode())
         if trace.request is not None:
             trace.secret = self._take_secret(trace.request.vendor)
         return trace

@@ -1,5 +1,6 @@
 """The explanation of one request: every step of its way, and the verdict."""
 
+from collections.abc import Iterator, Sequence
 from enum import Enum
 
 import msgspec
@@ -16,6 +17,8 @@ class Verdict(Enum):
     UNREADABLE = "unreadable"  # no request in the input
 
 
+# Names in one line.
+LISTED_MAX = 30
 EXIT_CODES = {Verdict.EVENT: 0, Verdict.UNREADABLE: 2}
 
 
@@ -61,7 +64,41 @@ def as_json(explanation: Explanation) -> str:
     return msgspec.json.encode(explanation).decode()
 
 
-def as_text(explanation: Explanation) -> str:
-    """Return an explanation as lines for people."""
-    lines = list(_rows(explanation))
-    return "\n".join(f" {name:<11} {text}".rstrip() for name, text in lines)
+def as_text(explanation: Explanation, *, is_numbered: bool = False) -> str:
+    """Return an explanation as lines for people, with the number of its input where wanted."""
+    lines = [f" {name:<11} {text}" for name, text in _rows(explanation) if text]
+    if is_numbered:
+        lines.insert(0, f" {'input':<11} {explanation.input}")
+    if explanation.mended:
+        lines += ["", " with & in the place of each of them:", as_text(explanation.mended)]
+    return "\n".join(lines)
+
+
+def _rows(explanation: Explanation) -> Iterator[tuple[str, str]]:
+    e = explanation
+    for note in e.notes:
+        yield "note", note
+    yield "vendor", e.vendor
+    yield "secret", e.secret
+    yield "address", e.address
+    if e.secret:
+        yield "app", f"{e.app_token or 'no app_token'} -> {e.workspace_id or 'unknown'}"
+    yield "event", e.event
+    yield "time", e.time
+    yield "user", e.user
+    if e.event_id:
+        names = f"by {_listed(e.identity)}; " if e.identity else ""
+        yield "identity", f"{names}event_id {e.event_id}"
+        yield "kept", _listed(e.kept) or "nothing"
+    yield "not kept", _listed(e.not_kept)
+    yield "absent", _listed(e.absent)
+    yield "becomes", e.becomes
+    yield "answer", f"{e.status} {e.answer}" if e.status else ""
+    yield "", e.table
+    for hint in e.hints:
+        yield "hint", hint
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED_MAX} more" if len(names) > LISTED_MAX else ""
+    return ", ".join(names[:LISTED_MAX]) + more

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import datetime
 
 import msgspec
@@ -14,7 +14,7 @@ from app.commands.explain.dry_run import Trace
 from app.commands.explain.http_request import HttpRequest
 from app.commands.explain.vendors import VendorNames, is_placeholder
 from app.errors import NotConfigured, UnknownVendor, Unverified
-from app.event import AHEAD_MAX, App, Drop, DropReason
+from app.event import AHEAD_MAX, Drop, DropReason
 from app.gateway import Gateway
 from app.parameters import clean, decode
 from app.settings import SECRET_SUFFIX
@@ -29,7 +29,10 @@ _WHITE_SPACE = re.compile(r"\s+")
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that hints are made of. `read_apps` reads the workspaces file."""
+    """Everything that hints are made of.
+
+    `read_apps` reads the workspaces file, `shown` makes a sent text fit to be shown.
+    """
 
     request: HttpRequest
     trace: Trace
@@ -37,6 +40,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     names: VendorNames
     arrival: datetime
     read_apps: Callable[[], Apps]
+    shown: Callable[[str], str]
 
     @property
     def raw_query(self) -> bytes:
@@ -50,14 +54,16 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def hints(facts: Facts) -> Iterator[str]:
-    """Yield the hints for a request; they may hold values, so they are shown with discretion."""
+    """Yield the hints for a request."""
     for hint in (
         _escaped, _names, _target, _repeated, _secret, _app, _unmapped, _time,
     ):  # fmt: skip
         yield from hint(facts)
     if facts.trace.callback is not None:
+        sent = facts.trace.callback.parameters.items()
+        parameters = {facts.shown(name): facts.shown(value) for name, value in sent}
         for of_vendor in facts.names.hints:
-            yield from of_vendor(facts.trace.callback.parameters, facts.trace.app)
+            yield from of_vendor(parameters)
 
 
 def pairs(query: bytes) -> Iterator[tuple[bytes, str, str]]:
@@ -80,7 +86,7 @@ def _names(facts: Facts) -> Iterator[str]:
         if name in _LITERAL and raw != name.encode():
             yield f"a name that only decodes to {name} counts for nothing: send it unescaped"
         elif name not in _LITERAL and name.lower() in _LITERAL:
-            yield f"names are case-sensitive: {name} is not {name.lower()}"
+            yield f"names are case-sensitive: {facts.shown(name)} is not {name.lower()}"
 
 
 def _target(facts: Facts) -> Iterator[str]:
@@ -109,8 +115,8 @@ def _repeated(facts: Facts) -> Iterator[str]:
     ]
     for name in repeated[:_REPEATED_MAX]:
         yield (
-            f"{name} is sent {len(found[name])} times, and the first counts: later ones may come "
-            "from the app's own users"
+            f"{facts.shown(name)} is sent {len(found[name])} times, and the first counts: "
+            "later ones may come from the app's own users"
         )
 
 
@@ -146,19 +152,20 @@ def _app(facts: Facts) -> Iterator[str]:
         yield "add app_token=... to the URL"
         return
     if is_placeholder(token):
-        yield f"{token} came unfilled: write the app token itself into the URL"
+        yield f"{facts.shown(token)} came unfilled: write the app token itself into the URL"
         return
     apps = facts.read_apps()
     others = [vendor for vendor, known in apps if known == token]
     near = [known for vendor, known in apps if vendor == request.vendor and _alike(known, token)]
+    shown = facts.shown(token)
     if near:
-        yield f"the app token {token} differs from {near[0]} only in case or white space"
+        yield f"the app token {shown} differs from {near[0]} only in case or white space"
     elif others:
-        yield f"{token} is an app of {others[0]}, not of {request.vendor}"
-    else:
+        yield f"{shown} is an app of {others[0]}, not of {request.vendor}"
+    elif shown == token:
         yield (
             f"add the app to the workspaces file: [[workspaces.apps]] vendor = "
-            f"{json.dumps(request.vendor)}, app_token = {json.dumps(token, ensure_ascii=False)}"
+            f"{json.dumps(request.vendor)}, app_token = {json.dumps(shown, ensure_ascii=False)}"
         )
 
 
@@ -169,6 +176,7 @@ def _unmapped(facts: Facts) -> Iterator[str]:
     if drop.reason is not DropReason.UNMAPPED_EVENT or not drop.subject:
         return
     sent = drop.subject
+    shown = facts.shown(sent)
     is_type = any(
         callback.parameters.get(name) == sent
         for name in facts.names.types
@@ -177,18 +185,11 @@ def _unmapped(facts: Facts) -> Iterator[str]:
     mapping, section = (app.events, "events") if is_type else (app.activities, "activities")
     near = [known for known in mapping if _alike(known, sent)]
     if near:
-        yield f"{sent} differs from the mapped {near[0]} only in case or white space"
-    yield from _line_to_add(app, section, sent, mapping)
-
-
-def _line_to_add(
-    app: App, section: str, sent: str, mapping: Mapping[str, str]
-) -> Iterator[str]:
-    key = sent if _BARE_KEY.fullmatch(sent) else json.dumps(sent, ensure_ascii=False)
-    where = "add to" if mapping else "add"
+        yield f"{shown} differs from the mapped {near[0]} only in case or white space"
+    key = shown if _BARE_KEY.fullmatch(shown) else json.dumps(shown, ensure_ascii=False)
     yield (
-        f'to map it, {where} `{section}` of app {app.app_token} in the workspaces file: {key} = "..."'
-        f"; to drop it on purpose, add it to `ignore`"
+        f"to map it, add to `{section}` of app {app.app_token} in the workspaces file: "
+        f'{key} = "..."; to drop it on purpose, add it to `ignore`'
     )
 
 
@@ -207,9 +208,8 @@ def _time(facts: Facts) -> Iterator[str]:
         if not is_placeholder(value):
             yield f"{name} must be Unix seconds, Unix milliseconds or ISO 8601 with a time of day"
     elif moment > facts.arrival:
-        hours = (moment - facts.arrival).total_seconds() / 3600
-        limit = AHEAD_MAX.total_seconds() / 3600
-        yield f"{name} is {hours:,.1f} hours ahead of the arrival; {limit:.0f} are accepted"
+        ahead = str(moment - facts.arrival).partition(".")[0]
+        yield f"{name} is {ahead} ahead of the arrival; up to {AHEAD_MAX} is accepted"
     elif moment < callback.occurred_from:
         yield f"{name} is too old: accepted from {callback.occurred_from:%Y-%m-%d} on"
 

@@ -16,14 +16,14 @@ _QUOTED = re.compile(rf'"({_METHOD}) ((?:[^"\\]|\\.)+?) HTTP/[0-9.]+"', re.DOTAL
 _CUT = re.compile(rf'"({_METHOD}) (/(?:[^"\\]|\\.)+)"?')
 # A method, a path and a query in fields of their own, as IIS logs them.
 _FIELDS = re.compile(rf"(?<!\S)({_METHOD})[ \t]+(/[^\s?]*)[ \t]+([^\s=]+=\S*)")
-_BARE = re.compile(
-    rf'(?:(?<!\S)["\']?({_METHOD})["\']?\s+)?'
-    r'["\'=\[(]?((?:https?://[^\s"\'<>?]+|/[^\s"\'<>?]*)\?[^\s"\'<>]*)'
-)
+_WORD = re.compile(r"[\s\"'<>]+")
+_TARGET_IN_WORD = re.compile(r"(?:[\w.-]+[=:])?[(\[]?((?:https?:/)?/.*\?.*)", re.DOTALL)
+_METHOD_IN_WORD = re.compile(rf"(?:[\w.-]+=)?({_METHOD})")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://\S", re.IGNORECASE)
 _HOST_AND_PATH = re.compile(r"[\w.-]+(?::[0-9]+)?/|\[[0-9a-fA-F:.]+\](?::[0-9]+)?/")
 _QUERY = re.compile(r"\??[^\s=&?/]+=")
-_LINE_BREAK = re.compile(r"[ \t]*[\r\n]\s*")
+_WHITE_SPACE = re.compile(r"\s")
+_LINE_BREAKS = re.compile(r"[\r\n]+")
 _WRAPPINGS = {'"': '"', "'": "'", "`": "`", "<": ">"}
 
 _TIMERS = re.compile(r" -?[0-9]+(?:/[-+]?[0-9]+){4} ")
@@ -60,8 +60,9 @@ def read_request(text: str, vendor: str = "") -> HttpRequest:
         return _in_json(values)
     if not _URL.match(text) and (found := _in_log(text)):
         return found
-    notes = (JOINED,) if _LINE_BREAK.search(text) else ()
-    text = _LINE_BREAK.sub("", text)
+    lines = _LINE_BREAKS.split(text)
+    notes = (JOINED,) if len(lines) > 1 else ()
+    text = "".join(line.strip() for line in lines)
     if _URL.match(text) or text.startswith("/") or _HOST_AND_PATH.match(text):
         return HttpRequest("GET", target_of(text), notes=notes)
     if line := _REQUEST_LINE.fullmatch(text):
@@ -75,8 +76,8 @@ def read_request(text: str, vendor: str = "") -> HttpRequest:
 
 def _unwrapped(text: str) -> str:
     closing = _WRAPPINGS.get(text[:1])
-    is_wrapped = closing and len(text) > 1 and text.endswith(closing)
-    return text[1:-1].strip() if is_wrapped and closing not in text[1:-1] else text
+    is_wrapped = closing is not None and text.find(closing, 1) == len(text) - 1
+    return text[1:-1].strip() if is_wrapped else text
 
 
 def _in_log(text: str) -> HttpRequest | None:
@@ -85,12 +86,22 @@ def _in_log(text: str) -> HttpRequest | None:
         return _logged(quoted[1], _unescaped(quoted[2], text))
     if cut := _CUT.search(text):
         return _logged(cut[1], _unescaped(cut[2], text), CUT)
-    if text.startswith("/") or _HOST_AND_PATH.match(text) or _REQUEST_LINE.fullmatch(text):
-        return None  # a target, in which blanks may stand
     if fields := _FIELDS.search(text):
         return _logged(fields[1], f"{fields[2]}?{fields[3]}")
-    if not _QUERY.match(text) and (bare := _BARE.search(text)):
-        return _logged(bare[1] or "GET", bare[2])
+    if text.startswith("/") or _HOST_AND_PATH.match(text) or _REQUEST_LINE.fullmatch(text):
+        return None  # a target, in which blanks may stand
+    is_query = _QUERY.match(text) and not _WHITE_SPACE.search(text)
+    return None if is_query else _in_words(text)
+
+
+def _in_words(text: str) -> HttpRequest | None:
+    """Return the request of a log line without quotes; the method stands before the target."""
+    method = "GET"
+    for word in _WORD.split(text):
+        if found := _METHOD_IN_WORD.fullmatch(word):
+            method = found[1]
+        elif found := _TARGET_IN_WORD.fullmatch(word):
+            return _logged(method, found[1])
     return None
 
 
@@ -102,7 +113,7 @@ def _logged(method: str, target: str, *notes: str) -> HttpRequest:
 
 
 def _unescaped(target: str, line: str) -> str:
-    """Undo the escapes of a log: `#22` in HAProxy's, `\\x22` and the like in all others."""
+    """Undo the escapes of a log: `#22` in HAProxy's, escapes with a backslash in others."""
     sent = target.encode("utf-8", "surrogateescape")
     is_haproxy = _TIMERS.search(line)
     sent = _HASHED.sub(_byte, sent) if is_haproxy else _ESCAPED.sub(_byte, sent)

@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from app.event import App
-
 PLACEHOLDER = re.compile(r"\{[A-Za-z0-9_|. -]{1,80}\}")
 
 Parameters = Mapping[str, str]
-Hint = Callable[[Parameters, App | None], Iterator[str]]
+Hint = Callable[[Parameters], Iterator[str]]
 
 
 class VendorNames(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +42,7 @@ _ADJUST_NAMES = {
 }
 
 
-def _unfilled(parameters: Parameters, _: App | None) -> Iterator[str]:
+def _unfilled(parameters: Parameters) -> Iterator[str]:
     unfilled = [(name, value) for name, value in parameters.items() if is_placeholder(value)]
     for name, value in unfilled:
         if value in _ADJUST_NAMES:
@@ -58,7 +56,7 @@ def _unfilled(parameters: Parameters, _: App | None) -> Iterator[str]:
         )
 
 
-def _revenue_in_cents(parameters: Parameters, _: App | None) -> Iterator[str]:
+def _revenue_in_cents(parameters: Parameters) -> Iterator[str]:
     revenue, whole = parameters.get("revenue", ""), parameters.get("revenue_float", "")
     if revenue and not is_placeholder(revenue) and (not whole or is_placeholder(whole)):
         yield (
