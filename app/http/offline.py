@@ -49,13 +49,13 @@ class OfflineServer:
     async def start(self) -> None:
         """Prepare the application."""
         app = create_app(self._gateway, self._errors)
-        # Never bound: Sanic prepares an application only for a server.
-        self._socket = socket.socket()
+        # Its socket is never bound: Sanic prepares an application only for a server.
         server = await app.create_server(
-            sock=self._socket, asyncio_server_kwargs={"start_serving": False}
+            sock=socket.socket(), asyncio_server_kwargs={"start_serving": False}
         )
         assert server is not None  # noqa: S101 - None is for a deprecated call
         await server.startup()  # type: ignore[no-untyped-call]
+        self._server = server
         self._loop = asyncio.get_running_loop()
         self._protocol = partial(
             GatewayProtocol,
@@ -66,6 +66,11 @@ class OfflineServer:
             app=app,
             connections=set[Connection](),
         )
+
+    async def close(self) -> None:
+        """Close the sockets; once for each start."""
+        self._server.close()  # type: ignore[no-untyped-call]
+        await asyncio.sleep(0)
 
     async def answer(self, request: bytes) -> Answered:
         """Return the answer to one request, sent as it is over a connection of its own."""
@@ -83,6 +88,7 @@ class OfflineServer:
         finally:
             writer.transport.abort()
             transport.abort()
+            await asyncio.sleep(0)  # both are closed in the next iteration of the loop
         return Answered(answer, self._errors.last)
 
 

@@ -81,6 +81,10 @@ class DryRun:
         """Prepare the server."""
         await self._server.start()
 
+    async def close(self) -> None:
+        """Close the server."""
+        await self._server.close()
+
     async def send(self, request: HttpRequest) -> Trace:
         """Return the trace of a request."""
         self._recorder.trace = trace = Trace()

@@ -55,7 +55,8 @@ class Explainer:
         await self._dry_run.start()
 
     async def close(self) -> None:
-        """Close the connection to the database."""
+        """Close the gateway and the connection to the database."""
+        await self._dry_run.close()
         await self._records.close()
 
     async def explain(self, number: int, text: str | None) -> Explanation:
@@ -68,6 +69,10 @@ class Explainer:
             return Explanation(
                 input=number, verdict=Verdict.UNREADABLE, becomes=f"unreadable: {error}"
             )
+        return await self.explain_request(number, request)
+
+    async def explain_request(self, number: int, request: HttpRequest) -> Explanation:
+        """Return the explanation of a request, and of its mended form if there is one."""
         explanation = await self._explain(number, request)
         target = ESCAPED_AMPERSAND.sub("&", request.target)
         if target != request.target:

@@ -55,7 +55,7 @@ async def _line(connection: hosts.Connection, trace: Trace) -> str:
     if trace.dropped is None:
         return ""
     received_at = await presence.drop_received_at(connection, trace.dropped)
-    return f"in quarantine since {_utc(received_at)}" if received_at else "not in quarantine"
+    return f"in quarantine, from {_utc(received_at)}" if received_at else "not in quarantine"
 
 
 def _utc(moment: datetime) -> str:
