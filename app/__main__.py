@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, str] = {
     "serve": "run the gateway on DATABASE_URL and REDIS_URL",
     "migrate": "bring the schema of DATABASE_URL up to date",
     "check": "check settings, workspaces, database and Redis",
+    "explain": "show what a callback becomes, and why, without sending it",
     "dropped": "list the dropped callbacks in quarantine, and how to get them back",
     "unmapped": "list the events that arrive without a mapping, with lines to paste",
     "tail": "show callbacks and their outcomes as they arrive",
@@ -96,7 +97,11 @@ def _parse(name: str, command: object) -> argparse.Namespace:
         )
         if each == name and isinstance(command, HasArguments):
             command.add_arguments(chosen)
-    return parser.parse_args()
+    arguments, unknown = parser.parse_known_args()
+    if unknown:
+        # Not their text: it may hold a secret.
+        parser.error(f"{len(unknown)} unrecognized arguments: see {parser.prog} {name} --help")
+    return arguments
 
 
 def _expected(error: Exception) -> tuple[str, int]:
