@@ -15,6 +15,7 @@ COMMANDS: Mapping[str, str] = {
     "serve": "run the gateway on DATABASE_URL and REDIS_URL",
     "migrate": "bring the schema of DATABASE_URL up to date",
     "check": "check settings, workspaces, database and Redis",
+    "replay": "write dropped callbacks out of quarantine, through the present mapping",
     "retain": "delete events older than RETENTION_D, and drops older than QUARANTINE_D",
 }
 NO_DEV = (

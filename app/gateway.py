@@ -11,8 +11,6 @@ from math import nan
 from operator import attrgetter
 from pathlib import Path
 
-from sinks.timescale.quarantine import TimescaleQuarantine
-
 import adapters
 from app.access import Access
 from app.buffer import WriteBuffer
@@ -28,6 +26,7 @@ from app.telemetry import metrics
 from app.telemetry.observer import UNOBSERVED, Observer
 from app.workspaces import Workspaces
 from sinks import Quarantine, Sink
+from sinks.timescale.quarantine import TimescaleQuarantine
 from sinks.timescale.sink import TimescaleSink
 
 LIMITS = {"batch_max_bytes": 64 * 1024, "buffer_max_bytes": 64 * 1024 * 1024}
@@ -208,17 +207,12 @@ def create_gateway(
     Tests pass another claim store, sink or quarantine.
     """
     vendors = adapters.load()
-    sink = sink or TimescaleSink(settings.database_url, commit_timeout_s=settings.commit_timeout_s)
+    sink = sink or create_sink(settings)
+    claims = claims or create_claims(settings, sink)
     if settings.quarantine_d and quarantine is None:
         quarantine = TimescaleQuarantine(
             settings.database_url, commit_timeout_s=settings.commit_timeout_s
         )
-    claims = claims or RedisClaims(
-        settings.redis_url,
-        generation=partial(attrgetter("generation"), sink),
-        lease_s=settings.claim_lease_s,
-        seen_window_d=settings.seen_window_d,
-    )
     return Gateway(
         settings,
         vendors=vendors,
@@ -227,6 +221,21 @@ def create_gateway(
         sink=sink,
         quarantine=quarantine,
         observer=observer,
+    )
+
+
+def create_sink(settings: Settings) -> Sink:
+    """Return the sink of the settings; it connects at its first use."""
+    return TimescaleSink(settings.database_url, commit_timeout_s=settings.commit_timeout_s)
+
+
+def create_claims(settings: Settings, sink: Sink) -> Claims:
+    """Return the claims on the events of a sink; raises SettingsError."""
+    return RedisClaims(
+        settings.redis_url,
+        generation=partial(attrgetter("generation"), sink),
+        lease_s=settings.claim_lease_s,
+        seen_window_d=settings.seen_window_d,
     )
 
 

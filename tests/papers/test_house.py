@@ -36,6 +36,7 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (5, "app.http*", ("app.*",), ("msgspec", "prometheus_client", "sanic", "uvloop")),
     (4, "app.gateway", ("app.*", *DOORS, "sinks.timescale.sink"), ()),
     (3, "app.ingest", ("app.*", "adapters"), ("msgspec",)),
+    (3, "app.replay", ("app.*", "adapters", "sinks"), ("msgspec",)),
     (3, "app.commit", ("app.*", "sinks"), ()),
     (2, "app.telemetry.observer", (*VOCABULARY, *DOORS), ()),
     (2, "app.telemetry.tracing", ("app.*", *DOORS), ("msgspec", "opentelemetry")),
