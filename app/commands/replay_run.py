@@ -73,7 +73,7 @@ class Replay:
                 keys, self._busy = self._busy, []
                 for start in range(0, len(keys), PAGE_ROWS):
                     part = keys[start : start + PAGE_ROWS]
-                    await self._replay(import_id, await rows_of.read_again(self._connection, part))
+                    await self._replay(import_id, await rows_of.read_page(self._connection, part))
         finally:
             self.sums.left[BUSY] += len(self._busy)
         await rows_of.finish_import(self._connection, import_id, sorted(self.sums.days))
@@ -188,7 +188,7 @@ async def rehearse(
                 sums.add_drop(event)
         found = await rows_of.find_events(connection, events)
         for event in events:
-            is_there = event.event_id in found | known | before
+            is_there = any(event.event_id in ids for ids in (found, known, before))
             sums.add(event, Outcome.DUPLICATE if is_there else Outcome.WRITTEN)
             known.add(event.event_id)
         if len(known) >= KNOWN_MAX:

@@ -1,7 +1,7 @@
 """Quarantine for `replay`: pages of a selection, the removal of rows, and the table `imports`."""
 
 from collections.abc import AsyncIterator, Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from itertools import groupby
 from typing import NamedTuple
 from uuid import UUID
@@ -16,32 +16,27 @@ from sinks.timescale.schema import at_leisure
 
 # With callbacks of 64 KB, the longest that are kept, a page takes 32 MB.
 PAGE_ROWS = 500
-# The part of the time of arrival that one query reads: there is no index on the time alone but a
-# BRIN, and a query without an upper bound would sort all later rows for each page.
-WINDOW = timedelta(minutes=1)
-WINDOW_MIN, WINDOW_MAX = timedelta(milliseconds=1), timedelta(days=1)
+# There is no index on the time of arrival but a BRIN, which does not know the newest rows: a query
+# for keys sorts all later rows, and so fetches the keys of many pages.
+KEYS_MAX = 20_000
 # The sizes that a replay subtracts: other writers have rows of their own.
 WRITER = "replay"
 # Removals wait for each other: two of them could delete the same rows in different orders. A number
 # that no other program locks in the same database.
 _REMOVAL_LOCK = 7_205_759_404
-_ID_MAX = 2**63 - 1
 
 _COLUMNS = (
-    "drop_id, received_at, vendor, workspace_id, app_token, reason, subject, method, query, "
+    "received_at, drop_id, ctid, vendor, workspace_id, app_token, reason, subject, method, query, "
     "content_type, body, event"
 )
-_SENT = "unnest($1::timestamptz[], $2::int8[]) AS sent (received_at, drop_id)"
-# TimescaleDB excludes chunks by these bounds, and not by a join; the BRIN needs them too.
-_AMONG_SENT = "dropped.received_at BETWEEN $3 AND $4"
-_AGAIN = f"""
-SELECT {_COLUMNS} FROM dropped JOIN {_SENT} USING (received_at, drop_id) WHERE {_AMONG_SENT}
-"""  # noqa: S608 - made of constants
-_REMOVE = f"""
-DELETE FROM dropped USING {_SENT}
-WHERE dropped.received_at = sent.received_at AND dropped.drop_id = sent.drop_id AND {_AMONG_SENT}
-RETURNING dropped.drop_id
-"""  # noqa: S608 - made of constants
+# These rows never move, but a `ctid` is unique in one table, not among its partitions. By the bounds
+# TimescaleDB excludes chunks, and the server reads only a part of one.
+_BY_KEY = (
+    "ctid = ANY($1::tid[]) AND drop_id = ANY($2::int8[]) "
+    "AND received_at BETWEEN $3 AND $4 AND ctid BETWEEN $5 AND $6"
+)
+_PAGE = f"SELECT {_COLUMNS} FROM dropped WHERE {_BY_KEY} ORDER BY received_at, drop_id"  # noqa: S608 - made of constants
+_REMOVE = f"DELETE FROM dropped WHERE {_BY_KEY} RETURNING drop_id"  # noqa: S608 - made of constants
 # A subject without an account of its own was counted with others, under the empty one.
 _SUBTRACT = """
 INSERT INTO quarantine_usage AS usage (writer, day, workspace_id, reason, subject, rows, bytes)
@@ -67,23 +62,19 @@ WHERE events.occurred_at BETWEEN $3 AND $4
 _STABLE = "SELECT event_id FROM stable_events WHERE event_id = ANY($1::uuid[])"
 
 
-class Kept(NamedTuple):
-    """A row of `dropped`."""
-
-    drop_id: int
-    dropped: Dropped
-
-    @property
-    def key(self) -> "Key":
-        """The place of the row in the order of arrival."""
-        return Key(self.dropped.received_at, self.drop_id)
-
-
 class Key(NamedTuple):
-    """The place of a row in the order of arrival."""
+    """The place of a row of `dropped`: in the order of arrival, and in its table."""
 
     received_at: datetime
     drop_id: int
+    ctid: tuple[int, int]
+
+
+class Kept(NamedTuple):
+    """A row of `dropped`."""
+
+    key: Key
+    dropped: Dropped
 
 
 class Overview(NamedTuple):
@@ -124,29 +115,28 @@ async def read_pages(
     where, values = condition_of(selection)
     first, last, after = (f"${len(values) + place}" for place in (1, 2, 3))
     query = (
-        f"SELECT {_COLUMNS} FROM dropped WHERE {where} "  # noqa: S608 - our own words
+        f"SELECT received_at, drop_id, ctid FROM dropped WHERE {where} "  # noqa: S608 - our own words
         f"AND received_at BETWEEN {first} AND {last} "
         f"AND (received_at, drop_id) > ({first}, {after}::int8) "
-        f"ORDER BY received_at, drop_id LIMIT {PAGE_ROWS}"
+        f"ORDER BY received_at, drop_id LIMIT {KEYS_MAX}"
     )
-    key, window = Key(extent.first, -1), WINDOW
-    while key.received_at < extent.last or key.drop_id < _ID_MAX:
-        until = min(key.received_at + window, extent.last)
+    place = (extent.first, -1)
+    while True:
         async with at_leisure(connection):
-            records = await connection.fetch(query, *values, key.received_at, until, key.drop_id)
-        rows = list(map(_kept, records))
-        if rows:
-            yield rows
-        if len(rows) == PAGE_ROWS:
-            key, window = rows[-1].key, max(window / 2, WINDOW_MIN)
-        else:
-            key, window = Key(until, _ID_MAX), min(window * 2, WINDOW_MAX)
+            records = await connection.fetch(query, *values, place[0], extent.last, place[1])
+        keys = [Key(*record) for record in records]
+        for start in range(0, len(keys), PAGE_ROWS):
+            if page := await read_page(connection, keys[start : start + PAGE_ROWS]):
+                yield page
+        if len(keys) < KEYS_MAX:
+            return
+        place = keys[-1][:2]
 
 
-async def read_again(connection: asyncpg.Connection, keys: Sequence[Key]) -> Sequence[Kept]:
-    """Return the rows with these keys, as far as they are still there."""
+async def read_page(connection: asyncpg.Connection, keys: Sequence[Key]) -> Sequence[Kept]:
+    """Return the rows with these keys, as far as they are still there, in the order of arrival."""
     async with at_leisure(connection):
-        return list(map(_kept, await connection.fetch(_AGAIN, *_sent(keys))))
+        return list(map(_kept, await connection.fetch(_PAGE, *_columns_of(keys))))
 
 
 async def begin_import(connection: asyncpg.Connection, kind: str) -> UUID:
@@ -176,11 +166,10 @@ async def remove(
     async with at_leisure(connection):
         await connection.execute(f"SELECT pg_advisory_xact_lock({_REMOVAL_LOCK})")
         if rows:
-            keys = [row.key for row in rows]
-            records = await connection.fetch(_REMOVE, *_sent(keys))
+            records = await connection.fetch(_REMOVE, *_columns_of([row.key for row in rows]))
             # Another replay, or `retain`, may have removed and subtracted some of them.
             removed: set[int] = {record[0] for record in records}
-            await _subtract(connection, [r.dropped for r in rows if r.drop_id in removed])
+            await _subtract(connection, [r.dropped for r in rows if r.key.drop_id in removed])
         await connection.execute(
             "UPDATE imports SET read = $2, written = $3, duplicate = $4, dropped = $5 "
             "WHERE import_id = $1",
@@ -218,15 +207,14 @@ async def find_events(connection: asyncpg.Connection, events: Sequence[Event]) -
 
 def _kept(record: asyncpg.Record) -> Kept:
     fields: dict[str, object] = dict(record)
-    drop_id: int = record["drop_id"]
     # Its size was counted under its subject, or with others: see `_SUBTRACT`.
     fields["account"] = fields["subject"]
-    return Kept(drop_id, msgspec.convert(fields, Dropped))
+    return Kept(Key(*record[:3]), msgspec.convert(fields, Dropped))
 
 
-def _sent(keys: Sequence[Key]) -> tuple[object, ...]:
-    times = [key.received_at for key in keys]
-    return times, [key.drop_id for key in keys], min(times), max(times)
+def _columns_of(keys: Sequence[Key]) -> tuple[object, ...]:
+    times, drop_ids, ctids = (list(column) for column in zip(*keys, strict=True))
+    return ctids, drop_ids, min(times), max(times), min(ctids), max(ctids)
 
 
 async def _subtract(connection: asyncpg.Connection, drops: Sequence[Dropped]) -> None:
