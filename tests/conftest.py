@@ -26,6 +26,7 @@ from app.telemetry.exposition import exposition
 from sinks.timescale.schema import migrate
 from sinks.timescale.sink import TimescaleSink
 from tests import leaks, postgres_topologies, redis_topologies
+from tests.drops import Replays
 from tests.events import make_chunks
 from tests.gateways import (
     SECRET,
@@ -33,6 +34,7 @@ from tests.gateways import (
     Process,
     Services,
     database_of,
+    environment,
     make_claims,
     workspaces_toml,
 )
@@ -337,6 +339,12 @@ async def gateways(
     gateways = Gateways(database_url, services.redis_url, tmp_path)
     yield gateways
     await gateways.stop()
+
+
+@pytest.fixture
+def replays(services: Services, database_url: str, tmp_path: Path) -> Replays:
+    """The command `replay` on the test's database."""
+    return Replays(environment(database_url, services.redis_url, tmp_path))
 
 
 @pytest.fixture

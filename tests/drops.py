@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -13,10 +14,10 @@ from app.event import Dropped, DropReason
 from bench.testbed.process import ROOT, inherited
 from sinks.timescale.quarantine import TimescaleQuarantine
 from tests.events import FIRST_CALLBACK_AT
-from tests.gateways import SECRET, query
+from tests.gateways import SECRET, query, workspaces_toml
 
 ARRIVED_AT = FIRST_CALLBACK_AT + timedelta(minutes=1)
-TIMEOUT_S = 300
+TIMEOUT_S = 60
 # One way to start the command; a test may put another program in its place.
 APP = (sys.executable, "-m", "app")
 COUNTS = ("read", "written", "duplicate", "dropped", "left")
@@ -83,19 +84,38 @@ async def keep(database_url: str, dropped: Sequence[Dropped]) -> None:
         await quarantine.close()
 
 
-def replay(environ: Mapping[str, str], *arguments: str, app: Sequence[str] = APP) -> Ended:
-    """Run `replay` to its end; without arguments it writes, and prints JSON."""
-    ended = subprocess.run(
-        [*app, "replay", *(arguments or ("--yes", "--json"))],
-        cwd=ROOT,
-        env={**inherited(), **environ},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    assert "Traceback" not in ended.stderr, ended.stderr
-    return Ended(ended.returncode, ended.stdout, ended.stderr)
+class Replays:
+    """Runs `replay` with the settings of a gateway, as a process of its own."""
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        self.settings = settings
+        self.database_url, self.redis_url = settings["DATABASE_URL"], settings["REDIS_URL"]
+
+    def but(self, **settings: str) -> "Replays":
+        """The same with some other settings."""
+        return Replays({**self.settings, **settings})
+
+    def run(self, *arguments: str, app: Sequence[str] = APP) -> Ended:
+        """Run it to its end; without arguments it writes, and prints JSON."""
+        ended = subprocess.run(
+            [*app, "replay", *(arguments or ("--yes", "--json"))],
+            cwd=ROOT,
+            env={**inherited(), **self.settings},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        assert "Traceback" not in ended.stderr, ended.stderr
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    def write_workspaces(self, *app_tokens: str, more: str = "") -> None:
+        """Put these apps into the workspaces file."""
+        self.write(workspaces_toml(*app_tokens, more=more))
+
+    def write(self, text: str) -> None:
+        """Put a text into the workspaces file."""
+        Path(self.settings["WORKSPACES_FILE"]).write_text(text)
 
 
 async def in_quarantine(connection: asyncpg.Connection) -> int:

@@ -29,8 +29,8 @@ _COLUMNS = (
     "received_at, drop_id, ctid, vendor, workspace_id, app_token, reason, subject, method, query, "
     "content_type, body, event"
 )
-# These rows never move, but a `ctid` is unique in one table, not among its partitions. By the bounds
-# TimescaleDB excludes chunks, and the server reads only a part of one.
+# These rows never move, but a `ctid` is unique in one table, not among its partitions. By the
+# bounds TimescaleDB excludes chunks, and the server reads only a part of one.
 _BY_KEY = (
     "ctid = ANY($1::tid[]) AND drop_id = ANY($2::int8[]) "
     "AND received_at BETWEEN $3 AND $4 AND ctid BETWEEN $5 AND $6"
