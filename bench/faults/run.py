@@ -13,7 +13,7 @@ from bench.faults.faults import FAULTS, NEW_DAY
 from bench.faults.oracle import Verdict, judge
 from bench.faults.schedule import Injection, Schedule
 from bench.testbed.console import Progress
-from bench.testbed.deliveries import POISON_RULES
+from bench.testbed.drops import POISON_RULES
 from bench.testbed.environment import Environment, open_environment
 from bench.testbed.ledger import Ledger
 from bench.testbed.machine import Machine, describe_machine
