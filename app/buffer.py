@@ -49,16 +49,16 @@ class WriteBuffer(Generic[Item, Result]):
 
     `commit` takes a batch and returns one result for each item, in order; its exception is raised
     in every caller of the batch. An item with the result `undecided` stays in the buffer and is
-    committed by `commit_one`, without delaying the next batch. The work belongs to the buffer, not
-    to the callers: the cancellation of a caller changes nothing.
+    committed by `commit_one`, without delaying the next batch; None leaves none undecided. The work
+    belongs to the buffer, not to the callers: the cancellation of a caller changes nothing.
     """
 
     def __init__(
         self,
         commit: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
-        commit_one: Callable[[Item], Awaitable[Result]],
+        commit_one: Callable[[Item], Awaitable[Result]] | None = None,
         *,
-        undecided: Result,
+        undecided: Result | None = None,
         batch_max: int,
         buffer_max: int,
         batch_max_bytes: int,
@@ -157,6 +157,8 @@ class WriteBuffer(Generic[Item, Result]):
                 if queue.undecided:
                     self._undecided_rotation.append(queue)
                 try:
+                    if self._commit_one is None:
+                        raise ValueError("there is no commit of an undecided item")  # a defect
                     result = await self._commit_one(entry.item)
                     if result is self._undecided:
                         raise ValueError("commit_one left its item undecided")  # a defect

@@ -1,1 +1,159 @@
-"""Drops on their way into quarantine: what has a place there is kept before it is answered."""
+"""Drops on their way into quarantine: admitted, redacted, committed in groups, then counted.
+
+A drop that has a place in quarantine is durable before it is answered. It waits in a buffer of its
+own, so that no event waits for a drop.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+
+from msgspec.structs import replace
+
+from app.buffer import WriteBuffer
+from app.errors import QuarantineFailed, Unavailable
+from app.event import SUBJECT_MAX, Dropped, RejectedRequest
+from app.parameters import clean
+from app.redaction import redact_body, redact_query, redact_text
+from app.shares import Shares
+from app.telemetry.metrics import QUARANTINE_BYTES, QUARANTINE_ROWS, QUARANTINE_SKIPPED
+from app.telemetry.outcomes import count_drop, count_failure
+from sinks import Account, Quarantine
+
+# Rows committed together, and drops that wait at most.
+BATCH_MAX, BUFFER_MAX = 1_000, 5_000
+BATCH_MAX_BYTES, BUFFER_MAX_BYTES = 1024 * 1024, 16 * 1024 * 1024
+# The interval at which the usage is read, and rejected requests are written.
+TICK_S = 1.0
+REJECTED_PER_TICK = 5
+ADDRESS_MAX = 64
+
+log = logging.getLogger(__name__)
+
+
+class Drops:
+    """Keeps dropped callbacks and the traces of rejected requests; without quarantine, none."""
+
+    def __init__(
+        self,
+        quarantine: Quarantine | None,
+        *,
+        max_bytes: int,
+        secrets: Collection[str],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._quarantine = quarantine
+        self._secrets = secrets
+        self._now = now
+        self._shares = Shares(max_bytes)
+        self._buffer: WriteBuffer[Dropped, bool] | None = None
+        if quarantine is not None:
+            self._buffer = WriteBuffer(
+                partial(_commit, quarantine),
+                batch_max=BATCH_MAX,
+                buffer_max=BUFFER_MAX,
+                batch_max_bytes=BATCH_MAX_BYTES,
+                buffer_max_bytes=BUFFER_MAX_BYTES,
+            )
+        self._rejected: list[RejectedRequest] = []
+        self._keeper: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the background work, in the running loop."""
+        if self._quarantine is not None:
+            self._keeper = asyncio.create_task(self._keep_up(self._quarantine))
+
+    async def keep(self, dropped: Dropped, omitted: Collection[str] = ()) -> None:
+        """Return once a drop is durable, or has no place; both are counted.
+
+        `omitted` are the parameters that the app never stores. Raises QuarantineFailed or
+        Unavailable, after which the drop may or may not be kept.
+        """
+        if self._buffer is None:
+            _skip(dropped, "off")
+            return
+        dropped, why = self._shares.admit(dropped)
+        if why:
+            _skip(dropped, why)
+            return
+        dropped = self._redacted(dropped, omitted)
+        owner = Account(dropped.workspace_id, dropped.reason.value, dropped.account)
+        try:
+            await self._buffer.submit(dropped, owner, dropped.size_bytes)
+        except Unavailable:
+            raise Unavailable("quarantine_busy") from None
+
+    @property
+    def wants_rejected(self) -> bool:
+        """Whether a trace of the next rejected request would be kept."""
+        return self._quarantine is not None and len(self._rejected) < REJECTED_PER_TICK
+
+    def reject(self, reason: str, address: str, vendor: str = "", hint: str = "") -> None:
+        """Keep the trace of a rejected request, within the limits."""
+        if self.wants_rejected:
+            trace = RejectedRequest(
+                received_at=self._now(),
+                vendor=vendor,
+                reason=reason,
+                # A proxy passes on any text as an address.
+                address=redact_text(clean(address[:ADDRESS_MAX]), self._secrets),
+                hint=hint,
+            )
+            self._rejected.append(trace)
+
+    async def close(self) -> None:
+        """Commit the accepted drops, and accept no more."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._buffer is not None:
+            await self._buffer.close()
+
+    def _redacted(self, dropped: Dropped, omitted: Collection[str]) -> Dropped:
+        secrets = self._secrets
+        content_type = clean(dropped.content_type)[:SUBJECT_MAX]
+        return replace(
+            dropped,
+            app_token=redact_text(dropped.app_token[:SUBJECT_MAX], secrets),
+            subject=redact_text(dropped.subject, secrets),
+            account=redact_text(dropped.account, secrets),
+            query=redact_query(dropped.query, omitted, secrets),
+            content_type=redact_text(content_type, secrets),
+            body=redact_body(content_type, dropped.body, omitted, secrets),
+        )
+
+    async def _keep_up(self, quarantine: Quarantine) -> None:
+        """Read the usage, and write rejected requests, once a second; never returns."""
+        while True:
+            # The next drop fails for the same reason, and is logged.
+            with suppress(Exception):
+                if rejected := self._rejected:
+                    self._rejected = []
+                    await quarantine.reject(rejected)
+                self._shares.begin()
+                self._shares.update(await quarantine.usage())
+                QUARANTINE_BYTES.set(self._shares.total_bytes)
+            await asyncio.sleep(TICK_S)
+
+
+async def _commit(quarantine: Quarantine, drops: Sequence[Dropped]) -> Sequence[bool]:
+    """Commit a batch of drops, and count it; raises QuarantineFailed."""
+    try:
+        await quarantine.keep(drops)
+    except Exception as error:  # noqa: BLE001 - after any error a retry is safe
+        for dropped in drops:
+            count_failure(dropped.vendor, dropped.workspace_id, "quarantine_failed")
+        log.error("quarantine failed", extra={"drops": len(drops), "error": type(error).__name__})
+        raise QuarantineFailed("quarantine_failed") from None
+    for dropped in drops:
+        count_drop(dropped.vendor, dropped.workspace_id, dropped.reason)
+        QUARANTINE_ROWS.labels(dropped.reason.value).inc()
+    return [True] * len(drops)
+
+
+def _skip(dropped: Dropped, why: str) -> None:
+    """Count a drop that is not kept."""
+    QUARANTINE_SKIPPED.labels(why).inc()
+    count_drop(dropped.vendor, dropped.workspace_id, dropped.reason)

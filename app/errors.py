@@ -45,18 +45,29 @@ class UnknownVendor(Rejected):
         self.message = f"Unknown vendor: {vendor}"
 
 
-class MalformedBody(Rejected):
-    """The body is neither a form nor a JSON object."""
+class Malformed(GatewayError):
+    """A verified callback that cannot be read: kept in quarantine, and counted as dropped."""
 
     status = 400
+
+
+class MalformedBody(Malformed):
+    """The body is neither a form nor a JSON object; `body` has it where it was not yet returned."""
+
     message = "Malformed body."
 
+    def __init__(self, body: bytes = b"") -> None:
+        super().__init__("malformed_body")
+        self.body = body
 
-class TooManyParameters(Rejected):
+
+class TooManyParameters(Malformed):
     """More parameters than any vendor sends."""
 
-    status = 400
     message = "Too many parameters."
+
+    def __init__(self) -> None:
+        super().__init__("too_many_parameters")
 
 
 class NotConfigured(Rejected):
@@ -75,6 +86,10 @@ class Unavailable(GatewayError):
 
 class WriteFailed(GatewayError):
     """The event may or may not be stored; the vendor's retry decides."""
+
+
+class QuarantineFailed(GatewayError):
+    """A drop may or may not be in quarantine; the vendor's retry decides."""
 
 
 class Unreadable(GatewayError):

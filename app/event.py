@@ -10,6 +10,8 @@ import msgspec
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 ID_BYTES = 16
+# The subject of a drop is cut to so many characters.
+SUBJECT_MAX = 200
 # The form of an encoded event. A change of `Event` that old rows do not fit makes a new one.
 EVENT_FORM = 1
 
@@ -108,7 +110,7 @@ class Drop(msgspec.Struct, frozen=True):
 
     The subject is the app token of an unknown app, the vendor's name of an unmapped or ignored
     event, the text of an invalid time, the placeholder left unfilled, the type of a refused event.
-    It is clean text; `Dropped` holds its first 200 characters.
+    It is clean text.
     """
 
     reason: DropReason

@@ -11,12 +11,15 @@ from math import nan
 from operator import attrgetter
 from pathlib import Path
 
+from sinks.timescale.quarantine import TimescaleQuarantine
+
 import adapters
 from app.access import Access
 from app.buffer import WriteBuffer
 from app.claims import Claims
 from app.claims.redis import RedisClaims
 from app.commit import commit, commit_contested
+from app.drops import Drops
 from app.event import Event, Outcome
 from app.ingest import Ingest, utc_now
 from app.readiness import BufferState, Readiness, clock_state, is_clock_right
@@ -24,11 +27,12 @@ from app.settings import Settings
 from app.telemetry import metrics
 from app.telemetry.observer import UNOBSERVED, Observer
 from app.workspaces import Workspaces
-from sinks import Sink
+from sinks import Quarantine, Sink
 from sinks.timescale.sink import TimescaleSink
 
 LIMITS = {"batch_max_bytes": 64 * 1024, "buffer_max_bytes": 64 * 1024 * 1024}
 CLOSE_PER_COMMIT = 2
+MEGABYTE = 1_000_000
 PROBE_S = 1.0
 
 log = logging.getLogger(__name__)
@@ -45,6 +49,7 @@ class Gateway:
         workspaces: Workspaces,
         claims: Claims,
         sink: Sink,
+        quarantine: Quarantine | None,
         observer: Observer = UNOBSERVED,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -54,6 +59,7 @@ class Gateway:
         self.observer = observer
         self.claims = observer.claims(claims)
         self.sink = observer.sink(sink)
+        self.quarantine = quarantine
         self.buffer: WriteBuffer[Event, Outcome] = WriteBuffer(
             observer.commit(partial(commit, claims=self.claims, sink=self.sink)),
             observer.commit_one(partial(commit_contested, claims=self.claims, sink=self.sink)),
@@ -63,11 +69,19 @@ class Gateway:
             **LIMITS,
         )
         self.access = Access(settings.vendors)
+        self.drops = Drops(
+            quarantine,
+            max_bytes=settings.quarantine_max_mb * MEGABYTE,
+            secrets=self.access.secrets,
+            now=now,
+        )
         self.ingest = Ingest(
             adapters=vendors,
             access=observer.access(self.access),
             workspaces=workspaces,
             submit=observer.submit(self.buffer.submit),
+            drops=self.drops,
+            hint=self.access.hint,
             is_clock_right=self.is_clock_right,
             retention_d=settings.retention_d,
             now=now,
@@ -101,6 +115,7 @@ class Gateway:
         """Start the background work, in the running loop."""
         metrics.begin()
         self.observer.start()
+        self.drops.start()
         for vendor in self.vendors:
             access = self.settings.vendors.get(vendor)
             if access is None or not access.has_secret:
@@ -122,14 +137,19 @@ class Gateway:
             # No caller waits any more; a database that hangs must not keep the process alive.
             async with asyncio.timeout(timeout_s):
                 await self.buffer.close()
+                # After it: a refused event becomes a drop.
+                await self.drops.close()
         except TimeoutError:
             log.error(
                 "uncommitted events abandoned, unanswered", extra={"events": len(self.buffer)}
             )
-        for part in (self.claims, self.sink, self.observer):
+        closes = [self.claims.close, self.sink.close, self.observer.close]
+        if self.quarantine is not None:
+            closes.append(self.quarantine.close)
+        for close in closes:
             with suppress(TimeoutError):  # the end of the process closes the rest
                 async with asyncio.timeout(timeout_s):
-                    await part.close()
+                    await close()
 
     async def _ping_sink(self) -> None:
         """Ping the sink until it has answered once: from then on the gateway is ready."""
@@ -180,14 +200,19 @@ def create_gateway(
     *,
     claims: Claims | None = None,
     sink: Sink | None = None,
+    quarantine: Quarantine | None = None,
     observer: Observer = UNOBSERVED,
 ) -> Gateway:
     """Return a gateway built from the settings; raises WorkspacesError and SettingsError.
 
-    Tests pass another claim store or sink.
+    Tests pass another claim store, sink or quarantine.
     """
     vendors = adapters.load()
     sink = sink or TimescaleSink(settings.database_url, commit_timeout_s=settings.commit_timeout_s)
+    if settings.quarantine_d and quarantine is None:
+        quarantine = TimescaleQuarantine(
+            settings.database_url, commit_timeout_s=settings.commit_timeout_s
+        )
     claims = claims or RedisClaims(
         settings.redis_url,
         generation=partial(attrgetter("generation"), sink),
@@ -200,6 +225,7 @@ def create_gateway(
         workspaces=Workspaces(Path(settings.workspaces_file), vendors.keys()),
         claims=claims,
         sink=sink,
+        quarantine=quarantine,
         observer=observer,
     )
 

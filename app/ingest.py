@@ -1,36 +1,42 @@
 """A request becomes a callback, an event or a drop, and a receipt once the event is committed."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 
 import msgspec
 from msgspec.structs import replace
 
 from adapters import Adapter
-from app.access import PublicHeaders, sent_app_token, sent_secrets
+from app.access import sent_app_token, sent_secrets
+from app.callbacks import Bodies, make_callback
+from app.drops import Drops
 from app.errors import (
+    Malformed,
     MalformedBody,
-    TooManyParameters,
+    Rejected,
     Unavailable,
     UnknownVendor,
     Unverified,
     WriteFailed,
 )
-from app.event import OLDEST_OCCURRED_AT, App, Callback, Drop, DropReason, Event, Outcome
-from app.parameters import PARAMETERS_MAX, parse_body, parse_form
-from app.settings import ROW_LIFE_MIN_D
+from app.event import (
+    SUBJECT_MAX,
+    App,
+    Callback,
+    Drop,
+    Dropped,
+    DropReason,
+    Event,
+    Outcome,
+    encode_event,
+)
 from app.telemetry.metrics import IDENTIFIERS_IGNORED, REJECTED
 from app.telemetry.observer import Submit, Verifier
 from app.telemetry.outcomes import count_drop, count_failure
 from app.workspaces import Workspaces
 
-# A larger body is parsed in a thread, since it would block the event loop too long.
-BODY_AT_ONCE_BYTES = 16 * 1024
-# Limit on large bodies that wait for the thread: the connections' budget counts them no longer.
-WAITING_MAX_BYTES = 64 * 1024 * 1024
 # Delay of the answer to an unverified callback.
 UNVERIFIED_PAUSE_S = 0.1
 
@@ -63,6 +69,7 @@ class Request(msgspec.Struct, frozen=True):
     address: str
     headers: Mapping[str, str]
     read_body: Callable[[], Awaitable[bytes]] | None = None
+    method: str = "GET"
 
 
 # The wall clock.
@@ -79,6 +86,8 @@ class Ingest:
         access: Verifier,
         workspaces: Workspaces,
         submit: Submit,
+        drops: Drops,
+        hint: Callable[[str, Sequence[bytes]], str],
         is_clock_right: Callable[[], bool],
         retention_d: int = 0,
         now: Callable[[], datetime] = utc_now,
@@ -87,19 +96,21 @@ class Ingest:
         self._access = access
         self._workspaces = workspaces
         self._submit = submit
+        self._drops = drops
+        self._hint = hint
         self._is_clock_right = is_clock_right
         self._retention_d = retention_d
         self._now = now
         self.in_flight = 0
-        # One thread: several would compete with the event loop for the interpreter's lock.
-        self._large_bodies = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
-        self._waiting_bytes = 0
+        self.bodies = Bodies()
 
     async def handle(self, request: Request) -> bytes:
         """Return the receipt of a callback once it is committed or dropped; raises GatewayError."""
         adapter = self._adapters.get(request.vendor)
         if adapter is None:
-            raise UnknownVendor(request.vendor)
+            error = UnknownVendor(request.vendor)
+            self._keep_trace(request, error)
+            raise error
         try:
             # Nothing of the request is parsed before its secret is verified.
             app = self._workspaces.find(request.vendor, sent_app_token(request.query))
@@ -107,23 +118,38 @@ class Ingest:
             secrets = sent_secrets(request.query, request.headers)
             self._access.verify(request.vendor, owner, secrets, request.address)
         except Unverified as error:
+            self._keep_trace(request, error)
             await _pause(error)
             raise
         workspace = owner or ""
         # Not before: unverified callers must not look like load.
         self.in_flight += 1
+        body = b""
         try:
-            body = await request.read_body() if request.read_body else b""
-            in_body = await self.parameters_of_body(request, body) if body else {}
-            event = self._event(adapter, self.callback(request, in_body, body), app)
+            try:
+                body = await request.read_body() if request.read_body else b""
+                in_body: dict[str, str] = {}
+                if body:
+                    content_type = request.headers.get("content-type", "")
+                    in_body = await self.bodies.parse(content_type, body)
+                callback = make_callback(
+                    request.query, in_body, body, request.headers,
+                    received_at=self._now(), retention_d=self._retention_d,
+                )  # fmt: skip
+            except Malformed as error:
+                await self._keep_malformed(request, app, body, error)
+                raise
+            event = self._event(adapter, callback, app)
             if isinstance(event, Drop):
-                count_drop(request.vendor, workspace, event)
+                await self._drop(request, app, event, callback.received_at, body)
                 return DROPPED
             size_bytes = len(request.query) + len(body)
-            del body, in_body  # up to megabytes, unused while the event waits
+            del body, in_body, callback  # up to megabytes, unused while the event waits
             outcome = await self._submit(event, workspace, size_bytes)
             if outcome is Outcome.FAILED:
                 raise WriteFailed("write_failed")
+            if outcome is Outcome.REFUSED:
+                await self._keep_refused(request, event)
             return RECEIPTS[outcome]
         except Unavailable as error:  # no write was attempted
             count_failure(request.vendor, workspace, error.reason)
@@ -131,58 +157,54 @@ class Ingest:
         finally:
             self.in_flight -= 1
 
-    def callback(self, request: Request, in_body: dict[str, str], body: bytes) -> Callback:
-        """Return the decoded callback; the parameters of its URL win. Raises TooManyParameters."""
-        query = parse_form(request.query)
-        query.pop("secret", None)
-        in_body.pop("secret", None)
-        parameters = in_body | query if in_body else query
-        if len(parameters) > PARAMETERS_MAX:
-            raise TooManyParameters("too_many_parameters")
-        received_at = self._now()
-        occurred_from = OLDEST_OCCURRED_AT
-        if self._retention_d:
-            kept_d = self._retention_d - ROW_LIFE_MIN_D
-            occurred_from = max(OLDEST_OCCURRED_AT, received_at - timedelta(days=kept_d))
-        return Callback(
-            query=query,
-            parameters=parameters,
-            received_at=received_at,
-            occurred_from=occurred_from,
-            headers=PublicHeaders(request.headers),
-            body=body,
-        )
+    def _keep_trace(self, request: Request, error: Rejected) -> None:
+        """Keep the trace of a request that is turned away, within the limits."""
+        if not self._drops.wants_rejected:
+            return
+        vendor, hint = "", ""
+        if request.vendor in self._adapters:
+            vendor = request.vendor
+            hint = self._hint(vendor, sent_secrets(request.query, request.headers))
+        self._drops.reject(error.reason, request.address, vendor, hint)
 
-    async def parameters_of_body(self, request: Request, body: bytes) -> dict[str, str]:
-        """Return the parameters of a body; raises MalformedBody, TooManyParameters, Unavailable."""
-        content_type = request.headers.get("content-type", "")
-        if len(body) <= BODY_AT_ONCE_BYTES:
-            parameters = parse_body(content_type, body)
-        else:
-            parameters = await self._parse_large(content_type, body)
-        if parameters is None:
-            raise MalformedBody("malformed_body")
-        return parameters
+    async def _drop(
+        self, request: Request, app: App | None, drop: Drop, received_at: datetime, body: bytes
+    ) -> None:
+        """Return once a dropped callback is in quarantine, unless the app ignores it; counts it."""
+        if drop.reason is DropReason.IGNORED and app is not None:
+            count_drop(app.vendor, app.workspace_id, drop.reason, drop.subject)
+            return
+        app_token = app.app_token if app else sent_app_token(request.query) or ""
+        dropped = Dropped(
+            received_at=received_at, vendor=request.vendor,
+            workspace_id=app.workspace_id if app else "", app_token=app_token[:SUBJECT_MAX],
+            reason=drop.reason, subject=drop.subject[:SUBJECT_MAX], method=request.method,
+            query=request.query, content_type=request.headers.get("content-type", ""), body=body,
+        )  # fmt: skip
+        await self._drops.keep(dropped, app.omit if app else ())
 
-    async def _parse_large(self, content_type: str, body: bytes) -> dict[str, str] | None:
-        if self._waiting_bytes + len(body) > WAITING_MAX_BYTES:
-            raise Unavailable("buffer_full")
-        self._waiting_bytes += (size_bytes := len(body))
+    async def _keep_malformed(
+        self, request: Request, app: App | None, body: bytes, error: Malformed
+    ) -> None:
+        if isinstance(error, MalformedBody):
+            body = body or error.body
+        drop = Drop(DropReason.MALFORMED, error.reason)
+        await self._drop(request, app, drop, self._now(), body)
 
-        def release(_: object) -> None:
-            self._waiting_bytes -= size_bytes
-
-        parsed = asyncio.get_running_loop().run_in_executor(
-            self._large_bodies, parse_body, content_type, body
-        )
-        parsed.add_done_callback(release)
-        # Shielded: the queued body stays in memory, and is counted, even if the caller hangs up.
-        return await asyncio.shield(parsed)
+    async def _keep_refused(self, request: Request, event: Event) -> None:
+        """Keep the event itself: its callback is not held while the event waits."""
+        dropped = Dropped(
+            received_at=event.received_at, vendor=event.vendor, workspace_id=event.workspace_id,
+            app_token=event.app_token, reason=DropReason.REFUSED,
+            subject=event.event_type[:SUBJECT_MAX], method=request.method,
+            event=encode_event(event),
+        )  # fmt: skip
+        await self._drops.keep(dropped)
 
     def _event(self, adapter: Adapter, callback: Callback, app: App | None) -> Event | Drop:
         """Return the event of a callback, or the reason to drop it; raises Unavailable."""
         if app is None:
-            return Drop(DropReason.UNKNOWN_APP)
+            return Drop(DropReason.UNKNOWN_APP, callback.query.get("app_token", ""))
         try:
             event = adapter.parse(callback, app)
             if isinstance(event, Event):

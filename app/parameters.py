@@ -43,7 +43,7 @@ def parse_form(raw: bytes) -> dict[str, str]:
     Raises TooManyParameters.
     """
     if raw.count(b"&") >= PARAMETERS_MAX:
-        raise TooManyParameters("too_many_parameters")
+        raise TooManyParameters
     if raw.translate(None, _SAFE):  # raw bytes that RFC 3986 does not allow
         return _parse_encoded(raw)
     parameters: dict[str, str] = {}
@@ -92,7 +92,7 @@ def _parse_json(text: str) -> dict[str, str] | None:
     try:
         for number, (name, value) in enumerate(_scan_object(text)):
             if number == PARAMETERS_MAX:
-                raise TooManyParameters("too_many_parameters")
+                raise TooManyParameters
             parameters.setdefault(clean(name), clean(value))
     except (ValueError, RecursionError):
         return None

@@ -47,6 +47,10 @@ class Sink(Protocol):
         ...
 
 
+# An account below this size is a small one.
+SMALL_BYTES = 1_000_000
+
+
 class Account(NamedTuple):
     """The drops whose size is counted together."""
 
@@ -69,7 +73,7 @@ class Quarantine(Protocol):
     async def usage(self) -> Mapping[Account, int]:
         """Return the bytes in quarantine by account.
 
-        The accounts of a workspace that are small come as one, without reason and subject.
+        The accounts of a workspace below SMALL_BYTES come as one, without reason and subject.
         """
         ...
 

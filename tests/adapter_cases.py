@@ -1,10 +1,9 @@
 """The promises of every adapter: a vendor's test inherits `AdapterCases` and fills it in."""
 
-import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 from urllib.parse import urlencode
 
 import msgspec
@@ -12,12 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import adapters
-from app.access import Access
+from app.callbacks import make_callback
 from app.errors import MalformedBody
 from app.event import App, Callback, Drop, Event
-from app.ingest import Ingest, Request
-from app.parameters import FORM
-from app.settings import VendorAccess
+from app.parameters import FORM, parse_body
 from sinks.timescale.encoding import encode_rows
 
 SECRETS = ("s3cr3t", "rotated")
@@ -33,32 +30,21 @@ any_content_type = st.sampled_from([FORM, "application/json", ""])
 inherited = settings(deadline=None, suppress_health_check=[HealthCheck.differing_executors])
 
 
-def callback_of(
-    query: bytes, body: bytes = b"", content_type: str = "", *, vendor: str = "adjust"
-) -> Callback:
+def callback_of(query: bytes, body: bytes = b"", content_type: str = "") -> Callback:
     """The callback that the gateway hands to an adapter for a request, made by the gateway itself.
 
     It arrived at `RECEIVED_AT`. Its mappings cannot be written to.
     """
-    ingest = Ingest(
-        adapters={},
-        access=Access({vendor: VendorAccess(SECRETS)}),
-        workspaces=cast("Any", None),  # not on this part of the way
-        submit=cast("Any", None),
-        is_clock_right=lambda: True,
-    )
-    if b"secret=" not in query:
-        query = b"secret=" + SECRETS[0].encode() + b"&" + query
     headers = {"content-type": content_type}
-    request = Request(vendor, query, "127.0.0.1", headers, None)
-    in_body = asyncio.run(ingest.parameters_of_body(request, body)) if body else {}
-    callback = ingest.callback(request, in_body, body)
+    in_body = parse_body(content_type, body)
+    if in_body is None:
+        raise MalformedBody
+    callback = make_callback(query, in_body, body, headers, received_at=RECEIVED_AT, retention_d=0)
     return msgspec.structs.replace(
         callback,
         query=MappingProxyType(dict(callback.query)),
         parameters=MappingProxyType(dict(callback.parameters)),
         headers=MappingProxyType(headers),
-        received_at=RECEIVED_AT,
     )
 
 
@@ -102,7 +88,7 @@ class AdapterCases:
     def callback(self, parameters: Mapping[str, str]) -> Callback:
         """The callback that brings these parameters."""
         query = urlencode(parameters, errors="surrogatepass").encode()
-        return callback_of(query, vendor=self.app.vendor)
+        return callback_of(query)
 
     def event(self, parameters: Mapping[str, str] | None = None, app: App | None = None) -> Event:
         """The event that these parameters become; by default, the good ones."""
@@ -166,7 +152,7 @@ class AdapterCases:
         """Any bytes become a drop or an event that can be stored."""
         query = b"secret=s3cr3t&" + query
         try:
-            callback = callback_of(query, body, content_type, vendor=self.app.vendor)
+            callback = callback_of(query, body, content_type)
         except MalformedBody:
             return  # answered 400: no adapter sees it
         self.assert_total(callback)

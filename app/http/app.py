@@ -7,11 +7,10 @@ from sanic import Request, Sanic
 from sanic.config import Config
 from sanic.response import HTTPResponse
 
-from app.access import counted_address
 from app.gateway import Gateway
 from app.http import probes
 from app.http.protocol import BODY_MAX_BYTES, read_body
-from app.http.responses import JSON, GatewayErrors
+from app.http.responses import JSON, GatewayErrors, caller_address
 from app.ingest import Request as GatewayRequest
 
 RESPONSE_TIMEOUT_S = 60.0
@@ -54,9 +53,6 @@ def create_app(gateway: Gateway, errors: GatewayErrors) -> SanicApp:
 def _gateway_request(request: Request, vendor: str, proxies: int) -> GatewayRequest:
     # Not `query_string`: that ends at a `#`, which some senders do not encode.
     query = request.raw_url.partition(b"?")[2]
-    if proxies:
-        # Not `remote_addr`, which leaves empty entries out of the count.
-        address = counted_address(request.headers.getall("x-forwarded-for", []), proxies)
-    else:
-        address = str(request.ip)
-    return GatewayRequest(vendor, query, address, request.headers, partial(read_body, request))
+    address = caller_address(request, proxies)
+    body = partial(read_body, request)
+    return GatewayRequest(vendor, query, address, request.headers, body, request.method)

@@ -261,5 +261,5 @@ async def read_body(request: Request) -> bytes:
         return b""
     encodings = ",".join(request.headers.getall("content-encoding", [])).lower().split(",")
     if {encoding.strip(" \t") for encoding in encodings} - {"", "identity"}:
-        raise MalformedBody("malformed_body")
+        raise MalformedBody(body)
     return body

@@ -7,11 +7,13 @@ from functools import lru_cache
 from http import HTTPStatus
 
 from sanic import Request
-from sanic.exceptions import SanicException
+from sanic.exceptions import MethodNotAllowed, NotFound, SanicException
 from sanic.handlers import ErrorHandler
 from sanic.response import HTTPResponse
 
+from app.access import counted_address
 from app.errors import Answer, GatewayError, Rejected, Unreadable, error_answer
+from app.gateway import Gateway
 from app.telemetry.metrics import REJECTED, UNANSWERED, UNEXPECTED
 
 JSON = "application/json"
@@ -51,6 +53,14 @@ def response_bytes(answer: bytes | Answer, keep_alive: bool) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + answer.body
 
 
+def caller_address(request: Request, proxies: int) -> str:
+    """Return the address of the caller, as the counted number of proxies reports it."""
+    if proxies:
+        # Not `remote_addr`, which leaves empty entries out of the count.
+        return counted_address(request.headers.getall("x-forwarded-for", []), proxies)
+    return str(request.ip)
+
+
 class Unanswered(HTTPResponse):
     """In place of a response: the connection is closed."""
 
@@ -58,14 +68,19 @@ class Unanswered(HTTPResponse):
 class GatewayErrors(ErrorHandler):
     """Turns every exception into an answer, and counts those without a verified callback."""
 
-    def __init__(self) -> None:
+    def __init__(self, gateway: Gateway) -> None:
         super().__init__()
+        self._gateway = gateway
         self._next_log = 0.0
 
-    def response(self, _: Request, exception: BaseException) -> HTTPResponse:
+    def response(self, request: Request, exception: BaseException) -> HTTPResponse:
         """Return the response to an exception."""
         if isinstance(exception, asyncio.CancelledError):
             return Unanswered()  # the caller is gone
+        if isinstance(exception, NotFound | MethodNotAllowed):
+            reason = _REFUSALS[HTTPStatus(exception.status_code)]
+            proxies = self._gateway.settings.proxies_count
+            self._gateway.drops.reject(reason, caller_address(request, proxies))
         answer = self.answer(exception)
         if answer is None:
             return Unanswered()

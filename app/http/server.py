@@ -64,7 +64,7 @@ class Server:
 
     async def start(self) -> None:
         """Accept connections."""
-        errors = GatewayErrors()
+        errors = GatewayErrors(self.gateway)
         app = create_app(self.gateway, errors)
         protocol = partial(
             GatewayProtocol, gateway=self.gateway, errors=errors, budget=ReceiveBudget()

@@ -25,13 +25,19 @@ Metric = Counter | Gauge
 CALLBACK = ("vendor", "workspace")
 # Label values that are exposed at 0 from the start. Prometheus counts no increase up to the first
 # value of a new series, and would miss the first failures of a kind.
-FAILURES = ("write_failed", "buffer_full", "clock_differs")
-DROPS = ("invalid_timestamp", "refused")
+FAILURES = (
+    "write_failed", "buffer_full", "clock_differs", "quarantine_failed", "quarantine_busy",
+)  # fmt: skip
+DROPS = ("invalid_timestamp", "refused", "malformed")
 REJECTIONS = (
     "wrong_secret", "address_not_allowed", "no_secret_configured", "unknown_vendor",
-    "malformed_body", "too_many_parameters", "unknown_path", "method_not_allowed",
-    "response_timeout",
+    "unknown_path", "method_not_allowed", "response_timeout",
 )  # fmt: skip
+KEPT = (
+    "unknown_app", "unfilled_placeholder", "unmapped_event", "invalid_timestamp", "refused",
+    "malformed",
+)  # fmt: skip
+SKIPS = ("off", "too_large", "full", "workspace_share", "account_share", "reserved")
 CLOSINGS = (
     "too_large", "head_too_slow", "body_too_slow", "not_http", "no_room", "answers_not_read",
 )  # fmt: skip
@@ -62,7 +68,7 @@ DUPLICATE = Counter(
 )
 DROPPED = Counter(
     "flokit_callbacks_dropped",
-    "Callbacks answered `dropped`, by reason.",
+    "Callbacks answered `dropped`, by reason; those that cannot be read are answered 400.",
     (*CALLBACK, "reason"),
     registry=None,
 )
@@ -88,6 +94,21 @@ REJECTED = Counter(
     "flokit_requests_rejected",
     "Requests answered with an error that is not counted as a callback, by reason.",
     ("reason",),
+)
+QUARANTINE_ROWS = Counter(
+    "flokit_quarantine_rows",
+    "Dropped callbacks kept in quarantine, by reason.",
+    ("reason",),
+)
+QUARANTINE_SKIPPED = Counter(
+    "flokit_quarantine_skipped",
+    "Dropped callbacks that had no place in quarantine, by cause: they cannot be replayed.",
+    ("why",),
+)
+QUARANTINE_BYTES = Gauge(
+    "flokit_quarantine_bytes",
+    "Size of quarantine, as last read from the database.",
+    multiprocess_mode="livemax",
 )
 UNEXPECTED = Counter(
     "flokit_errors_unexpected",
@@ -232,7 +253,12 @@ BY_WORKSPACE = ByWorkspace(
 def begin() -> None:
     """Expose labelled metrics at 0, and resume the numbers of the previous worker of this name."""
     BUILD_INFO.labels(VERSION, PYTHON_VERSION).set(1)
-    for metric, reasons in ((REJECTED, REJECTIONS), (UNANSWERED, CLOSINGS)):
+    for metric, reasons in (
+        (REJECTED, REJECTIONS),
+        (UNANSWERED, CLOSINGS),
+        (QUARANTINE_ROWS, KEPT),
+        (QUARANTINE_SKIPPED, SKIPS),
+    ):
         for reason in reasons:
             metric.labels(reason)
     if (folder := os.environ.get(FOLDER)) and BY_WORKSPACE.folder is None:

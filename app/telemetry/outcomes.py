@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from operator import attrgetter
 
-from app.event import Drop, DropReason, Event, Outcome
+from app.event import DropReason, Event, Outcome
 from app.telemetry.metrics import BY_WORKSPACE, DROPPED, DUPLICATE, FAILED, IGNORED, WRITTEN
 from app.telemetry.tallies import Labels, Tally
 
 _OWNER = attrgetter("vendor", "workspace_id")
-# A CONTESTED event is counted once it is decided.
+# A CONTESTED event is counted once it is decided, a REFUSED one once it is in quarantine.
 _COUNTED: dict[Outcome, tuple[Tally, tuple[str, ...]]] = {
     Outcome.WRITTEN: (BY_WORKSPACE[WRITTEN], ()),
     Outcome.DUPLICATE: (BY_WORKSPACE[DUPLICATE], ()),
-    Outcome.REFUSED: (BY_WORKSPACE[DROPPED], (DropReason.REFUSED.value,)),
     Outcome.FAILED: (BY_WORKSPACE[FAILED], ("write_failed",)),
 }
 
@@ -28,11 +27,11 @@ def count_events(events: Sequence[Event], outcomes: Sequence[Outcome]) -> None:
             _add(tally, owner + reason, number)
 
 
-def count_drop(vendor: str, workspace: str, drop: Drop) -> None:
+def count_drop(vendor: str, workspace: str, reason: DropReason, subject: str = "") -> None:
     """Count a dropped callback; the workspace of an unknown app is empty."""
-    _add(BY_WORKSPACE[DROPPED], (vendor, workspace, drop.reason.value))
-    if drop.reason is DropReason.IGNORED:
-        _add(BY_WORKSPACE[IGNORED], (vendor, workspace, drop.subject))
+    _add(BY_WORKSPACE[DROPPED], (vendor, workspace, reason.value))
+    if reason is DropReason.IGNORED:
+        _add(BY_WORKSPACE[IGNORED], (vendor, workspace, subject))
 
 
 def count_failure(vendor: str, workspace: str, reason: str) -> None:

@@ -114,7 +114,7 @@ class Bench:
         await asyncio.sleep(PAUSE_S)
         async with self.environment.connected() as connection:
             await connection.execute("TRUNCATE events, stable_events")
-            await schema.keep_chunk_ahead(connection, datetime.now(UTC))
+            await schema.keep_chunk_ahead(connection, "events", datetime.now(UTC))
             await connection.execute("CHECKPOINT")
         async with self.environment.redis() as redis:
             await redis.flushall()

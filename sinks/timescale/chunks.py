@@ -54,7 +54,9 @@ class Chunks:
         """Read the ranges of all chunks; they are unknown afterwards where that fails."""
         try:
             async with unit(session, is_whole=False):
-                records = await session.fetch(_CHUNKS) if await is_hypertable(session) else []
+                records = (
+                    await session.fetch(_CHUNKS) if await is_hypertable(session, "events") else []
+                )
         except PostgresError:  # an old list would set every event of a new day apart
             self._set(None)
             raise

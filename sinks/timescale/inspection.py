@@ -124,7 +124,7 @@ async def foreign_objects(connection: asyncpg.Connection) -> Mapping[str, str]:
 async def chunks_and_locks(connection: asyncpg.Connection) -> tuple[int, int]:
     """Return the number of chunks of `events`, and the number of locks the server has room for."""
     chunks = 0
-    if await is_hypertable(connection):
+    if await is_hypertable(connection, "events"):
         chunks = await connection.fetchval("SELECT count(*) FROM show_chunks('events')")
     locks: int = await connection.fetchval(
         "SELECT current_setting('max_locks_per_transaction')::int * ("

@@ -21,7 +21,7 @@ async def retain(connection: asyncpg.Connection, retention_d: int) -> AsyncItera
     # The earlier of two clocks: a clock that runs ahead must not cost rows.
     server_now: datetime = await connection.fetchval("SELECT clock_timestamp()")
     cutoff = min(datetime.now(UTC), server_now) - timedelta(days=retention_d)
-    if await is_hypertable(connection):
+    if await is_hypertable(connection, "events"):
         async for line in _drop_chunks(connection, cutoff):
             yield line
         # A chunk that has not ended keeps its rows, so their stable IDs are kept too.

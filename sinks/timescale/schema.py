@@ -32,6 +32,22 @@ SELECT extract(epoch FROM clock_timestamp())::float8, value,
     'events'::regclass::oid
 FROM generation
 """
+# By hypertable: a row is written and deleted again. TimescaleDB has no other public way to make a
+# chunk.
+MAKES_CHUNK = {
+    "events": """
+        INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, app_token,
+            event_type, properties)
+        VALUES ('{row}', '{moment}', '{moment}', '', '', '', '', '{{}}');
+        DELETE FROM events WHERE occurred_at = '{moment}' AND event_id = '{row}'
+    """,
+    "dropped": """
+        INSERT INTO dropped (received_at, vendor, workspace_id, app_token, reason, subject, method,
+            query, content_type, body)
+        VALUES ('{moment}', '', '', '', '', '{row}', '', '', '', '');
+        DELETE FROM dropped WHERE received_at = '{moment}' AND subject = '{row}'
+    """,
+}
 
 
 class SchemaError(DatabaseError):
@@ -59,8 +75,9 @@ async def migrate(connection: asyncpg.Connection) -> Sequence[str]:
         for name in missing:
             await connection.execute(migrations()[name])
             await connection.execute("INSERT INTO schema_migrations (name) VALUES ($1)", name)
-    async with at_leisure(connection):
-        await keep_chunk_ahead(connection, datetime.now(UTC))
+    for table in MAKES_CHUNK:
+        async with at_leisure(connection):
+            await keep_chunk_ahead(connection, table, datetime.now(UTC))
     return missing
 
 
@@ -143,43 +160,40 @@ async def timescaledb_version(connection: asyncpg.Connection) -> str | None:
     return version
 
 
-async def is_hypertable(connection: asyncpg.Connection) -> bool:
-    """Whether `events` is a hypertable, and not an ordinary table."""
+async def is_hypertable(connection: asyncpg.Connection, table: str) -> bool:
+    """Whether a table is a hypertable, and not an ordinary one."""
     if await timescaledb_version(connection) is None:
         return False
     return bool(
         await connection.fetchval(
             "SELECT EXISTS (SELECT FROM timescaledb_information.hypertables "
-            "WHERE hypertable_name = 'events' AND hypertable_schema = current_schema())"
+            "WHERE hypertable_name = $1 AND hypertable_schema = current_schema())",
+            table,
         )
     )
 
 
 async def keep_chunk_ahead(
-    connection: asyncpg.Connection, now: datetime, lock_timeout_s: float = 0
+    connection: asyncpg.Connection, table: str, now: datetime, lock_timeout_s: float = 0
 ) -> None:
     """Make the chunks of `now` and of the coming interval, so that no batch waits for them.
 
     `lock_timeout_s` is for each lock; 0 is for ever.
     """
-    if not await is_hypertable(connection):
+    if not await is_hypertable(connection, table):
         return
     for ahead in (timedelta(0), CHUNK_INTERVAL):
         moment = now + ahead
         exists: bool | None = await connection.fetchval(
             "SELECT true FROM timescaledb_information.chunks "
-            "WHERE hypertable_name = 'events' AND hypertable_schema = current_schema() "
-            "AND range_start <= $1 AND $1 < range_end",
+            "WHERE hypertable_name = $1 AND hypertable_schema = current_schema() "
+            "AND range_start <= $2 AND $2 < range_end",
+            table,
             moment,
         )
         if not exists:
-            event_id = uuid4()
-            # TimescaleDB has no public way to make a chunk but to write a row into it. The
-            # statements of one message are one transaction.
+            made = MAKES_CHUNK[table].format(moment=moment, row=uuid4())
+            # The statements of one message are one transaction.
             await connection.execute(
-                f"SET LOCAL lock_timeout = {milliseconds(lock_timeout_s)}; "  # noqa: S608 - our own
-                "INSERT INTO events (event_id, occurred_at, received_at, workspace_id, vendor, "
-                "app_token, event_type, properties) "
-                f"VALUES ('{event_id}', '{moment}', '{moment}', '', '', '', '', '{{}}'); "
-                f"DELETE FROM events WHERE occurred_at = '{moment}' AND event_id = '{event_id}'"
+                f"SET LOCAL lock_timeout = {milliseconds(lock_timeout_s)}; {made}"
             )

@@ -147,7 +147,7 @@ class TimescaleSink:
                 async with asyncio.timeout(self._commit_timeout_s), self._contested as session:
                     try:
                         now = datetime.fromtimestamp(self._now(), UTC)
-                        await keep_chunk_ahead(session, now, CONTESTED_LOCK_TIMEOUT_S)
+                        await keep_chunk_ahead(session, "events", now, CONTESTED_LOCK_TIMEOUT_S)
                     except PostgresError as error:  # the first event of a day makes it
                         _warn("chunk not made ahead of time", error)
                     await self._chunks.look_up(session)

@@ -105,7 +105,7 @@ async def test_table_that_goes_during_the_look_up_has_every_chunk(
 ) -> None:
     """No event counts as one without a chunk for a table that was renamed meanwhile."""
 
-    async def is_hypertable(_: asyncpg.Connection) -> bool:
+    async def is_hypertable(_: asyncpg.Connection, _table: str) -> bool:
         await connection.execute("ALTER TABLE events RENAME TO elsewhere")
         return True
 

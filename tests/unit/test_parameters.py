@@ -5,17 +5,17 @@ import json
 from collections.abc import Coroutine
 from contextlib import suppress
 from time import thread_time
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.access import Access
+from app.callbacks import Bodies, make_callback
 from app.errors import TooManyParameters
-from app.ingest import Ingest, Request
 from app.parameters import FORM, PARAMETERS_MAX, escape, parse_body, parse_form
+from tests.adapter_cases import RECEIVED_AT
 
 JSON = "application/json"
 
@@ -302,16 +302,10 @@ async def longest_step_s(work: Coroutine[Any, Any, object]) -> float:
 async def test_most_parameters_hold_the_loop_for_less_than_20_ms() -> None:
     """A URL and a body that are full of encoded parameters are not taken apart in one go."""
     full = b"&".join(b"%%41%d=%%41%%42+" % number for number in range(PARAMETERS_MAX - 1))
-    ingest = Ingest(
-        adapters={},
-        access=Access({}),
-        workspaces=cast("Any", None),  # not on this part of the way
-        submit=cast("Any", None),
-        is_clock_right=lambda: True,
-    )
-    request = Request("adjust", full, "", {"content-type": FORM}, None)
+    bodies = Bodies()
 
     async def take_apart() -> None:
-        ingest.callback(request, await ingest.parameters_of_body(request, full), full)
+        in_body = await bodies.parse(FORM, full)
+        make_callback(full, in_body, full, {}, received_at=RECEIVED_AT, retention_d=0)
 
     assert min([await longest_step_s(take_apart()) for _ in range(5)]) < 0.02

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.event import Drop, DropReason, Outcome
+from app.event import DropReason, Outcome
 from app.telemetry import metrics, outcomes
 from app.telemetry.exposition import exposition
 from app.telemetry.metrics import BY_WORKSPACE
@@ -105,7 +105,7 @@ def test_tally_outlives_a_file_that_cannot_be_written(
     shutil.rmtree(folder)
     monkeypatch.setitem(BY_WORKSPACE._tallies, metrics.DROPPED, tally)
     for workspace in ("new", "ws_1"):
-        count_drop("adjust", workspace, Drop(DropReason.REFUSED))
+        count_drop("adjust", workspace, DropReason.REFUSED)
     numbers = {("adjust", f"ws_{n}", "refused"): float(n) for n in range(CAPACITY_MIN)}
     assert dict(tally.snapshot()) == numbers | {("adjust", "ws_1", "refused"): 2.0}
 

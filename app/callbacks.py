@@ -1,0 +1,85 @@
+"""From the bytes of a verified request to a callback: its parameters, clean and counted."""
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+
+from app.access import PublicHeaders
+from app.errors import MalformedBody, TooManyParameters, Unavailable
+from app.event import OLDEST_OCCURRED_AT, Callback
+from app.parameters import PARAMETERS_MAX, parse_body, parse_form
+from app.settings import ROW_LIFE_MIN_D
+
+# A larger body is parsed in a thread, since it would block the event loop too long.
+BODY_AT_ONCE_BYTES = 16 * 1024
+# Limit on large bodies that wait for the thread: the connections' budget counts them no longer.
+WAITING_MAX_BYTES = 64 * 1024 * 1024
+
+
+def make_callback(
+    query: bytes,
+    in_body: dict[str, str],
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    received_at: datetime,
+    retention_d: int,
+) -> Callback:
+    """Return the callback of a raw query and a body; the parameters of the URL win.
+
+    `in_body` are the parameters of `body`, and `retention_d` is the setting. Raises
+    TooManyParameters.
+    """
+    in_query = parse_form(query)
+    in_query.pop("secret", None)
+    in_body.pop("secret", None)
+    parameters = in_body | in_query if in_body else in_query
+    if len(parameters) > PARAMETERS_MAX:
+        raise TooManyParameters
+    occurred_from = OLDEST_OCCURRED_AT
+    if retention_d:
+        kept_d = retention_d - ROW_LIFE_MIN_D
+        occurred_from = max(OLDEST_OCCURRED_AT, received_at - timedelta(days=kept_d))
+    return Callback(
+        query=in_query,
+        parameters=parameters,
+        received_at=received_at,
+        occurred_from=occurred_from,
+        headers=PublicHeaders(headers),
+        body=body,
+    )
+
+
+class Bodies:
+    """Parses bodies: small ones at once, large ones in a thread, within a limit on their bytes."""
+
+    def __init__(self) -> None:
+        # One thread: several would compete with the event loop for the interpreter's lock.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
+        self._waiting_bytes = 0
+
+    async def parse(self, content_type: str, body: bytes) -> dict[str, str]:
+        """Return the parameters of a body; raises MalformedBody, TooManyParameters, Unavailable."""
+        if len(body) <= BODY_AT_ONCE_BYTES:
+            parameters = parse_body(content_type, body)
+        else:
+            parameters = await self._parse_large(content_type, body)
+        if parameters is None:
+            raise MalformedBody
+        return parameters
+
+    async def _parse_large(self, content_type: str, body: bytes) -> dict[str, str] | None:
+        if self._waiting_bytes + len(body) > WAITING_MAX_BYTES:
+            raise Unavailable("buffer_full")
+        self._waiting_bytes += (size_bytes := len(body))
+
+        def release(_: object) -> None:
+            self._waiting_bytes -= size_bytes
+
+        parsed = asyncio.get_running_loop().run_in_executor(
+            self._thread, parse_body, content_type, body
+        )
+        parsed.add_done_callback(release)
+        # Shielded: the queued body stays in memory, and is counted, even if the caller hangs up.
+        return await asyncio.shield(parsed)
