@@ -19,7 +19,7 @@ from app.http.server import Server
 from app.settings import read_settings
 from bench.testbed.callbacks import workspace_toml
 from bench.testbed.client import Answer, fetch, get, metrics, post
-from bench.testbed.database import execute, locked_events
+from bench.testbed.database import execute, locked
 from bench.testbed.process import OK, PATIENCE_S, ServerProcess
 from sinks import Sink
 from sinks.timescale.sink import TimescaleSink
@@ -166,7 +166,7 @@ class Gateways:
 
     def locked_events(self) -> AbstractAsyncContextManager[None]:
         """Hold a lock on the table `events` against every other use."""
-        return locked_events(self.database_url)
+        return locked(self.database_url, "events")
 
     async def stop(self) -> None:
         """Stop those that still run."""

@@ -30,7 +30,13 @@ _FORM, _JSON = "application/x-www-form-urlencoded", "application/json"
 # Quarantine keeps no more of one callback.
 _LARGEST_BYTES = 64 * 1024
 _TOO_MANY = b"&".join(b"n%d=1" % number for number in range(4_001))
-_SECRET = SECRET.encode()
+_MALFORMED = (
+    (_JSON, b'{"created_at": 1750500000'),
+    (_JSON, b"[1, 2]"),
+    (_JSON, b'{"secret": "%s"' % SECRET.encode()),
+    ("text/plain", b"\xff\x00 hello"),
+    (_FORM, _TOO_MANY),
+)
 _SPELLED = "".join(f"%{ord(letter):02x}" for letter in SECRET)
 # In front of the credential of a URL: the secret once more, in other places and spellings.
 _ONCE_MORE = (
@@ -110,17 +116,10 @@ def poison(sent: Sent, random: Random) -> Drop:
 
 def malformed(sent: Sent, random: Random) -> Drop:
     """A body that is neither a form nor a JSON object, or has too many parameters."""
-    content_type, body = random.choice(
-        (
-            (_JSON, b'{"created_at": 1750500000'),
-            (_JSON, b"[1, 2]"),
-            ("text/plain", b"\xff\x00 hello"),
-            (_JSON, b'{"secret": "' + _SECRET + b'"'),
-            (_FORM, _TOO_MANY),
-        )
-    )
-    target = f"{ENDPOINT}?{query(sent)}"
-    return _kept(post_request(target, body, content_type), sent, "malformed", "", random)
+    content_type, body = random.choice(_MALFORMED)
+    request = post_request(f"{ENDPOINT}?{query(sent)}", body, content_type)
+    subject = "too_many_parameters" if body == _TOO_MANY else "malformed_body"
+    return _kept(request, sent, "malformed", subject, random)
 
 
 def ignored(sent: Sent, random: Random) -> Drop:
