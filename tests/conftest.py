@@ -89,25 +89,41 @@ def redis_program() -> Path:
 
 
 @pytest.fixture(scope="session")
-def redis_cluster(
+def redis_six(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, redis_program: Path
 ) -> Iterator[redis_topologies.Cluster]:
-    """A Redis Cluster of six."""
+    """A Redis Cluster of six, as the test before has left it."""
     with redis_topologies.cluster(tmp_path_factory.mktemp("cluster"), redis_program) as cluster:
         yield cluster
+        asyncio.run(cluster.mend())
         for url in map(redis_topologies.url_of, asyncio.run(cluster.primaries())):
             request.config.stash[LEAKS] += asyncio.run(leaks.in_redis(url, SECRET))
 
 
+@pytest.fixture
+async def redis_cluster(redis_six: redis_topologies.Cluster) -> redis_topologies.Cluster:
+    """A Redis Cluster of six, whole."""
+    await redis_six.mend()
+    return redis_six
+
+
 @pytest.fixture(scope="session")
-def redis_watched(
+def redis_five(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, redis_program: Path
 ) -> Iterator[redis_topologies.Watched]:
-    """A Redis and its replica, which three Sentinels watch."""
+    """A Redis, its replica and three Sentinels, as the test before has left them."""
     with redis_topologies.watched(tmp_path_factory.mktemp("watched"), redis_program) as watched:
         yield watched
+        asyncio.run(watched.mend())
         for url in map(redis_topologies.url_of, watched.servers):
             request.config.stash[LEAKS] += asyncio.run(leaks.in_redis(url, SECRET))
+
+
+@pytest.fixture
+async def redis_watched(redis_five: redis_topologies.Watched) -> redis_topologies.Watched:
+    """A Redis and its replica, which three Sentinels watch, all well."""
+    await redis_five.mend()
+    return redis_five
 
 
 @pytest.fixture(scope="session")

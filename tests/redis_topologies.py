@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from app.dev.processes import Server, free_port
@@ -35,11 +38,12 @@ repl-diskless-sync-delay 0
 requirepass {PASSWORD}
 masterauth {PASSWORD}
 """
-# The time-out is long enough that a busy machine does not fail over by itself.
+# A pause of a busy machine is no failure: only a test that needs a failover lowers the limit.
+CALM_MS, HASTY_MS = 10_000, 1_500
 CLUSTER_CONF = f"""\
 {COMMON}
 cluster-enabled yes
-cluster-node-timeout 1500
+cluster-node-timeout {CALM_MS}
 cluster-require-full-coverage no
 cluster-replica-validity-factor 0
 user {USER} on >{USER_PASSWORD} ~* {RIGHTS}
@@ -48,7 +52,7 @@ SENTINEL_CONF = """\
 bind 127.0.0.1
 sentinel monitor {service} 127.0.0.1 {port} 2
 sentinel auth-pass {service} {password}
-sentinel down-after-milliseconds {service} 1500
+sentinel down-after-milliseconds {service} {calm_ms}
 sentinel failover-timeout {service} 2000
 """
 
@@ -59,9 +63,10 @@ def url_of(server: Server) -> str:
 
 
 @asynccontextmanager
-async def client_of(server: Server) -> AsyncIterator[Any]:
-    """Lend a client of a server, with all rights."""
-    async with Redis(port=server.port, password=PASSWORD, socket_timeout=5) as redis:
+async def client_of(server: Server, password: str = PASSWORD) -> AsyncIterator[Any]:
+    """Lend a client of a server, with all rights, that repeats no command."""
+    once = Retry(NoBackoff(), 0)
+    async with Redis(port=server.port, password=password, socket_timeout=5, retry=once) as redis:
         yield redis
 
 
@@ -88,34 +93,59 @@ class Cluster:
         return f"redis+cluster://{USER}:{USER_PASSWORD}@{hosts}"
 
     async def owner(self, slot: int) -> Server:
-        """The primary of a slot, when all running nodes agree on it."""
-        ports: set[int] = set()
+        """The primary of a slot; see `_owners`."""
+        return next(node for first, last, node in await self._owners() if first <= slot <= last)
+
+    async def primaries(self) -> list[Server]:
+        """The primaries, in the order of their slots; see `_owners`."""
+        return list({node.port: node for _, _, node in await self._owners()}.values())
+
+    async def _owners(self) -> list[tuple[int, int, Server]]:
+        """The ranges of slots, when all running nodes agree on their primaries, which run too."""
+        running: dict[int, Server] = {}
+        views: set[tuple[tuple[int, int, int], ...]] = set()
 
         async def agreed() -> bool:
-            ports.clear()
+            running.clear()
+            views.clear()
             for node in self.nodes:
                 with suppress(RedisError, OSError):
                     async with client_of(node) as redis:
-                        for first, last, (_, port, *_), *_ in await redis.execute_command(
-                            "CLUSTER", "SLOTS"
-                        ):
-                            if first <= slot <= last:
-                                ports.add(port)
-            return len(ports) == 1
+                        ranges = await redis.execute_command("CLUSTER", "SLOTS")
+                    views.add(
+                        tuple(sorted((range_[0], range_[1], range_[2][1]) for range_ in ranges))
+                    )
+                    running[node.port] = node
+            return len(views) == 1 and all(port in running for view in views for _, _, port in view)
 
         await until(agreed)
-        return next(node for node in self.nodes if node.port in ports)
-
-    async def primaries(self) -> list[Server]:
-        """The primaries, in the order of their slots."""
-        async with client_of(self.nodes[0]) as redis:
-            ranges = sorted(await redis.execute_command("CLUSTER", "SLOTS"))
-        ports = dict.fromkeys(primary[1] for _, _, primary, *_ in ranges)
-        return [node for port in ports for node in self.nodes if node.port == port]
+        [view] = views
+        return [(first, last, running[port]) for first, last, port in view]
 
     async def until_whole(self) -> None:
         """Return when all nodes know each other and all slots, and each primary has a replica."""
         await until(self._is_whole)
+
+    async def mend(self) -> None:
+        """Make it whole again, after any fault of its nodes."""
+        for node in self.nodes:
+            node.resume()
+            await asyncio.to_thread(node.start)
+        await self.until_whole()
+
+    @asynccontextmanager
+    async def failing_over_soon(self) -> AsyncIterator[None]:
+        """Replace a primary that does not answer after HASTY_MS, meanwhile."""
+        await self._set_time_out(HASTY_MS)
+        try:
+            yield
+        finally:
+            await self._set_time_out(CALM_MS)
+
+    async def _set_time_out(self, milliseconds: int) -> None:
+        for node in self.nodes:
+            async with client_of(node) as redis:
+                await redis.config_set("cluster-node-timeout", milliseconds)
 
     async def _is_whole(self) -> bool:
         replicas = 0
@@ -173,32 +203,64 @@ class Watched:
 
     async def until_promoted(self, before: Server) -> None:
         """Return when the Sentinels agree on another primary than before."""
+        await until(partial(self._is_promoted, before))
 
-        async def promoted() -> bool:
-            states = [await self._state(sentinel) for sentinel in self.sentinels]
-            return before.port not in {state["port"] for state in states}
+    async def switch(self, before: Server) -> None:
+        """Fail over; one that takes the Sentinels too long is started again."""
 
-        await until(promoted)
+        async def switched() -> bool:
+            if await self._is_promoted(before):
+                return True
+            async with client_of(self.sentinels[0], "") as redis:
+                # Refused while one is under way.
+                await redis.sentinel_failover(SERVICE)
+            return False
 
-    async def rejoin(self, server: Server) -> None:
-        """Make a former primary a replica, for which the Sentinels would take 10 s."""
-        port = (await self._state(self.sentinels[0]))["port"]
-        server.start()
-        async with client_of(server) as redis:
-            await redis.replicaof("127.0.0.1", port)
+        await until(switched)
+
+    async def mend(self) -> None:
+        """Make it whole again, after any fault of the servers."""
+        for server in (*self.servers, *self.sentinels):
+            server.resume()
+            await asyncio.to_thread(server.start)
+        await until(self._is_following)
         await until(self._is_whole)
 
-    async def switch(self) -> None:
-        """Start a failover, as soon as the Sentinels accept one."""
+    @asynccontextmanager
+    async def failing_over_soon(self) -> AsyncIterator[None]:
+        """Replace a primary that does not answer after HASTY_MS, meanwhile."""
+        await self._set_time_out(HASTY_MS)
+        try:
+            yield
+        finally:
+            await self._set_time_out(CALM_MS)
 
-        async def accepted() -> bool:
-            async with Redis(port=self.sentinels[0].port) as redis:
-                return bool(await redis.sentinel_failover(SERVICE))
+    async def _set_time_out(self, milliseconds: int) -> None:
+        for sentinel in self.sentinels:
+            async with client_of(sentinel, "") as redis:
+                await redis.sentinel_set(SERVICE, "down-after-milliseconds", milliseconds)
 
-        await until(accepted)
+    async def _is_promoted(self, before: Server) -> bool:
+        states = [await self._state(sentinel) for sentinel in self.sentinels]
+        return before.port not in {state["port"] for state in states}
+
+    async def _is_following(self) -> bool:
+        """Whether the Sentinels are done; a former primary follows the new one, then.
+
+        The Sentinels would leave it alone for 10 s.
+        """
+        states = [await self._state(sentinel) for sentinel in self.sentinels]
+        [port, *others] = {state["port"] for state in states}
+        if others or any(state["flags"] != "master" for state in states):
+            return False
+        for server in self.servers:
+            if server.port != port:
+                async with client_of(server) as redis:
+                    await redis.replicaof("127.0.0.1", port)
+        return True
 
     async def _state(self, sentinel: Server) -> Any:
-        async with Redis(port=sentinel.port) as redis:
+        async with client_of(sentinel, "") as redis:
             masters: Any = await redis.sentinel_masters()
             return masters[SERVICE]
 
@@ -236,7 +298,9 @@ def watched(folder: Path, program: Path) -> Iterator[Watched]:
     with starting(folder, program) as start:
         first = start("first", COMMON)
         second = start("second", f"{COMMON}replicaof 127.0.0.1 {first.port}\n")
-        conf = SENTINEL_CONF.format(service=SERVICE, port=first.port, password=PASSWORD)
+        conf = SENTINEL_CONF.format(
+            service=SERVICE, port=first.port, password=PASSWORD, calm_ms=CALM_MS
+        )
         sentinels = [start(f"sentinel-{number}", conf, "--sentinel") for number in range(3)]
         made = Watched([first, second], sentinels)
         asyncio.run(made.primary())

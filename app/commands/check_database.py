@@ -10,6 +10,10 @@ from sinks.timescale.errors import AddressError, DatabaseError, PrivilegeError
 TIMEOUT_S = 3.0
 # A query without a time locks each chunk and its two indexes.
 LOCKS_PER_CHUNK = 3
+# A worker's: for batches, for contested events, and for quarantine.
+CONNECTIONS_PER_WORKER = 3
+# The part of quarantine from which `check` warns.
+NEARLY_FULL = 0.75
 # The settings that make a commit durable, and the meaning of a value that does not.
 DURABLE = {
     "fsync": {"on": "", "off": "a crash of the server's machine may cost all data"},
@@ -48,6 +52,7 @@ async def _check(report: Report, settings: Settings, connection: hosts.Connectio
         report.fail("schema", f"{server.missing_migrations[0]} is missing: run migrate")
     else:
         await _check_data(report, connection)
+        await _check_quarantine(report, settings, connection)
     await _check_commit(report, connection, server.settings["synchronous_standby_names"])
 
 
@@ -100,7 +105,7 @@ def _check_server(report: Report, settings: Settings, server: inspection.Server)
         report.ok("database setting deadlock_timeout", f"{deadlock_timeout} ms")
     except SettingsError as error:
         report.fail("database setting deadlock_timeout", str(error), exit_code=2)
-    needed = 2 * settings.workers
+    needed = CONNECTIONS_PER_WORKER * settings.workers
     report.ok(
         "database setting max_connections",
         f"{server.settings['max_connections']}; this host's workers use {needed}",
@@ -144,6 +149,28 @@ async def _check_data(report: Report, connection: hosts.Connection) -> None:
         )
     else:
         report.ok("chunks", f"{chunks}; the server has {locks} locks")
+
+
+async def _check_quarantine(
+    report: Report, settings: Settings, connection: hosts.Connection
+) -> None:
+    """Report the rights on the tables of quarantine, and its size."""
+    if not settings.quarantine_d:
+        report.ok("quarantine", "off, QUARANTINE_D is 0: dropped callbacks are not kept")
+        return
+    if grant := await inspection.missing_grant(connection):
+        report.fail("quarantine", f"the role lacks rights, drops are answered 500: {grant}")
+        return
+    size_mb = await inspection.quarantine_bytes(connection) / 1_000_000
+    text = f"{size_mb:.1f} of {settings.quarantine_max_mb} MB, {settings.quarantine_d} days"
+    if size_mb < NEARLY_FULL * settings.quarantine_max_mb:
+        report.ok("quarantine", text)
+    else:
+        report.warn(
+            "quarantine",
+            f"{text}: nearly full, drops that have no place are not kept; map or ignore the most "
+            "frequent, or raise QUARANTINE_MAX_MB",
+        )
 
 
 async def _check_commit(report: Report, connection: hosts.Connection, standbys: str) -> None:

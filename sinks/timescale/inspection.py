@@ -34,6 +34,17 @@ WHERE indrelid = ANY({_OURS})
 ORDER BY 1
 """  # noqa: S608 - made of constants
 
+_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
+_UNGRANTED = f"""
+SELECT string_agg(name, ', ' ORDER BY place)
+FROM unnest(ARRAY['dropped', 'quarantine_usage', 'rejected', 'imports'])
+    WITH ORDINALITY AS tables (name, place)
+WHERE NOT (
+    SELECT bool_and(has_table_privilege(name, kind))
+    FROM regexp_split_to_table('{_RIGHTS}', ', ') AS kind
+)
+"""  # noqa: S608 - made of constants
+
 
 class NotConfirmed(DatabaseError):
     """A commit ended in the time-out: no standby has confirmed it."""
@@ -132,6 +143,21 @@ async def chunks_and_locks(connection: asyncpg.Connection) -> tuple[int, int]:
         "+ current_setting('max_prepared_transactions')::int)"
     )
     return chunks, locks
+
+
+async def missing_grant(connection: asyncpg.Connection) -> str | None:
+    """Return the statement that gives the role its rights on the tables of quarantine."""
+    tables: str | None = await connection.fetchval(_UNGRANTED)
+    role: str = await connection.fetchval("SELECT quote_ident(current_user)")
+    return f"GRANT {_RIGHTS} ON {tables} TO {role};" if tables else None
+
+
+async def quarantine_bytes(connection: asyncpg.Connection) -> int:
+    """Return the size of the drops in quarantine, as the gateways count it."""
+    size: int = await connection.fetchval(
+        "SELECT coalesce(sum(bytes), 0)::int8 FROM quarantine_usage"
+    )
+    return size
 
 
 async def try_commit(connection: asyncpg.Connection) -> None:

@@ -45,7 +45,6 @@ async def make(redis_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Async
     yield make
     for claims in stores:
         await claims.close()
-    await redis_cluster.until_whole()
 
 
 def ids(number: int = BATCH) -> list[bytes]:
@@ -170,22 +169,24 @@ async def test_moving_slot_costs_its_own_part(make: MAKE, redis_cluster: Cluster
     source = await redis_cluster.owner(slot)
     target = next(node for node in await redis_cluster.primaries() if node is not source)
     names = [await execute(node, "CLUSTER", "MYID") for node in (source, target)]
-    await execute(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
-    await execute(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
-    before = CLAIMS_BYPASSED._value.get()
-    events = ids()
-    await first.claim(events)
-    expected = [Claim.CONTESTED if part_of(event_id) else Claim.HELD for event_id in events]
-    assert await second.claim(events) == expected
-    assert CLAIMS_BYPASSED._value.get() == before + 2
-    assert not second.is_bypassed
-    while keys := await execute(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
-        await execute(
-            source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000,
-            "AUTH", PASSWORD, "KEYS", *keys,
-        )  # fmt: skip
-    for node in (target, source):
-        await execute(node, "CLUSTER", "SETSLOT", slot, "NODE", names[1])
+    try:
+        await execute(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
+        await execute(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
+        before = CLAIMS_BYPASSED._value.get()
+        events = ids()
+        await first.claim(events)
+        expected = [Claim.CONTESTED if part_of(event_id) else Claim.HELD for event_id in events]
+        assert await second.claim(events) == expected
+        assert CLAIMS_BYPASSED._value.get() == before + 2
+        assert not second.is_bypassed
+    finally:
+        while keys := await execute(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+            await execute(
+                source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000,
+                "AUTH", PASSWORD, "KEYS", *keys,
+            )  # fmt: skip
+        for node in (target, source):
+            await execute(node, "CLUSTER", "SETSLOT", slot, "NODE", names[1])
     await until_all_answer(first, second)
     assert await redis_cluster.owner(slot) is target
 
@@ -203,10 +204,11 @@ async def test_slot_without_a_primary_costs_a_backoff(make: MAKE, redis_cluster:
     slot = slots()[3]
     owner = await redis_cluster.owner(slot)
     await execute(owner, "CLUSTER", "DELSLOTS", slot)
-    events = ids()
-    assert await first.claim(events) == [Claim.HELD] * BATCH
-    assert first.is_bypassed
-    await execute(owner, "CLUSTER", "ADDSLOTS", slot)
+    try:
+        assert await first.claim(ids()) == [Claim.HELD] * BATCH
+        assert first.is_bypassed
+    finally:
+        await execute(owner, "CLUSTER", "ADDSLOTS", slot)
     await until_all_answer(first, second)
     assert not first.is_bypassed
 
@@ -271,13 +273,15 @@ async def test_killed_primary_fails_no_callback(
         await until_claims_work(processes)
         quiet = [(await process.metrics())[BYPASSED] for process in processes]
         killed = await redis_cluster.owner(slot)
-        killed.kill()
-        assert await redis_cluster.owner(slot) is not killed
-        await until_claims_work(processes)
-        for process, number in zip(processes, quiet, strict=True):
-            assert (await process.metrics())[BYPASSED] > number
-        killed.start()
-        await redis_cluster.until_whole()
+        async with redis_cluster.failing_over_soon():
+            try:
+                killed.kill()
+                assert await redis_cluster.owner(slot) is not killed
+                await until_claims_work(processes)
+                for process, number in zip(processes, quiet, strict=True):
+                    assert (await process.metrics())[BYPASSED] > number
+            finally:
+                await redis_cluster.mend()
         await until_claims_work(processes)
     assert vendor.ledger.tally().keys() == {
         AnswerKind.WRITTEN,

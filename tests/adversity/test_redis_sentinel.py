@@ -54,11 +54,14 @@ async def test_killed_primary_behind_sentinels_fails_no_callback(
             await until_claims_work([process])
             quiet = (await process.metrics())[BYPASSED]
             killed = await redis_watched.primary()
-            killed.kill()
-            await redis_watched.until_promoted(killed)
-            await until_claims_work([process])
-            assert (await process.metrics())[BYPASSED] > quiet
-            await redis_watched.rejoin(killed)
+            async with redis_watched.failing_over_soon():
+                try:
+                    killed.kill()
+                    await redis_watched.until_promoted(killed)
+                    await until_claims_work([process])
+                    assert (await process.metrics())[BYPASSED] > quiet
+                finally:
+                    await redis_watched.mend()
             await until_claims_work([process])
     assert vendor.ledger.tally().keys() == {
         AnswerKind.WRITTEN,
@@ -73,9 +76,8 @@ async def test_claims_follow_a_planned_failover(make: MAKE, redis_watched: Watch
     first, second = make(redis_watched.url), make(redis_watched.url)
     await until_all_answer(first, second)
     before = await redis_watched.primary()
-    await redis_watched.switch()
-    await redis_watched.until_promoted(before)
-    await redis_watched.rejoin(before)
+    await redis_watched.switch(before)
+    await redis_watched.mend()
     after = await redis_watched.primary()
     assert after is not before
     await until_all_answer(first, second)

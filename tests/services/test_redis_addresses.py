@@ -40,10 +40,12 @@ async def test_check_reports_a_cluster(
     assert exit_code == 0
     async with client_of(primaries[1]) as redis:
         await redis.config_set("maxmemory-policy", "allkeys-lru")
-        exit_code, (_, *others) = await check(
-            server, f"redis+cluster://:{PASSWORD}@{hosts}", tmp_path
-        )
-        await redis.config_set("maxmemory-policy", "noeviction")
+        try:
+            exit_code, (_, *others) = await check(
+                server, f"redis+cluster://:{PASSWORD}@{hosts}", tmp_path
+            )
+        finally:
+            await redis.config_set("maxmemory-policy", "noeviction")
     assert others[3].startswith(f"warning  redis 127.0.0.1:{primaries[1].port} maxmemory-policy: ")
     assert exit_code == 0
 
