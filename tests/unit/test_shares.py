@@ -52,7 +52,7 @@ def test_workspace_has_a_half() -> None:
     """All subjects of one workspace take a half, and leave room for other workspaces."""
     shares = Shares(MAX_BYTES)
     causes = [fill(shares, subject=name) for name in "abc"]
-    assert causes == ["account_share", "workspace_share", "workspace_share"]
+    assert causes == ["account_share", "account_share", "workspace_share"]
     assert shares.total_bytes <= MAX_BYTES / 2
     assert shares.admit(drop("single", "another"))[1] == ""
 
