@@ -24,7 +24,7 @@ SELECT workspace_id, vendor, app_token, reason, subject, method, query, content_
 FROM dropped
 """
 _NUMBER = re.compile(rb"sending-(\d{10})")
-_CONTENT_TYPE = re.compile(rb"\r\nContent-Type: ([^\r]*)\r\n")
+_CONTENT_TYPE = re.compile(rb"\r\nContent-Type: ([^\r]*)")
 _JSON = "application/json"
 # A row must exist after these answers.
 _KEPT = (AnswerKind.DROPPED, AnswerKind.MALFORMED)
