@@ -21,7 +21,7 @@ from bench.testbed.callbacks import workspace_toml
 from bench.testbed.client import Answer, fetch, get, metrics, post
 from bench.testbed.database import execute, locked
 from bench.testbed.process import OK, PATIENCE_S, ServerProcess
-from sinks import Sink
+from sinks import Quarantine, Sink
 from sinks.timescale.sink import TimescaleSink
 from tests import leaks
 
@@ -148,11 +148,18 @@ class Gateways:
         self._running: list[Running] = []
 
     async def start(
-        self, *, claims: Claims | None = None, sink: Sink | None = None, **settings: str
+        self,
+        *,
+        claims: Claims | None = None,
+        sink: Sink | None = None,
+        quarantine: Quarantine | None = None,
+        **settings: str,
     ) -> Running:
         """Start one; `settings` are environment variables."""
         environ = environment(self.database_url, self.redis_url, self.folder, **settings)
-        gateway = create_gateway(read_settings(environ), claims=claims, sink=sink)
+        gateway = create_gateway(
+            read_settings(environ), claims=claims, sink=sink, quarantine=quarantine
+        )
         listener = socket.create_server(("127.0.0.1", 0))
         server = Server(gateway, listener)
         await server.start()

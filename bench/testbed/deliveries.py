@@ -236,6 +236,7 @@ _DROPS: Mapping[EventKind, Callable[[dict[str, str], Random], Drop]] = {
     EventKind.IGNORED: drops.ignored,
     EventKind.TOO_LARGE: drops.too_large,
 }
+DROPPED_KINDS = frozenset(_DROPS)
 
 
 def _delivery(

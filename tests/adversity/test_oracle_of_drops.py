@@ -2,16 +2,15 @@
 
 import re
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 
+from bench.faults import quarantine
 from bench.faults.oracle import judge
 from bench.faults.verdict import Verdict
-from bench.testbed.callbacks import SECRET
 from bench.testbed.deliveries import EventGenerator, EventKind, SimulatedEvent
 from bench.testbed.drops import numbered
 from bench.testbed.ledger import AnswerKind, Ledger, Sending
@@ -21,6 +20,7 @@ EVENTS = 4_000
 # Of the secret and its repetitions in front of it; the oracle has its own.
 SECRETS = re.compile(rb"(?:secret|%73ecret|label)=[^&]*&")
 NUMBER = 7
+LEAK = "leaks-in-a-row"
 
 
 def first_get(kind: EventKind) -> SimulatedEvent:
@@ -182,39 +182,39 @@ async def test_drop_answered_before_its_commit_is_lied(connection: asyncpg.Conne
 
 
 @pytest.mark.parametrize(
-    ("sent", "answers"),
+    ("sent", "answer"),
     [
-        (MALFORMED, [AnswerKind.DROPPED]),
-        (UNKNOWN, [AnswerKind.MALFORMED]),
-        (PLAIN, [AnswerKind.MALFORMED]),
+        (MALFORMED, AnswerKind.DROPPED),
+        (UNKNOWN, AnswerKind.MALFORMED),
+        (PLAIN, AnswerKind.MALFORMED),
     ],
 )
 async def test_false_reason_is_lied(
-    connection: asyncpg.Connection, sent: SimulatedEvent, answers: Sequence[AnswerKind]
+    connection: asyncpg.Connection, sent: SimulatedEvent, answer: AnswerKind
 ) -> None:
     """A body that is answered as readable or unreadable, and is not: lied."""
-    for answer in answers:
-        verdict = await found(connection, answer, time.time(), sent)
-        assert list(verdict.lied) == [sent.number]
+    verdict = await found(connection, answer, time.time(), sent)
+    assert list(verdict.lied) == [sent.number]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"query": f"sending=sending-0000000007&label={SECRET}".encode()},
-        {"query": b"sending=sending-0000000007&label=%73" + SECRET[1:].encode()},
-        {"body": SECRET.encode()},
-        {"event": SECRET.encode()},
-        {"subject": SECRET},
+        {"query": f"sending=sending-0000000007&label={LEAK}".encode()},
+        {"query": b"sending=sending-0000000007&label=%6c" + LEAK[1:].encode()},
+        {"body": LEAK.encode()},
+        {"event": LEAK.encode()},
+        {"subject": LEAK},
     ],
 )
 async def test_secret_in_quarantine_is_leaked(
-    connection: asyncpg.Connection, changes: dict[str, Any]
+    connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     """The secret in any column, as it is or encoded: leaked."""
+    # Another one: at their end the tests search the server's files for the true one.
+    monkeypatch.setattr(quarantine, "SECRET", LEAK)
     sent_at = time.time()
     await keep(connection, **changes)
     verdict = await found(connection, AnswerKind.ERROR, sent_at)
     assert list(verdict.leaked) == [UNKNOWN.number]
     assert not verdict.is_clean
-    await connection.execute("DELETE FROM dropped")  # the tests search every table at the end
