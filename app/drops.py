@@ -14,7 +14,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from app.buffer import WriteBuffer
-from app.errors import QuarantineFailed, Unavailable
+from app.errors import QuarantineBusy, QuarantineFailed, Unavailable
 from app.event import SUBJECT_MAX, Dropped, RejectedRequest, decode_event, encode_event
 from app.parameters import clean
 from app.redaction import redact_body, redact_query, redact_text
@@ -67,10 +67,10 @@ class Drops:
             self._keeper = asyncio.create_task(self._keep_up(self._quarantine))
 
     async def keep(self, dropped: Dropped, omitted: Collection[str] = ()) -> None:
-        """Return once a drop is durable, or has no place; both are counted.
+        """Return once a drop is durable, or has no place; counts it, or its failure.
 
         `omitted` are the parameters that the app never stores. Raises QuarantineFailed or
-        Unavailable, after which the drop may or may not be kept.
+        QuarantineBusy, after which the drop may or may not be kept.
         """
         if self._buffer is None:
             _skip(dropped, "off")
@@ -84,7 +84,8 @@ class Drops:
         try:
             await self._buffer.submit(dropped, owner, dropped.size_bytes)
         except Unavailable:
-            raise Unavailable("quarantine_busy") from None
+            count_failure(dropped.vendor, dropped.workspace_id, "quarantine_busy")
+            raise QuarantineBusy("quarantine_busy") from None
 
     @property
     def wants_rejected(self) -> bool:

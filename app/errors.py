@@ -88,6 +88,13 @@ class WriteFailed(GatewayError):
     """The event may or may not be stored; the vendor's retry decides."""
 
 
+class QuarantineBusy(GatewayError):
+    """Too many drops wait for quarantine; no attempt was made to keep this one."""
+
+    status = 503
+    message = "Service Unavailable"
+
+
 class QuarantineFailed(GatewayError):
     """A drop may or may not be in quarantine; the vendor's retry decides."""
 

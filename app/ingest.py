@@ -126,19 +126,12 @@ class Ingest:
         self.in_flight += 1
         body = b""
         try:
-            try:
-                body = await request.read_body() if request.read_body else b""
-                in_body: dict[str, str] = {}
-                if body:
-                    content_type = request.headers.get("content-type", "")
-                    in_body = await self.bodies.parse(content_type, body)
-                callback = make_callback(
-                    request.query, in_body, body, request.headers,
-                    received_at=self._now(), retention_d=self._retention_d,
-                )  # fmt: skip
-            except Malformed as error:
-                await self._keep_malformed(request, app, body, error)
-                raise
+            body = await request.read_body() if request.read_body else b""
+            in_body = await self._in_body(request, body) if body else {}
+            callback = make_callback(
+                request.query, in_body, body, request.headers,
+                received_at=self._now(), retention_d=self._retention_d,
+            )  # fmt: skip
             event = self._event(adapter, callback, app)
             if isinstance(event, Drop):
                 await self._drop(request, app, event, callback.received_at, body)
@@ -151,11 +144,17 @@ class Ingest:
             if outcome is Outcome.REFUSED:
                 await self._keep_refused(request, event)
             return RECEIPTS[outcome]
+        except Malformed as error:
+            await self._keep_malformed(request, app, body, error)
+            raise
         except Unavailable as error:  # no write was attempted
             count_failure(request.vendor, workspace, error.reason)
             raise
         finally:
             self.in_flight -= 1
+
+    async def _in_body(self, request: Request, body: bytes) -> dict[str, str]:
+        return await self.bodies.parse(request.headers.get("content-type", ""), body)
 
     def _keep_trace(self, request: Request, error: Rejected) -> None:
         """Keep the trace of a request that is turned away, within the limits."""

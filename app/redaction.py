@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import lru_cache, partial
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -14,14 +14,13 @@ from app.parameters import PARAMETERS_MAX, clean, decode, parse_body
 SECRET_NAME = "secret"  # noqa: S105 - the name of a parameter
 # Shorter secrets occur in ordinary text: they are found only where they are a whole text.
 _HELD_MIN = 8
-# Escapes within escapes. Text that is escaped more often counts as a secret, so that the cost of
-# a body is bounded.
+# Text that is escaped more often counts as a secret, so that its cost is bounded.
 _ROUNDS_MAX = 8
 
 # Bytes that are no part of an escape, and that every reader decodes to the same text.
 _PLAIN = bytes(set(range(0x21, 0x7F)) - set(b"%+\\"))
 # Runs are undone at once: surrogate pairs belong together, and backslashes may be many.
-_JSON_ESCAPE = re.compile(rb'(?:\\\\)+|(?:\\u[0-9a-fA-F]{4})+|\\["/bfnrt]')
+_JSON_ESCAPE = re.compile(rb'\\(?:\\(?:\\\\)*|u[0-9a-fA-F]{4}(?:\\u[0-9a-fA-F]{4})*|["/bfnrt])')
 _CONTROLS = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 # A text, a bracket, or numbers and constants with the marks around them. For valid JSON only.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{}]|[^][{}"]++', re.DOTALL)
@@ -64,7 +63,7 @@ def redact_body(
         return body
     try:
         if parse_body("application/json", body) is not None:
-            return hidden.checked(_without(body, _cuts(body, hidden)))
+            return hidden.checked(_cut(body, hidden))
         if parse_body(content_type, body) is not None:
             return redact_query(body, omitted, secrets)
     except TooManyParameters:
@@ -102,10 +101,7 @@ class _Hidden(msgspec.Struct, frozen=True):
         readings = _readings(raw)
         if readings is None:
             return True
-        for text in readings:
-            if clean(text) in self.names:
-                return True
-        return self._is_secret(readings)
+        return not self.names.isdisjoint(map(clean, readings)) or self._is_secret(readings)
 
     def is_value(self, raw: bytes) -> bool:
         """Whether a value is or holds a secret."""
@@ -125,7 +121,8 @@ class _Hidden(msgspec.Struct, frozen=True):
 
     def checked(self, redacted: bytes) -> bytes:
         """Return redacted bytes; empty if a secret is spread over several of their members."""
-        return b"" if _Hidden(frozenset(), self.held, frozenset()).found_in(redacted) else redacted
+        held = _Hidden(frozenset(), self.held, frozenset())
+        return b"" if self.held and held.found_in(redacted) else redacted
 
     def _is_secret(self, readings: Sequence[str]) -> bool:
         for text in readings:
@@ -156,17 +153,23 @@ def _readings(raw: bytes) -> Sequence[str] | None:
     if not raw.translate(None, _PLAIN):
         return (raw.decode(),)
     readings = [_text(raw)]
-    for _ in range(_ROUNDS_MAX):
-        before = raw
-        if b"%" in raw and (undone := unquote_to_bytes(raw)) != raw:
-            raw = undone
-            readings.append(_text(raw))
-        if b"\\" in raw and (undone := _JSON_ESCAPE.sub(_unescaped, raw)) != raw:
-            raw = undone
-            readings.append(_text(raw))
-        if raw == before:
-            return readings
-    return None
+    # A form may hold JSON, and JSON a form.
+    for steps in (_STEPS, _STEPS[::-1]):
+        undone = raw
+        for _ in range(_ROUNDS_MAX):
+            before = undone
+            for undo in steps:
+                after = undo(undone)
+                if after != undone:
+                    readings.append(_text(after))
+                undone = after
+            if undone == before:
+                break
+        else:
+            return None
+        if b"%" not in raw or b"\\" not in raw:
+            break  # the order is of no account
+    return readings
 
 
 def _encoded(text: str) -> bytes:
@@ -188,6 +191,12 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
     return _CONTROLS.get(escape[1:], escape[1:])
 
 
+_STEPS: Sequence[Callable[[bytes], bytes]] = (
+    unquote_to_bytes,
+    partial(_JSON_ESCAPE.sub, _unescaped),
+)
+
+
 def _goes(members: Sequence[tuple[str, bool]]) -> Sequence[bool]:
     """Return which members go: the hidden ones, and repeats of a name whose first one goes."""
     first: dict[str, bool] = {}
@@ -195,7 +204,7 @@ def _goes(members: Sequence[tuple[str, bool]]) -> Sequence[bool]:
 
 
 class _Member(msgspec.Struct, frozen=True):
-    name: bytes
+    name: str
     start: int
     end: int
     is_hidden: bool
@@ -214,8 +223,8 @@ class _Frame(msgspec.Struct):
         if self.name is None:
             self.is_hidden |= is_hidden
             return
-        name = self.name[0]
-        is_hidden = is_hidden or hidden.is_name(name[1:-1])
+        is_hidden = is_hidden or hidden.is_name(self.name[0][1:-1])
+        name = self.name[0].decode("utf-8", "replace")
         self.members.append(_Member(name, self.name.start(), end, is_hidden))
         self.name = None
 
@@ -224,7 +233,7 @@ class _Frame(msgspec.Struct):
         members = self.members
         if not any(member.is_hidden for member in members):
             return
-        goes = _goes([(_decoded(member.name), member.is_hidden) for member in members])
+        goes = _goes([(clean(json.loads(member.name)), member.is_hidden) for member in members])
         is_first = True  # of the members that stay
         for index, member in enumerate(members):
             if not goes[index]:
@@ -237,13 +246,8 @@ class _Frame(msgspec.Struct):
                 yield member.start, member.end
 
 
-def _decoded(name: bytes) -> str:
-    text: str = json.loads(name.decode("utf-8", "replace"))
-    return clean(text)
-
-
-def _cuts(body: bytes, hidden: _Hidden) -> Sequence[tuple[int, int]]:
-    """Return the spans to cut out of a JSON object, without recursion."""
+def _cut(body: bytes, hidden: _Hidden) -> bytes:
+    """Return a JSON object without the members that go."""
     cuts: list[tuple[int, int]] = []
     frames: list[_Frame] = [_Frame(is_object=False)]
     for token in _TOKEN.finditer(body, body.find(b"{")):
@@ -262,10 +266,6 @@ def _cuts(body: bytes, hidden: _Hidden) -> Sequence[tuple[int, int]]:
             values = {constants, *constants.replace(b",", b" ").split()}
             end = token.start() + len(text.rstrip(_MARKS))
             frame.add(end, hidden, is_hidden=any(map(hidden.is_value, values)))
-    return cuts
-
-
-def _without(body: bytes, cuts: Sequence[tuple[int, int]]) -> bytes:
     kept, position = [], 0
     for start, end in sorted(cuts):
         kept.append(body[position:start])  # empty within a member that is cut as a whole

@@ -46,10 +46,17 @@ class Tally:
         self._replace(numbers)
 
     def add(self, labels: Labels, number: float = 1) -> None:
-        """Add to the number of a series, which begins at 0."""
+        """Add to the number of a series, which begins at 0; a full disk loses the addition.
+
+        A full disk under the numbers of several workers fails no committed callback, and hides no
+        other series: only one that is new, or the first in a fuller file, needs the disk.
+        """
         position = self._positions.get(labels)
         if position is None:
-            position = self._add_series(labels)
+            try:
+                position = self._add_series(labels)
+            except OSError:
+                return
         self._values[position] += number
 
     def set(self, labels: Labels, number: float) -> None:

@@ -36,7 +36,7 @@ def calls_of_the_product() -> Iterator[list[tuple[str, str]]]:
 
 
 async def test_warm_get_is_a_short_walk(gateways: Gateways) -> None:
-    """A written callback makes at most 80 calls of the product and 30 moves between files."""
+    """A written callback makes at most 80 calls of the product and 60 moves between files."""
     gateway = await gateways.start()
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
 
@@ -48,7 +48,7 @@ async def test_warm_get_is_a_short_walk(gateways: Gateways) -> None:
     for number in range(WARM):
         await get(number)
     walks = []
-    for number in range(WARM, WARM + 5):
+    for number in range(WARM, WARM + 20):
         with calls_of_the_product() as calls:
             assert b'"written":1' in await get(number)
         walks.append(calls)

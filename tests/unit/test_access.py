@@ -79,6 +79,60 @@ def test_secret_is_read_where_its_name_is_literal(
     assert sent_secrets(raw, headers) == secrets
 
 
+WITH_MARKS = 'Pass+wörd%41="9'
+HINTING = Access(
+    {
+        "adjust": VendorAccess((WITH_MARKS,), (), {"WS_A": ("its-own-secret", "0123456789")}),
+        "other": VendorAccess(("of-the-other",), (), {}),
+        "none": VendorAccess((), (), {}),
+        "many": VendorAccess(tuple("x" * length for length in range(8, 13)), (), {}),
+    }
+)
+WRONG_LENGTH = "wrong secret: {} characters, configured are 10 or 14 or 15"
+HINTS: list[tuple[bytes, str]] = [
+    (b"secret=", "an empty secret was sent"),
+    (b"a=1", "no secret was sent, or a huge one"),
+    (b"secret=" + b"%41" * 20_000, "no secret was sent, or a huge one"),
+    *[
+        (b"secret=" + placeholder, "a literal placeholder was sent as the secret")
+        for placeholder in (b"{secret}", b"SECRET", b"%3CSECRET%3E", b"your-secret", b"$SECRET")
+    ],
+    (b"secret=its-own-secret", "the secret of another workspace"),
+    (b"secret=of-the-other", "the secret of another vendor"),
+    (b"secret=+its-own-secret", "begins or ends with white space"),
+    (b"secret=%22its-own-secret%22", "is in quotation marks"),
+    (b"secret=secret=its-own-secret", "has the name of the parameter before it"),
+    (b"secret=Pass+w%C3%B6rd%2541=%229", "a plus sign was sent unescaped: write it as %2B"),
+    (b"secret=its%252Down-secret", "percent-encoded once too often"),
+    (b"secret=Its-Own-SECRET", "differs only in letter case"),
+    (b"secret=its-own-secreT+", WRONG_LENGTH.format(15) + "; begins or ends with white space"),
+    (b"secret=its-own-secre", WRONG_LENGTH.format(13)),
+    (b"secret=%FF", WRONG_LENGTH.format(1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("query", "hint"), HINTS)
+def test_hint_names_the_mistake(query: bytes, hint: str) -> None:
+    """A refused secret is compared with the configured ones, without a part of any of them."""
+    assert HINTING.hint("adjust", sent_secrets(query, {})) == hint
+
+
+def test_hint_is_about_the_secret_of_a_header_without_its_scheme() -> None:
+    """A header's scheme is not counted, and a header of any length costs nothing."""
+    sent = sent_secrets(b"", {"authorization": "Bearer its-own"})
+    assert HINTING.hint("adjust", sent).startswith("wrong secret: 7 characters")
+    sent = sent_secrets(b"", {"x-flokit-secret": "%41" * 21_000})
+    assert HINTING.hint("adjust", sent).startswith("wrong secret: 63000 bytes, configured are 10 ")
+    assert HINTING.hint("many", [b"y"]) == "wrong secret: 1 characters, configured are 8 to 12"
+    for vendor in ("none", "unknown"):
+        assert HINTING.hint(vendor, [b"y"]) == "no secret is configured for this vendor"
+
+
+def test_access_has_all_secrets() -> None:
+    """The secrets of all vendors and workspaces are known, for redaction."""
+    assert set(ACCESS.secrets) == {SHARED, OURS, THEIRS, "b2"}
+
+
 def test_app_token_is_read_where_its_name_is_literal() -> None:
     """The app is the first `app_token=` of the URL, cleaned like every parameter."""
     assert sent_app_token(b"a=1&app_token=+x%00y%20&app_token=z") == "xy"

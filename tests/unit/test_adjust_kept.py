@@ -169,8 +169,8 @@ KINDS = [
     Kind({"event_token": "n0t0k3n", "created_at": "abc"}, "ignored n0t0k3n"),
     Kind({"event_token": "{event}", "activity_kind": "session"}, "ignored session"),
     Kind({"event_token": "g3mz3t", "activity_kind": "click"}, "purchase"),
-    Kind({"event_token": "zzz", "activity_kind": "click"}, "unmapped_event"),
-    Kind({"event_token": None, "activity_kind": "Click"}, "unmapped_event"),
+    Kind({"event_token": "zzz", "activity_kind": "click"}, "unmapped_event zzz"),
+    Kind({"event_token": None, "activity_kind": "Click"}, "unmapped_event Click"),
 ]  # fmt: skip
 
 

@@ -55,6 +55,8 @@ DEFAULTS: dict[str, Any] = {
     "claim_lease_s": 15.0,
     "seen_window_d": 30.0,
     "retention_d": 0,
+    "quarantine_d": 14,
+    "quarantine_max_mb": 1_024,
     "drain_pause_s": 5.0,
     "vendors": {},
 }
@@ -83,6 +85,8 @@ SET: dict[str, tuple[str, Any]] = {
     "CLAIM_LEASE_S": ("10", 10.0),
     "SEEN_WINDOW_D": ("0.5", 0.5),
     "RETENTION_D": ("62", 62),
+    "QUARANTINE_D": ("0", 0),
+    "QUARANTINE_MAX_MB": ("1", 1),
     "DRAIN_PAUSE_S": ("0", 0.0),
 }
 
