@@ -8,7 +8,6 @@ from app.commands.explain.http_request import HttpRequest
 from app.errors import GatewayError
 from app.parameters import decode, parse_body
 from app.redaction import redact_text
-from app.settings import Settings
 
 NOT_SHOWN = "(not shown)"
 TEXT_MAX = 200
@@ -16,14 +15,6 @@ TEXT_MAX = 200
 SECRET_PART_MIN = 4
 # As often as a value may be encoded.
 DECODINGS_MAX = 4
-
-
-def configured_secrets(settings: Settings) -> Iterator[str]:
-    """Yield the secrets of all vendors and workspaces."""
-    for access in settings.vendors.values():
-        yield from access.secrets
-        for secrets in access.workspaces.values():
-            yield from secrets
 
 
 def sent_as_secret(request: HttpRequest) -> Iterator[str]:

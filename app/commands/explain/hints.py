@@ -137,8 +137,7 @@ def _secret(facts: Facts) -> Iterator[str]:
     if not candidates:
         yield "add secret=... to the URL, or send the header x-flokit-secret"
         return
-    if hint := facts.gateway.access.hint(request.vendor, candidates):
-        yield f"the secret: {hint}"
+    yield f"secret: {facts.gateway.access.hint(request.vendor, candidates)}"
 
 
 def _app(facts: Facts) -> Iterator[str]:
