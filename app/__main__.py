@@ -1,6 +1,7 @@
 """The FloKit measurement gateway."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -16,13 +17,16 @@ COMMANDS: Mapping[str, str] = {
     "migrate": "bring the schema of DATABASE_URL up to date",
     "check": "check settings, workspaces, database and Redis",
     "explain": "show what a callback becomes, and why, without sending it",
+    "dropped": "list the dropped callbacks in quarantine, and how to get them back",
+    "unmapped": "list the events that arrive without a mapping, with lines to paste",
+    "tail": "show callbacks and their outcomes as they arrive",
     "retain": "delete events older than RETENTION_D, and drops older than QUARANTINE_D",
 }
 NO_DEV = (
     "dev is not in this image: its database and Redis are for a developer's machine. "
     "Run `make run` in the repository"
 )
-FAILED, MISCONFIGURED, INTERRUPTED = 1, 2, 130
+FAILED, MISCONFIGURED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
 
 class Command(Protocol):
@@ -57,9 +61,14 @@ def main() -> int:
     if name != "serve":
         signals.interrupt()
     try:
-        return command.run(arguments)
+        exit_code = command.run(arguments)
+        sys.stdout.flush()
+        return exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except Exception as error:
         prefix, exit_code = _expected(error)
         if not exit_code:

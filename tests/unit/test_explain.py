@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import adapters
 from app.commands.explain.discretion import NOT_SHOWN, Discretion
 from app.commands.explain.explainer import Explainer
-from app.commands.explain.explanation import Explanation, Verdict, as_json, as_text
+from app.commands.explain.explanation import Explanation, Verdict, as_text
+from app.commands.output import json_line
 from app.normalize import time
 from app.settings import read_settings
 
@@ -204,7 +205,7 @@ async def test_secret_is_shown_nowhere(explainer: Explainer, place: str) -> None
     """A configured secret is hidden wherever it stands, in every spelling."""
     for spelling in SPELLINGS:
         explanation = await explainer.explain(1, place.replace("{}", spelling))
-        shown = (as_text(explanation) + as_json(explanation)).lower()
+        shown = (as_text(explanation) + json_line(explanation)).lower()
         for hidden in (*SPELLINGS, SECRET):
             assert hidden.lower() not in shown
 
@@ -229,7 +230,7 @@ async def test_wrong_secret_is_shown_nowhere(explainer: Explainer, place: str) -
     """A text that is sent as the secret is hidden, also where it is repeated elsewhere."""
     for sent in ("emerald-city", "%65merald-city", BASIC):
         explanation = await explainer.explain(1, place.replace("{}", sent))
-        shown = (as_text(explanation) + as_json(explanation)).lower()
+        shown = (as_text(explanation) + json_line(explanation)).lower()
         assert "emerald-city" not in shown
         assert BASIC.lower() not in shown
 
