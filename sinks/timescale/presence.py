@@ -4,7 +4,8 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from app.event import Dropped, Event
+from app.dropped import Dropped
+from app.event import Event
 from sinks.timescale.hosts import Connection
 
 # Chunks are found by the time; with a stable ID it may be another one than the event's.

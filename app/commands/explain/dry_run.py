@@ -10,7 +10,8 @@ import adapters
 from app.claims import Claim
 from app.commands.explain.http_request import HttpRequest
 from app.errors import Answer, Unverified
-from app.event import App, Callback, Drop, Dropped, Event, Outcome, RejectedRequest
+from app.dropped import Dropped, RejectedRequest
+from app.event import App, Callback, Drop, Event, Outcome
 from app.gateway import Gateway, create_gateway
 from app.http.offline import Answered, OfflineServer
 from app.ingest import Request, utc_now
