@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "dropped": "list the dropped callbacks in quarantine, and how to get them back",
     "unmapped": "list the events that arrive without a mapping, with lines to paste",
     "tail": "show callbacks and their outcomes as they arrive",
+    "replay": "write dropped callbacks out of quarantine, through the present mapping",
     "retain": "delete events older than RETENTION_D, and drops older than QUARANTINE_D",
 }
 NO_DEV = (

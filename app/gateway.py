@@ -212,21 +212,15 @@ def create_gateway(
 ) -> Gateway:
     """Return a gateway built from the settings; raises WorkspacesError and SettingsError.
 
-    Tests pass another claim store, sink, quarantine or clock; `explain` passes parts that store
-    nothing.
+    Tests pass other parts or another clock; `explain` passes parts that store nothing.
     """
     vendors = vendors or adapters.load()
-    sink = sink or TimescaleSink(settings.database_url, commit_timeout_s=settings.commit_timeout_s)
+    sink = sink or create_sink(settings)
+    claims = claims or create_claims(settings, sink)
     if settings.quarantine_d and quarantine is None:
         quarantine = TimescaleQuarantine(
             settings.database_url, commit_timeout_s=settings.commit_timeout_s
         )
-    claims = claims or RedisClaims(
-        settings.redis_url,
-        generation=partial(attrgetter("generation"), sink),
-        lease_s=settings.claim_lease_s,
-        seen_window_d=settings.seen_window_d,
-    )
     return Gateway(
         settings,
         vendors=vendors,
@@ -236,6 +230,21 @@ def create_gateway(
         quarantine=quarantine,
         observer=observer,
         now=now,
+    )
+
+
+def create_sink(settings: Settings) -> Sink:
+    """Return the sink of the settings; it connects at its first use."""
+    return TimescaleSink(settings.database_url, commit_timeout_s=settings.commit_timeout_s)
+
+
+def create_claims(settings: Settings, sink: Sink) -> Claims:
+    """Return the claims on the events of a sink; raises SettingsError."""
+    return RedisClaims(
+        settings.redis_url,
+        generation=partial(attrgetter("generation"), sink),
+        lease_s=settings.claim_lease_s,
+        seen_window_d=settings.seen_window_d,
     )
 
 

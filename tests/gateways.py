@@ -22,7 +22,7 @@ from bench.testbed.callbacks import workspace_toml
 from bench.testbed.client import Answer, fetch, get, metrics, post
 from bench.testbed.database import connected, execute
 from bench.testbed.process import OK, PATIENCE_S, ServerProcess
-from sinks import Sink
+from sinks import Quarantine, Sink
 from sinks.timescale.sink import TimescaleSink
 from tests import leaks
 from tests.ports import free_port
@@ -166,13 +166,19 @@ class Gateways:
         self._running: list[Running] = []
 
     async def start(
-        self, *, claims: Claims | None = None, sink: Sink | None = None, **settings: str
+        self,
+        *,
+        claims: Claims | None = None,
+        sink: Sink | None = None,
+        quarantine: Quarantine | None = None,
+        **settings: str,
     ) -> Running:
         """Start one, which is patient; `settings` are environment variables."""
         chosen = PATIENT | settings
         environ = environment(self.database_url, self.redis_url, self.folder, **chosen)
-        read = read_settings(environ)
-        gateway = create_gateway(read, claims=claims, sink=sink, now=self.now)
+        gateway = create_gateway(
+            read_settings(environ), claims=claims, sink=sink, quarantine=quarantine, now=self.now
+        )
         listener = socket.create_server(("127.0.0.1", 0))
         server = Server(gateway, listener)
         await server.start()

@@ -36,6 +36,7 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (5, "app.http*", ("app.*",), ("msgspec", "prometheus_client", "sanic", "uvloop")),
     (4, "app.gateway", ("app.*", *DOORS, "sinks.timescale.*"), ()),
     (3, "app.ingest", ("app.*", "adapters"), ("msgspec",)),
+    (3, "app.replay", ("app.*", "adapters", "sinks"), ("msgspec",)),
     (3, "app.commit", ("app.*", "sinks"), ()),
     (3, "app.drops", ("app.*", "sinks"), ("msgspec",)),
     (3, "app.shares", (*VOCABULARY, "sinks"), ("msgspec",)),

@@ -111,6 +111,21 @@ async def test_refused_event_is_kept_encoded(
     assert numbers[series] >= 1
 
 
+async def test_refused_event_is_kept_without_secrets(
+    gateways: Gateways, connection: asyncpg.Connection
+) -> None:
+    """A secret in another parameter of a refused event is not in quarantine."""
+    await connection.execute("ALTER TABLE events ADD CHECK (user_id <> 'poison')")
+    other = "the-other-secret"
+    gateway = await gateways.start(ADJUST_CALLBACK_SECRET=f"{SECRET},{other}")
+    sent = {"label": other, "campaign": f"with+{other}", other: "x", "adid": other, "network": "n"}
+    assert (await gateway.callback(user_id="poison", **sent)).body == DROPPED
+    [row] = await rows(connection)
+    event = decode_event(row["event"])
+    assert (event.adid, event.user_id) == (None, "poison")
+    assert set(event.properties) == {"activity_kind", "event_token", "network"}
+
+
 async def test_omitted_parameter_is_not_kept(
     gateways: Gateways, connection: asyncpg.Connection
 ) -> None:

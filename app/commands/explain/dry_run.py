@@ -9,8 +9,8 @@ from msgspec.structs import replace
 import adapters
 from app.claims import Claim
 from app.commands.explain.http_request import HttpRequest
-from app.errors import Answer, Unverified
 from app.dropped import Dropped, RejectedRequest
+from app.errors import Answer, Unverified
 from app.event import App, Callback, Drop, Event, Outcome
 from app.gateway import Gateway, create_gateway
 from app.http.offline import Answered, OfflineServer
