@@ -1,5 +1,6 @@
 """Replay: a drop becomes an event through today's mapping, and is committed past *seen*."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 
@@ -10,9 +11,9 @@ from adapters import Adapter
 from app.access import sent_app_token
 from app.callbacks import make_callback
 from app.claims import Claim, Claims
-from app.commit import commit_contested
+from app.dropped import Dropped, decode_event
 from app.errors import Malformed
-from app.event import App, Callback, Drop, Dropped, DropReason, Event, Outcome, decode_event
+from app.event import App, Callback, Drop, DropReason, Event, Outcome
 from app.parameters import parse_body
 from sinks import Sink
 
@@ -22,6 +23,8 @@ ARRIVAL = "@arrival"
 SET_PROPERTY = "replay_set"
 
 _EVENT_ID = attrgetter("event_id")
+
+log = logging.getLogger(__name__)
 
 
 class NotRestored(Exception):
@@ -84,8 +87,8 @@ class Restorer:
         if in_body is None:
             raise Malformed(dropped.subject)
         callback = make_callback(
-            dropped.query, in_body, dropped.body, {},
-            received_at=dropped.received_at, retention_d=self._retention_d,
+            dropped.query, in_body, dropped.body, {}, dropped.received_at,
+            retention_d=self._retention_d,
         )  # fmt: skip
         if not self._set:
             return callback
@@ -122,8 +125,19 @@ async def write(events: Sequence[Event], claims: Claims, sink: Sink) -> Mapping[
     await claims.release([id_ for id_ in ids if outcomes[id_] is Outcome.REFUSED])
     for event in held:
         if outcomes[event.event_id] is Outcome.CONTESTED:
-            outcomes[event.event_id] = await commit_contested(event, claims, sink)
+            outcomes[event.event_id] = await _write_contested(event, claims, sink)
     return outcomes
+
+
+async def _write_contested(event: Event, claims: Claims, sink: Sink) -> Outcome:
+    """Commit one contested event, of any age; FAILED where it may or may not be stored."""
+    try:
+        return await sink.write_contested(event)
+    except Exception as error:  # noqa: BLE001 - the drop stays, and its next replay decides
+        log.warning("contested event not written", extra={"error": type(error).__name__})
+        return Outcome.FAILED
+    finally:
+        await claims.release([event.event_id])
 
 
 def is_committed(outcome: Outcome) -> bool:

@@ -26,7 +26,6 @@ from app.telemetry.exposition import exposition
 from sinks.timescale.schema import migrate
 from sinks.timescale.sink import TimescaleSink
 from tests import leaks, postgres_topologies, redis_topologies
-from tests.drops import Replays
 from tests.events import make_chunks
 from tests.gateways import (
     SECRET,
@@ -39,6 +38,7 @@ from tests.gateways import (
     workspaces_toml,
 )
 from tests.haproxy import find_haproxy
+from tests.replays import Replays
 from tests.vectors import VECTORS, app_token
 
 # A machine that is busy may take its time.

@@ -1,138 +1,64 @@
-"""Drops for tests of quarantine: callbacks that are mapped by now, and the run of `replay`."""
+"""Dropped callbacks for tests of quarantine, and the sizes that their rows are counted with."""
 
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import msgspec
 
-from app.event import Dropped, DropReason
-from bench.testbed.process import ROOT, inherited
-from sinks.timescale.quarantine import TimescaleQuarantine
-from tests.events import FIRST_CALLBACK_AT
-from tests.gateways import SECRET, query, workspaces_toml
+from app.dropped import Dropped
+from app.event import DropReason
+from sinks import Account
 
-ARRIVED_AT = FIRST_CALLBACK_AT + timedelta(minutes=1)
-TIMEOUT_S = 60
-# One way to start the command; a test may put another program in its place.
-APP = (sys.executable, "-m", "app")
-COUNTS = ("read", "written", "duplicate", "dropped", "left")
-
-
-class Ended(msgspec.Struct):
-    """The end of a command, and its report where it printed one."""
-
-    exit_code: int
-    output: str
-    errors: str
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """The JSON object that it printed."""
-        report: dict[str, Any] = msgspec.json.decode(self.output)
-        left, dropped = sum(report["left"].values()), sum(report["dropped"].values())
-        assert report["written"] + report["duplicate"] + dropped + left == report["read"]
-        return report
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """The numbers of rows read, written, duplicate, dropped and left."""
-        report = self.report
-        return tuple(
-            sum(value.values()) if isinstance(value := report[name], dict) else value
-            for name in COUNTS
-        )
+# A query of 326 bytes, of the parameters that an app sends with each callback.
+QUERY = (
+    b"app_token=abc123token&event_token=zzzzzz&activity_kind=event&created_at=1750500000"
+    b"&os_name=ios&country=us&adid=18546f6171f67e29d1cb983322ad1329"
+    b"&idfa=D2CADB5F-410F-4963-AC0C-2A78534BDF1E&revenue=49.99&revenue_float=49.99&currency=USD"
+    b"&user_id=usr_abc123&transaction_id=T-10032-99817&ip_address=203.0.113.7&environment=production"
+)
 
 
-def drop(user: str, **fields: Any) -> Dropped:
-    """A drop of a user's callback, which was unmapped then and is mapped now."""
-    parameters: dict[str, str] = fields.pop("parameters", {})
+def drop(**fields: Any) -> Dropped:
+    """A dropped callback."""
     known = Dropped(
-        received_at=ARRIVED_AT,
+        received_at=datetime.now(UTC),
         vendor="adjust",
         workspace_id="ws_test",
         app_token="abc123token",
         reason=DropReason.UNMAPPED_EVENT,
-        subject="g3mz3t",
+        subject="zzzzzz",
         method="GET",
-        query=query_of(user_id=user, **parameters),
+        query=QUERY,
+        account=fields.get("subject", "zzzzzz"),
     )
     return msgspec.structs.replace(known, **fields)
 
 
-def query_of(**parameters: str) -> bytes:
-    """The query of a callback as quarantine keeps it: without the secret."""
-    return query(**parameters).removeprefix(f"secret={SECRET}&").encode()
+def sizes_of(drops: Sequence[Dropped]) -> Counter[Account]:
+    """The size of drops by account."""
+    sizes: Counter[Account] = Counter()
+    for kept in drops:
+        sizes[Account(kept.workspace_id, kept.reason.value, kept.account)] += kept.size_bytes
+    return sizes
 
 
-def drops(count: int, step: timedelta = timedelta(seconds=1)) -> list[Dropped]:
-    """Drops of as many users, one after another."""
-    return [drop(f"u{n}", received_at=ARRIVED_AT + n * step) for n in range(count)]
+async def rows_of(connection: asyncpg.Connection) -> int:
+    """The number of rows in quarantine; fails where another number is counted."""
+    rows, counted = await connection.fetchrow(
+        "SELECT (SELECT count(*) FROM dropped), "
+        "(SELECT coalesce(sum(rows), 0) FROM quarantine_usage)"
+    ) or (0, 0)
+    assert rows == counted
+    return int(rows)
 
 
-async def keep(database_url: str, dropped: Sequence[Dropped]) -> None:
-    """Put drops into quarantine, as a gateway does."""
-    quarantine = TimescaleQuarantine(database_url, commit_timeout_s=30, writer="gateway")
-    try:
-        accounted = [msgspec.structs.replace(each, account=each.subject) for each in dropped]
-        await quarantine.keep(accounted)
-    finally:
-        await quarantine.close()
-
-
-class Replays:
-    """Runs `replay` with the settings of a gateway, as a process of its own."""
-
-    def __init__(self, settings: Mapping[str, str]) -> None:
-        self.settings = settings
-        self.database_url, self.redis_url = settings["DATABASE_URL"], settings["REDIS_URL"]
-
-    def but(self, **settings: str) -> "Replays":
-        """The same with some other settings."""
-        return Replays({**self.settings, **settings})
-
-    def run(self, *arguments: str, app: Sequence[str] = APP) -> Ended:
-        """Run it to its end; without arguments it writes, and prints JSON."""
-        ended = subprocess.run(
-            [*app, "replay", *(arguments or ("--yes", "--json"))],
-            cwd=ROOT,
-            env={**inherited(), **self.settings},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-        assert "Traceback" not in ended.stderr, ended.stderr
-        return Ended(ended.returncode, ended.stdout, ended.stderr)
-
-    def write_workspaces(self, *app_tokens: str, more: str = "") -> None:
-        """Put these apps into the workspaces file."""
-        self.write(workspaces_toml(*app_tokens, more=more))
-
-    def write(self, text: str) -> None:
-        """Put a text into the workspaces file."""
-        Path(self.settings["WORKSPACES_FILE"]).write_text(text)
-
-
-async def in_quarantine(connection: asyncpg.Connection) -> int:
-    """The number of rows in quarantine; fails unless their size is counted exactly."""
-    rows: int = await connection.fetchval("SELECT count(*) FROM dropped")
-    counted = await connection.fetchrow(
-        "SELECT coalesce(sum(rows), 0), coalesce(sum(bytes), 0) FROM quarantine_usage"
+async def counted(connection: asyncpg.Connection) -> Counter[Account]:
+    """The size that is counted, by account."""
+    records = await connection.fetch(
+        "SELECT workspace_id, reason, subject, sum(bytes)::int8 FROM quarantine_usage "
+        "GROUP BY 1, 2, 3"
     )
-    assert counted is not None
-    assert counted[0] == rows
-    assert (counted[1] > 0) is (rows > 0)
-    return rows
-
-
-async def arrivals(connection: asyncpg.Connection) -> dict[str, datetime]:
-    """The time of arrival by user, of all events; fails where a user has two."""
-    records = await connection.fetch("SELECT user_id, received_at FROM events")
-    found: dict[str, datetime] = {record[0]: record[1] for record in records}
-    assert len(found) == len(records)
-    return found
+    return Counter({Account(*record[:3]): record[3] for record in records})

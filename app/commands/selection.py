@@ -39,9 +39,7 @@ class _Arguments(msgspec.Struct):
 def add_selection(parser: argparse.ArgumentParser, since: str | None = None) -> None:
     """Add the arguments that `selection_of` reads; `since` is the default of `--since`."""
     add_times(parser, since)
-    parser.add_argument("--app", metavar="T", help="only callbacks with this app token")
-    parser.add_argument("--vendor", metavar="V", help="only callbacks of this vendor")
-    parser.add_argument("--workspace", metavar="W", help="only callbacks of this workspace")
+    add_apps(parser)
     parser.add_argument(
         "--reason", metavar="R", help=f"only drops for this reason: {', '.join(REASONS)}"
     )
@@ -57,6 +55,13 @@ def add_times(parser: argparse.ArgumentParser, since: str | None = None) -> None
         "--since", metavar="TIME", default=since, help=f"arrived at or after{default}: {TIMES}"
     )
     parser.add_argument("--until", metavar="TIME", help="arrived before: likewise")
+
+
+def add_apps(parser: argparse.ArgumentParser) -> None:
+    """Add `--app`, `--vendor` and `--workspace`."""
+    parser.add_argument("--app", metavar="T", help="only callbacks with this app token")
+    parser.add_argument("--vendor", metavar="V", help="only callbacks of this vendor")
+    parser.add_argument("--workspace", metavar="W", help="only callbacks of this workspace")
 
 
 def selection_of(arguments: argparse.Namespace, now: datetime | None = None) -> Selection:
@@ -93,3 +98,10 @@ def moment(argument: str, text: str, now: datetime) -> datetime:
         return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
         raise ArgumentError(f"{argument}: got {text!r}, expected {TIMES}") from None
+
+
+def whole(argument: str, text: str, most: int) -> int:
+    """Return a whole number from 0 to `most`; raises ArgumentError."""
+    if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or int(text) > most:
+        raise ArgumentError(f"{argument}: got {text!r}, expected a number from 0 to {most}")
+    return int(text)

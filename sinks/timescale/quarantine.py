@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from app.event import Dropped, RejectedRequest
+from app.dropped import Dropped, RejectedRequest
 from sinks import Account
 from sinks.timescale.connection import OpenSession, ReconnectingConnection
 from sinks.timescale.schema import keep_chunk_ahead

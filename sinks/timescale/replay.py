@@ -9,7 +9,8 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from app.event import Dropped, Event
+from app.dropped import Dropped
+from app.event import Event
 from sinks.timescale.drops import Selection, condition_of
 from sinks.timescale.quarantine import columns, sizes_of
 from sinks.timescale.schema import at_leisure

@@ -12,7 +12,8 @@ import redis.asyncio
 
 from bench.testbed.process import PATIENCE_S, POLL_S
 from bench.testbed.proxy import Proxy
-from tests.drops import (
+from tests.gateways import Process
+from tests.replays import (
     ARRIVED_AT,
     Ended,
     Replays,
@@ -22,7 +23,6 @@ from tests.drops import (
     in_quarantine,
     keep,
 )
-from tests.gateways import Process
 
 WRITTEN = b'{"received":1,"written":1,"duplicate":0,"dropped":0}'
 CLAIMS, SINK = "app.claims.redis:RedisClaims", "sinks.timescale.sink:TimescaleSink"

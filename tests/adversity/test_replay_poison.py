@@ -10,15 +10,16 @@ import adapters
 from app import workspaces_file
 from app.claims.redis import RedisClaims
 from app.commands.replay_run import BUSY, Replay
-from app.event import Dropped, DropReason, Event, encode_event
+from app.dropped import Dropped, encode_event
+from app.event import DropReason, Event
 from app.replay import Restorer
 from sinks.timescale import replay as rows_of
 from sinks.timescale.drops import Selection
 from sinks.timescale.sink import TimescaleSink
 from tests.adversity.test_replay_faults import until_written
-from tests.drops import Replays, arrivals, drop, drops, in_quarantine, keep, query_of
 from tests.events import event
 from tests.gateways import Services, make_claims
+from tests.replays import Replays, arrivals, drop, drops, in_quarantine, keep, query_of
 
 NO_XX = "ALTER TABLE events ADD CONSTRAINT c CHECK (country <> 'XX')"
 BODY = b'{"event_token": "g3mz3t", "created_at": 1750500000, "user_id": "body", "l": "\\ud800x"}'

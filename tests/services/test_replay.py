@@ -7,11 +7,12 @@ import asyncpg
 import msgspec
 import pytest
 
-from app.event import DropReason, encode_event
+from app.dropped import encode_event
+from app.event import DropReason
 from app.redaction import redact_query
-from tests.drops import ARRIVED_AT, Replays, arrivals, drop, drops, in_quarantine, keep
 from tests.events import event
 from tests.gateways import SECRET, Gateways
+from tests.replays import ARRIVED_AT, Replays, arrivals, drop, drops, in_quarantine, keep
 from tests.vectors import VECTORS, app_token, with_app
 
 DROPPED = b'{"received":1,"written":0,"duplicate":0,"dropped":1}'

@@ -14,8 +14,8 @@ import pytest
 from app.commands.replay_report import listed
 from bench.testbed.process import PATIENCE_S, POLL_S, ROOT, inherited
 from sinks.timescale import schema
-from tests.drops import APP, Replays, arrivals, drops, in_quarantine, keep
 from tests.gateways import Services
+from tests.replays import APP, Replays, arrivals, drops, in_quarantine, keep
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from app.commands.selection import ArgumentError, add_selection, selection_of
 from app.event import DropReason
 from sinks.timescale.drops import Condition, Selection, condition_of
+from tests.kept import invoke
 
 NOW = datetime(2026, 11, 26, 9, 30, tzinfo=UTC)
 
@@ -87,3 +88,14 @@ def test_condition_has_a_parameter_for_each_given_argument() -> None:
         (datetime(2026, 11, 26, 8, 30, tzinfo=UTC), "abc", "unmapped_event", ""),
     )
     assert condition_of(Selection()) == Condition("true", ())
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [("dropped", "--show=-1"), ("dropped", "--show=all"), ("dropped", "--since=7"),
+     ("unmapped", "--until=soon")],
+)  # fmt: skip
+def test_command_reports_a_wrong_value_first(command: str, wrong: str) -> None:
+    """A command needs no settings to refuse a wrong value."""
+    with pytest.raises(ArgumentError, match=f"^{wrong.partition('=')[0]}: [^\n]+$"):
+        invoke(command, wrong)

@@ -1,5 +1,6 @@
 """Settings: the values that the environment may hold, and the message for a wrong one."""
 
+from datetime import timedelta
 from ipaddress import ip_network
 from typing import Any
 
@@ -151,6 +152,7 @@ def test_wrong_value_is_refused(name: str, value: str) -> None:
     ("smaller", "greater"),
     [
         ({"COMMIT_TIMEOUT_S": "7.6"}, "CLAIM_LEASE_S"),
+        ({"COMMIT_TIMEOUT_S": "22.6", "CLAIM_LEASE_S": "60"}, "within 90 s of their arrival"),
         ({"CLAIM_LEASE_S": "9.9"}, "COMMIT_TIMEOUT_S"),
         ({"BATCH_MAX_EVENTS": "5001"}, "BUFFER_MAX_EVENTS"),
         ({"BUFFER_MAX_EVENTS": "499"}, "BATCH_MAX_EVENTS"),
@@ -167,6 +169,8 @@ def test_edge_of_a_relation_is_accepted() -> None:
     """Limits that just fit each other are accepted."""
     assert read(COMMIT_TIMEOUT_S="7.5", CLAIM_LEASE_S="15").commit_timeout_s == 7.5
     assert read(BATCH_MAX_EVENTS="9", BUFFER_MAX_EVENTS="9").batch_max_events == 9
+    slow = read(COMMIT_TIMEOUT_S="22.5", CLAIM_LEASE_S="45")
+    assert slow.event_age_max == timedelta(seconds=slow.commit_timeout_s)
 
 
 @pytest.mark.parametrize(
