@@ -19,6 +19,8 @@ _ADDRESS_MAX = 64
 _WITH_PORT = re.compile(r"^(?:\[([^]]*)\]|([0-9.]+))(?::[0-9]+)?$")
 # Headers that may carry the credential, by precedence.
 CREDENTIAL_HEADERS = ("x-flokit-secret", "authorization")
+# The reason of an unverified callback for which `Access.hint` has a hint.
+WRONG_SECRET = "wrong_secret"  # noqa: S105 - a reason
 _BEARER = re.compile(r"bearer +", re.IGNORECASE)
 # A placeholder of a vendor, a shell or a document, or a word of this project's pages.
 _PLACEHOLDER = re.compile(
@@ -100,7 +102,7 @@ class Access:
                 if compare_digest(sent, secret.text):
                     match = match or secret
         if match is None:
-            raise Unverified("wrong_secret")
+            raise Unverified(WRONG_SECRET)
         self.used[vendor][match.owner][match.position] = True
 
     def hint(self, vendor: str, candidates: Sequence[bytes]) -> str:

@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from app import normalize
-from app.access import CREDENTIAL_HEADERS, sent_app_token, sent_secrets
+from app.access import CREDENTIAL_HEADERS, WRONG_SECRET, sent_app_token, sent_secrets
 from app.commands.explain.dry_run import Trace
 from app.commands.explain.http_request import HttpRequest
 from app.commands.explain.vendors import VendorNames, is_placeholder
@@ -130,7 +130,7 @@ def _secret(facts: Facts) -> Iterator[str]:
     if isinstance(error, NotConfigured):
         setting = request.vendor.upper() + SECRET_SUFFIX
         yield f"set {setting}, or for one workspace {setting}__<WORKSPACE>"
-    if not isinstance(error, Unverified) or error.reason != "wrong_secret":
+    if not isinstance(error, Unverified) or error.reason != WRONG_SECRET:
         return
     candidates = sent_secrets(request.query, request.headers)
     if not candidates:
