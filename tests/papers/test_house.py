@@ -31,7 +31,7 @@ COUNTERS = ("app.telemetry.metrics", "app.telemetry.outcomes", "app.telemetry.ta
 DOORS = ("adapters", "app.claims", "sinks")
 PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (6, "app.__main__", ("app*", "sinks*"), ()),
-    (6, "app.commands*", ("app*", "adapters", "sinks*"), ()),
+    (6, "app.commands*", ("app*", "adapters", "sinks*"), ("msgspec",)),
     (6, "app.dev*", ("app*", "sinks*"), ()),
     (5, "app.http*", ("app.*",), ("msgspec", "prometheus_client", "sanic", "uvloop")),
     (4, "app.gateway", ("app.*", *DOORS, "sinks.timescale.*"), ()),
