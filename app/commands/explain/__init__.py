@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ from functools import partial
 
 from app import normalize
 from app.commands.explain.explainer import Explainer
-from app.commands.explain.explanation import Explanation, as_json, as_text
+from app.commands.explain.explanation import Explanation, as_text
 from app.commands.explain.inputs import lines_of
+from app.commands.output import json_line
 from app.settings import read_settings
 
 DESCRIPTION = """\
@@ -55,7 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
     inputs: Iterable[str | None] = arguments.inputs or lines_of(sys.stdin.buffer)
     if not arguments.inputs and sys.stdin.isatty():
         print("reads standard input, a request on each line; Ctrl-D ends it", file=sys.stderr)
-    output = as_json if arguments.json else partial(_block, is_numbered=len(arguments.inputs) != 1)
+    output = (
+        json_line if arguments.json else partial(_block, is_numbered=len(arguments.inputs) != 1)
+    )
     with _without_logs(), asyncio.Runner() as runner:
         explainer = Explainer(
             settings, vendor=arguments.vendor, address=arguments.address, at=arguments.at
@@ -63,9 +65,6 @@ def run(arguments: argparse.Namespace) -> int:
         runner.run(explainer.start())
         try:
             return _explain_all(explainer, inputs, runner, output)
-        except BrokenPipeError:  # its reader, such as `head`, has ended
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         finally:
             runner.run(explainer.close())
 

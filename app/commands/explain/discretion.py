@@ -5,10 +5,10 @@ from html import unescape
 
 from app.access import CREDENTIAL_HEADERS
 from app.commands.explain.http_request import HttpRequest
+from app.commands.output import printable
 from app.errors import GatewayError
 from app.parameters import decode, parse_body
 from app.redaction import redact_text
-from app.settings import Settings
 
 NOT_SHOWN = "(not shown)"
 TEXT_MAX = 200
@@ -16,14 +16,6 @@ TEXT_MAX = 200
 SECRET_PART_MIN = 4
 # As often as a value may be encoded.
 DECODINGS_MAX = 4
-
-
-def configured_secrets(settings: Settings) -> Iterator[str]:
-    """Yield the secrets of all vendors and workspaces."""
-    for access in settings.vendors.values():
-        yield from access.secrets
-        for secrets in access.workspaces.values():
-            yield from secrets
 
 
 def sent_as_secret(request: HttpRequest) -> Iterator[str]:
@@ -59,8 +51,7 @@ class Discretion:
         """Return a text on one line and of limited length, or a note in its place."""
         if self._holds_secret(text):
             return NOT_SHOWN
-        cut = text[:TEXT_MAX] + ("…" if len(text) > TEXT_MAX else "")
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+        return printable(text, TEXT_MAX)
 
     def _holds_secret(self, text: str) -> bool:
         if text and not redact_text(text, self._secrets):

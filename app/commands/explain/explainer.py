@@ -6,7 +6,7 @@ from pathlib import Path
 
 import adapters
 from app import workspaces_file
-from app.commands.explain.discretion import Discretion, configured_secrets, sent_as_secret
+from app.commands.explain.discretion import Discretion, sent_as_secret
 from app.commands.explain.dry_run import DryRun
 from app.commands.explain.explanation import Explanation, Verdict
 from app.commands.explain.hints import ESCAPED_AMPERSAND, Facts
@@ -32,7 +32,6 @@ class Explainer:
         self, settings: Settings, *, vendor: str, address: str | None, at: datetime | None
     ) -> None:
         """Read the workspaces file; raises WorkspacesError."""
-        self._secrets = tuple(configured_secrets(settings))
         self._vendor = vendor
         self._at = at
         self._dry_run = DryRun(settings, address=address, now=self._now)
@@ -81,7 +80,7 @@ class Explainer:
         return explanation
 
     async def _explain(self, number: int, request: HttpRequest) -> Explanation:
-        discretion = Discretion((*self._secrets, *sent_as_secret(request)))
+        discretion = Discretion((*self._dry_run.gateway.access.secrets, *sent_as_secret(request)))
         arrival = self._now()
         trace = await self._dry_run.send(request)
         vendor = trace.request.vendor if trace.request else ""

@@ -59,11 +59,6 @@ class Explanation(msgspec.Struct, kw_only=True):
         return EXIT_CODES.get(self.verdict, 1)
 
 
-def as_json(explanation: Explanation) -> str:
-    """Return an explanation as one line of JSON."""
-    return msgspec.json.encode(explanation).decode()
-
-
 def as_text(explanation: Explanation, *, is_numbered: bool = False) -> str:
     """Return an explanation as lines for people, with the number of its input where wanted."""
     lines = [f" {name:<11} {text}" for name, text in _rows(explanation) if text]

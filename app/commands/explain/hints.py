@@ -1,6 +1,5 @@
 """Hints: the likely cause of a verdict, and its remedy."""
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from app.access import CREDENTIAL_HEADERS, sent_app_token, sent_secrets
 from app.commands.explain.dry_run import Trace
 from app.commands.explain.http_request import HttpRequest
 from app.commands.explain.vendors import VendorNames, is_placeholder
+from app.commands.output import toml_key, toml_string
 from app.errors import NotConfigured, UnknownVendor, Unverified
 from app.event import AHEAD_MAX, Drop, DropReason
 from app.gateway import Gateway
@@ -24,7 +24,6 @@ ESCAPED_AMPERSAND = re.compile(r"&(?:amp|#38|#x26);|\\u0026", re.IGNORECASE)
 # Names that the gateway searches in the raw query.
 _LITERAL = ("secret", "app_token")
 _REPEATED_MAX = 5
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _WHITE_SPACE = re.compile(r"\s+")
 
 
@@ -137,8 +136,7 @@ def _secret(facts: Facts) -> Iterator[str]:
     if not candidates:
         yield "add secret=... to the URL, or send the header x-flokit-secret"
         return
-    if hint := facts.gateway.access.hint(request.vendor, candidates):
-        yield f"the secret: {hint}"
+    yield f"secret: {facts.gateway.access.hint(request.vendor, candidates)}"
 
 
 def _app(facts: Facts) -> Iterator[str]:
@@ -165,7 +163,7 @@ def _app(facts: Facts) -> Iterator[str]:
     elif shown == token:
         yield (
             f"add the app to the workspaces file: [[workspaces.apps]] vendor = "
-            f"{json.dumps(request.vendor)}, app_token = {json.dumps(shown, ensure_ascii=False)}"
+            f"{toml_string(request.vendor)}, app_token = {toml_string(shown)}"
         )
 
 
@@ -186,10 +184,9 @@ def _unmapped(facts: Facts) -> Iterator[str]:
     near = [known for known in mapping if _alike(known, sent)]
     if near:
         yield f"{shown} differs from the mapped {near[0]} only in case or white space"
-    key = shown if _BARE_KEY.fullmatch(shown) else json.dumps(shown, ensure_ascii=False)
     yield (
         f"to map it, add to `{section}` of app {app.app_token} in the workspaces file: "
-        f'{key} = "..."; to drop it on purpose, add it to `ignore`'
+        f'{toml_key(shown)} = "..."; to drop it on purpose, add it to `ignore`'
     )
 
 

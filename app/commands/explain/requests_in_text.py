@@ -53,13 +53,19 @@ def read_request(text: str, vendor: str = "") -> HttpRequest:
 
     Raises UnreadableInput.
     """
-    text = _unwrapped(text.strip().removeprefix("$ "))
-    if re.match(r"curl(\.exe)?\s", text):
-        return read_curl(text)
-    if text.startswith("{") and (values := _json_values(text)):
-        return _in_json(values)
-    if not _URL.match(text) and (found := _in_log(text)):
-        return found
+    text = text.strip().removeprefix("$ ")
+    if not text.startswith('"') or not (found := _in_quotes(text)):
+        text = _unwrapped(text)
+        if re.match(r"curl(\.exe)?\s", text):
+            return read_curl(text)
+        if text.startswith("{") and (values := _json_values(text)):
+            return _in_json(values)
+        found = None if _URL.match(text) else _in_log(text)
+    return found or _in_target(text, vendor)
+
+
+def _in_target(text: str, vendor: str) -> HttpRequest:
+    """Return the request of a URL, a request line or a query; raises UnreadableInput."""
     lines = _LINE_BREAKS.split(text)
     notes = (JOINED,) if len(lines) > 1 else ()
     text = "".join(line.strip() for line in lines)
@@ -80,12 +86,19 @@ def _unwrapped(text: str) -> str:
     return text[1:-1].strip() if is_wrapped else text
 
 
-def _in_log(text: str) -> HttpRequest | None:
-    """Return the request of a line of an access log."""
+def _in_quotes(text: str) -> HttpRequest | None:
+    """Return the request line in quotes, as most access logs have it."""
     if quoted := _QUOTED.search(text):
         return _logged(quoted[1], _unescaped(quoted[2], text))
     if cut := _CUT.search(text):
         return _logged(cut[1], _unescaped(cut[2], text), CUT)
+    return None
+
+
+def _in_log(text: str) -> HttpRequest | None:
+    """Return the request of a line of an access log."""
+    if found := _in_quotes(text):
+        return found
     if fields := _FIELDS.search(text):
         return _logged(fields[1], f"{fields[2]}?{fields[3]}")
     if text.startswith("/") or _HOST_AND_PATH.match(text) or _REQUEST_LINE.fullmatch(text):

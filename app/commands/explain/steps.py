@@ -224,16 +224,17 @@ def _add_event(
         explanation.user = f"{user} = {shown(callback.parameters.get(user, ''))}"
     elif names.users:
         explanation.user = "none of " + ", ".join(names.users)
+    kept: dict[str, None] = {}
     # Parameters are decoded from the last to the first.
-    explanation.kept = [shown(name) for name in reversed(list(event.properties))]
     for name, value in reversed(list(callback.parameters.items())):
         stored_as = names.stored_as.get(name, name)
-        if not value or is_placeholder(value) or name in event.ignored:
+        if stored_as in event.properties:
+            kept[stored_as] = None
+        elif not value or is_placeholder(value) or name in event.ignored:
             explanation.absent.append(shown(name))
-        elif stored_as not in event.properties and name not in (
-            *columns, *names.times, "app_token",
-        ):  # fmt: skip
+        elif name not in columns and name not in (*names.times, "app_token"):
             explanation.not_kept.append(shown(name))
+    explanation.kept = [shown(name) for name in dict.fromkeys((*kept, *event.properties))]
 
 
 def identity_of(
