@@ -53,7 +53,8 @@ REMEDIES: Mapping[DropReason, Remedy] = {
     ),
     DropReason.UNKNOWN_APP: Remedy("add the app to the workspaces file, then:"),
     DropReason.UNFILLED_PLACEHOLDER: Remedy(
-        "correct the placeholder in the callback URL at the vendor, then, with the missing value:",
+        "correct the placeholder in the callback URL at the vendor (its own test, cbtest, fills "
+        "none in); then, with the missing value:",
         " --set event_token=TOKEN",
     ),
     DropReason.INVALID_TIMESTAMP: Remedy(
