@@ -14,8 +14,8 @@ from functools import partial
 from msgspec.structs import replace
 
 from app.buffer import WriteBuffer
+from app.dropped import SUBJECT_MAX, Dropped, RejectedRequest, decode_event, encode_event
 from app.errors import QuarantineBusy, QuarantineFailed, Unavailable
-from app.event import SUBJECT_MAX, Dropped, RejectedRequest
 from app.parameters import clean
 from app.redaction import redact_body, redact_query, redact_text
 from app.shares import Shares
@@ -123,6 +123,7 @@ class Drops:
             query=redact_query(dropped.query, omitted, secrets),
             content_type=redact_text(content_type, secrets),
             body=redact_body(content_type, dropped.body, omitted, secrets),
+            event=dropped.event and _redacted_event(dropped.event, secrets),
         )
 
     async def _keep_up(self, quarantine: Quarantine) -> None:
@@ -137,6 +138,26 @@ class Drops:
                 self._shares.update(await quarantine.usage())
                 QUARANTINE_BYTES.set(self._shares.total_bytes)
             await asyncio.sleep(TICK_S)
+
+
+def _redacted_event(encoded: bytes, secrets: Collection[str]) -> bytes:
+    """Return an encoded event without each identifier and property that has one of the secrets."""
+    event = decode_event(encoded)
+    properties = {
+        name: value
+        for name, value in event.properties.items()
+        if redact_text(name, secrets) == name and redact_text(value, secrets) == value
+    }
+    return encode_event(
+        replace(
+            event,
+            user_id=redact_text(event.user_id or "", secrets) or None,
+            adid=redact_text(event.adid or "", secrets) or None,
+            idfa=redact_text(event.idfa or "", secrets) or None,
+            gps_adid=redact_text(event.gps_adid or "", secrets) or None,
+            properties=properties,
+        )
+    )
 
 
 async def _commit(quarantine: Quarantine, drops: Sequence[Dropped]) -> Sequence[bool]:

@@ -12,6 +12,7 @@ import msgspec
 
 from app import commit as product
 from app.event import Event, Outcome
+from bench.testbed.process import PATIENCE_S
 from sinks import Sink
 from sinks.timescale.schema import read_identity
 from sinks.timescale.sink import TimescaleSink
@@ -90,6 +91,6 @@ async def generation_of(connection: asyncpg.Connection) -> str:
 
 async def until_lost(sink: TimescaleSink) -> None:
     """Return when the sink has noticed that its connection is gone."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while sink.generation is not None:
             await asyncio.sleep(0)

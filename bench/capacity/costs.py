@@ -176,7 +176,7 @@ class _Measuring:
         settings = {"BATCH_MAX_EVENTS": "1", "BUFFER_MAX_EVENTS": "1"}
         gateway, locked = (
             self.bench.start(contenders.GATEWAY, settings),
-            self._environment.locked_events(),
+            self._environment.locked("events"),
         )
         async with gateway as running, locked:
             process = running.process

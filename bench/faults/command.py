@@ -86,6 +86,7 @@ def table(result: Result) -> str:
         "sent, with retries": len(ledger),
         "given up after the last retry": len(ledger.given_up),
         "rows": result.verdict.rows,
+        "rows in quarantine": result.verdict.dropped_rows,
         "rows that appeared behind the newest one": result.reading.late,
         "seconds behind it, at most": result.reading.behind_s,
     }
@@ -108,7 +109,12 @@ def table(result: Result) -> str:
 
 def _broken(result: Result) -> Mapping[str, Mapping[int, str]]:
     verdict = result.verdict
-    return {"lost": verdict.lost, "doubled": verdict.doubled, "lied": verdict.lied}
+    return {
+        "lost": verdict.lost,
+        "doubled": verdict.doubled,
+        "lied": verdict.lied,
+        "leaked": verdict.leaked,
+    }
 
 
 def _offenders(result: Result) -> Iterator[str]:

@@ -1,14 +1,15 @@
-"""The oracle: it compares the table with the vendor's ledger, and names every difference."""
+"""The oracle: it compares the tables with the vendor's ledger, and names every difference."""
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import datetime
 
 import asyncpg
 import msgspec
 
-from bench.testbed.deliveries import EventGenerator, Row
+from bench.faults.quarantine import judge_drops
+from bench.faults.verdict import Verdict
+from bench.testbed.deliveries import EventGenerator, EventKind, Row
 from bench.testbed.ledger import AnswerKind, Ledger
 
 _NEVER = float("inf")
@@ -21,26 +22,11 @@ FROM events
 """
 # Wrong for every callback of the bench.
 _ALWAYS_WRONG = {
-    AnswerKind.REFUSED: "answered 4xx",
+    AnswerKind.REFUSED: "answered 3xx or 4xx, outside the contract",
     AnswerKind.OTHER_2XX: "answered with a 2xx outside the contract",
     AnswerKind.OTHER_5XX: "answered with a 5xx outside the contract",
     AnswerKind.NOT_HTTP: "answered with other bytes than HTTP",
 }
-
-
-@dataclass
-class Verdict:
-    """The broken promises: for each kind the numbers of its events, with a reason."""
-
-    lost: dict[int, str] = field(default_factory=dict)
-    doubled: dict[int, str] = field(default_factory=dict)
-    lied: dict[int, str] = field(default_factory=dict)
-    rows: int = 0
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether every promise was kept."""
-        return not (self.lost or self.doubled or self.lied)
 
 
 class _Table:
@@ -57,7 +43,7 @@ class _Table:
 async def judge(
     connection: asyncpg.Connection, generator: EventGenerator, ledger: Ledger, events: int
 ) -> Verdict:
-    """Compare ledger and table, for the events of the generator below `events`."""
+    """Compare ledger and tables, for the events of the generator below `events`."""
     table = await _read(connection, generator, events)
     verdict = Verdict(rows=sum(table.rows))
     if table.strangers:
@@ -74,6 +60,7 @@ async def judge(
         if written[number] > 1:
             verdict.lied[number] = f"answered written {written[number]} times"
     verdict.lied |= dict.fromkeys(table.unwanted, "to be dropped, with a row")
+    await judge_drops(connection, generator, ledger, verdict)
     return verdict
 
 
@@ -87,8 +74,12 @@ def _judge_answers(
         if kind in _ALWAYS_WRONG:
             verdict.lied[number] = _ALWAYS_WRONG[kind]
         elif kind is AnswerKind.DROPPED:
-            if generator.event(number).row is not None:
+            event = generator.event(number)
+            if event.row is not None or event.kind is EventKind.MALFORMED:
                 verdict.lied[number] = "answered dropped, without a reason"
+        elif kind is AnswerKind.MALFORMED:
+            if generator.event(number).kind is not EventKind.MALFORMED:
+                verdict.lied[number] = "answered malformed, without a reason"
         elif kind in (AnswerKind.WRITTEN, AnswerKind.DUPLICATE):
             kept[number] += 1
             written[number] += kind is AnswerKind.WRITTEN

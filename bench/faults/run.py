@@ -10,11 +10,12 @@ from pathlib import Path
 from random import Random
 
 from bench.faults.faults import FAULTS, NEW_DAY
-from bench.faults.oracle import Verdict, judge
+from bench.faults.oracle import judge
 from bench.faults.reader import Reading, following
 from bench.faults.schedule import Injection, Schedule
+from bench.faults.verdict import Verdict
 from bench.testbed.console import Progress
-from bench.testbed.deliveries import POISON_RULES
+from bench.testbed.drops import POISON_RULES
 from bench.testbed.environment import Environment, open_environment
 from bench.testbed.ledger import Ledger
 from bench.testbed.machine import Machine, describe_machine
@@ -157,14 +158,20 @@ class _Run:
                 raise BenchError(f"gateway {number} has ended by itself, see {gateway.log}")
 
     async def _recovers(self, gateway: int, over: float) -> bool:
-        """Whether a fresh callback succeeds in time."""
+        """Whether a fresh event and a fresh drop succeed in time."""
+        missing = {True, False}  # whether there is a row of events
         while time.monotonic() - over < RECOVERY_MAX_S:
-            number = self._schedule.callbacks + self.probes
+            event = self._generator.event(self._schedule.callbacks + self.probes)
             self.probes += 1
-            kind = await self._vendor.deliver_once(self._generator.event(number), gateway)
+            is_event = event.row is not None
+            if is_event not in missing:
+                continue
+            kind = await self._vendor.deliver_once(event, gateway)
             if kind.is_final:
+                missing.discard(is_event)
+            if not missing:
                 return time.monotonic() - over < RECOVERY_MAX_S
-            await asyncio.sleep(_PROBE_S)
+            await asyncio.sleep(0 if kind.is_final else _PROBE_S)
         return False
 
     async def _expect_no_chunk(self, injection: Injection) -> None:

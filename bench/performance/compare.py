@@ -17,6 +17,7 @@ from bench.performance.targets import (
     AFTERNOON_1000,
     AT_200,
     AT_1000,
+    DROPS,
     DUPLICATES,
     EMPTY,
     FLOOR,
@@ -35,6 +36,9 @@ from bench.testbed.machine import Machine, describe_machine
 from bench.testbed.results import Commands, add_options
 
 HALF_DUPLICATES = Mix(duplicates=0.5)
+UNMAPPED = Mix(unmapped=1)
+# Every drop has a place in quarantine.
+PLACE = {"QUARANTINE_MAX_MB": "1000000"}
 SHARE_OF_PEAK = 0.8
 SIDE_BY_SIDE = (contenders.GATEWAY, contenders.FLOOR, contenders.AFTERNOON)
 
@@ -51,7 +55,7 @@ async def run(schedule: CompareSchedule, folder: Path | None = None) -> tuple[Ro
         progress.step("pool of the afternoon version")
         await comparison.tune()
         for contender in SIDE_BY_SIDE:
-            settings = {"POOL_SIZE": str(comparison.rounds.pool_size)}
+            settings = PLACE | {"POOL_SIZE": str(comparison.rounds.pool_size)}
             running = await stack.enter_async_context(bench.start(contender, settings))
             comparison.started[contender] = running
         for number, (name, step) in enumerate(comparison.steps(), 1):
@@ -90,6 +94,7 @@ class _Comparison:
             self._peak(GATEWAY, contenders.GATEWAY),
             self._peak(AFTERNOON, contenders.AFTERNOON),
             self._peak(DUPLICATES, contenders.GATEWAY, HALF_DUPLICATES),
+            self._peak(DROPS, contenders.GATEWAY, UNMAPPED),
         ]
         latencies: list[Step] = [
             self._latency(AT_1000, contenders.GATEWAY, lambda: 1_000),

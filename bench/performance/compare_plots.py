@@ -9,6 +9,7 @@ from bench.performance.measure import COSTS, PERCENTILES
 from bench.performance.targets import (
     AFTERNOON,
     AFTERNOON_80,
+    DROPS,
     DUPLICATES,
     EMPTY,
     FLOOR,
@@ -20,7 +21,7 @@ from bench.performance.targets import (
 from bench.testbed.figures import median_of
 from bench.testbed.results import Plot
 
-_PEAKS = (FLOOR, GATEWAY, DUPLICATES, EMPTY, FULL, AFTERNOON)
+_PEAKS = (FLOOR, GATEWAY, DUPLICATES, DROPS, EMPTY, FULL, AFTERNOON)
 
 
 def plots(rounds: Rounds) -> Iterator[Plot]:

@@ -32,6 +32,7 @@ COMMITTED_TIMEOUT_S = 5.0
 SETTLED_S = 1.2
 PAUSE_S = 0.6
 _POLL_S = 0.2
+_ROWS = "SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM dropped)"
 # Of k6, beyond its rate, at the begin and the end of a duration.
 _EXTRA = 4
 
@@ -110,11 +111,12 @@ class Bench:
             yield Running(contender, process)
 
     async def clear(self) -> None:
-        """Delete every event, and write everything back that the next round would pay for."""
+        """Delete every row, and write everything back that the next round would pay for."""
         await asyncio.sleep(PAUSE_S)
         async with self.environment.connected() as connection:
-            await connection.execute("TRUNCATE events, stable_events")
-            await schema.keep_chunk_ahead(connection, "events", datetime.now(UTC))
+            await connection.execute("TRUNCATE events, stable_events, dropped, quarantine_usage")
+            for table in ("events", "dropped"):
+                await schema.keep_chunk_ahead(connection, table, datetime.now(UTC))
             await connection.execute("CHECKPOINT")
         async with self.environment.redis() as redis:
             await redis.flushall()
@@ -144,7 +146,8 @@ class Bench:
                 for start, after in zip(before, self._cpu_s(running), strict=True)
             )
         )
-        least, most = wrk.fresh - connections - 1, wrk.fresh
+        most = wrk.fresh + wrk.dropped
+        least = most - connections - 1
         written, problem = 0, ""
         if running.contender.is_durable:
             written = await self._written(rows, least)
@@ -183,8 +186,9 @@ class Bench:
             mix=mix,
             warm_up_s=warm_up_s,
         )
-        written = await self._written(rows, k6.written)
-        problem = balance(written, k6.written, sent_at_most(k6, warm_up_s + duration_s))
+        least = k6.written + k6.dropped
+        written = await self._written(rows, least)
+        problem = balance(written, least, sent_at_most(k6, warm_up_s + duration_s))
         if k6.unanswered and not may_refuse:
             problem = f"{k6.unanswered} callbacks were not answered with 200"
         return LatencyRound(rows=written, k6=k6, problem=problem)
@@ -195,9 +199,9 @@ class Bench:
         return await run_durable_floor(environ, rate, duration_s, folder=self.environment.folder)
 
     async def rows(self) -> int:
-        """Return the number of rows."""
+        """Return the number of rows, of events and in quarantine."""
         async with self.environment.connected() as connection:
-            return int(await connection.fetchval("SELECT count(*) FROM events"))
+            return int(await connection.fetchval(_ROWS))
 
     async def table_bytes(self) -> Footprint:
         """Return the size of the table on disk."""

@@ -12,6 +12,7 @@ MB = 1024 * 1024
 # The names of the rounds, in results and figures.
 GATEWAY, FLOOR, AFTERNOON = "gateway", "floor", "afternoon"
 DUPLICATES = "gateway, 50 % duplicates"
+DROPS = "gateway, unmapped events"
 EMPTY, FULL = "gateway, empty table", "gateway, full table"
 AT_1000, AT_200 = "gateway at 1,000/s", "gateway at 200/s"
 AFTERNOON_1000 = "afternoon at 1,000/s"
@@ -88,8 +89,10 @@ DUPLICATE_RATIO = Target("throughput with 50 % duplicates ÷ with none", 1, is_m
 FULL_RATIO = Target("CPU of gateway and database per event, full table ÷ empty", 1.2)
 MEMORY = Target("memory of a worker at peak", 150, unit=" MB")
 REDIS = Target("Redis memory per remembered event, plain keys", 160, unit=" bytes")
+DROP_RATIO = Target("CPU of the gateway per drop ÷ per event", 1)
 TARGETS = (
     CPU, PEAK, P50, P99, P99_RATIO, P50_RATIO, DUPLICATE_RATIO, FULL_RATIO, MEMORY, REDIS,
+    DROP_RATIO,
 )  # fmt: skip
 
 
@@ -112,12 +115,16 @@ def _of_peaks(peaks: Mapping[str, list[PeakRound]]) -> Iterator[tuple[Target, Fi
     rates = {name: median_of(r.rate for r in several) for name, several in peaks.items()}
     yield PEAK, _ratio(rates[GATEWAY], rates[AFTERNOON], "/s")
     yield DUPLICATE_RATIO, _ratio(rates[DUPLICATES], rates[GATEWAY], "/s")
+    drop = median_of(r.cost.server_us for r in peaks[DROPS])
+    yield DROP_RATIO, _ratio(drop, gateway, "µs", f"{rates[DROPS]:,.0f} drops/s")
     empty, full = (
         median_of(r.cost.server_us + r.cost.database_us for r in peaks[name])
         for name in (EMPTY, FULL)
     )
     yield FULL_RATIO, _ratio(full, empty, "µs")
-    most = max(r.peak_memory_bytes for name in (GATEWAY, DUPLICATES, FULL) for r in peaks[name])
+    most = max(
+        r.peak_memory_bytes for name in (GATEWAY, DUPLICATES, DROPS, FULL) for r in peaks[name]
+    )
     yield MEMORY, Figure(most / MB)
 
 

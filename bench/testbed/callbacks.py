@@ -14,6 +14,8 @@ SECRET = "s3cr3t-of-the-bench"  # noqa: S105 - opens nothing but the bench's own
 ENDPOINT = "/ingest/adjust"
 EVENTS = {"g3mz3t": "purchase", "bkrfgq": "coins", "g3mfiw": "level", "f0ob4r": "signup"}
 APPS = {"shop4ndroid1": "ws_shop", "shopios00001": "ws_shop", "game4ndroid1": "ws_game"}
+# An app that ignores an event on purpose.
+IGNORING, IGNORED = "game4ndroid1", "n0t0urs"
 
 
 def workspace_toml(
@@ -30,7 +32,11 @@ def workspace_toml(
 
 
 WORKSPACES = "".join(
-    workspace_toml(workspace, *(app for app, owner in APPS.items() if owner == workspace))
+    workspace_toml(
+        workspace,
+        *(app for app, owner in APPS.items() if owner == workspace),
+        more=f'ignore = ["{IGNORED}"]\n' if workspace == APPS[IGNORING] else "",
+    )
     for workspace in dict.fromkeys(APPS.values())
 )
 

@@ -24,9 +24,9 @@ async def execute(url: str, *statements: str) -> None:
 
 
 @asynccontextmanager
-async def locked_events(url: str, *settings: str) -> AsyncIterator[None]:
-    """Hold a lock on the table `events` against every other use; `settings` come before it."""
+async def locked(url: str, table: str, *settings: str) -> AsyncIterator[None]:
+    """Hold a lock on a table against every other use; `settings` come before it."""
     async with connected(url) as connection, connection.transaction():
-        for statement in (*settings, "LOCK TABLE events IN ACCESS EXCLUSIVE MODE"):
+        for statement in (*settings, f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"):
             await connection.execute(statement)
         yield

@@ -11,16 +11,10 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from random import Random
 
+from bench.testbed import drops
 from bench.testbed.callbacks import APPS, EVENTS, any_request, parameters, time_text
+from bench.testbed.drops import Drop, Kept
 
-# Rules of the database alone, which no gateway knows of: a check, a value that does not convert,
-# and an index that takes no long text. Each refuses a row with another error.
-_ENVIRONMENT = "(properties ->> 'environment')"
-POISON_RULES = (
-    f"ALTER TABLE events ADD CHECK ({_ENVIRONMENT} IS DISTINCT FROM 'forbidden')",
-    f"ALTER TABLE events ADD CHECK (nullif({_ENVIRONMENT}, 'production')::numeric IS NULL)",
-    "CREATE INDEX ON events ((properties ->> 'tracker_name'))",
-)
 # Fixed: the same seed sends the same callbacks on any day.
 FIRST_DAY = datetime(2024, 3, 1, tzinfo=UTC)
 _DAY_S = 86_400
@@ -43,8 +37,13 @@ class EventKind(Enum):
     HUNG_UP = "hung_up"  # the caller closes half-way, and retries
     STABLE = "stable"  # with a stable ID, and redelivered with another time
     UNMAPPED = "unmapped"  # an event token that no app has mapped
+    UNKNOWN_APP = "unknown_app"
+    UNFILLED = "unfilled"  # a placeholder that was never replaced
     BAD_TIME = "bad_time"
+    MALFORMED = "malformed"  # an unreadable body
     POISON = "poison"  # the database refuses its row
+    IGNORED = "ignored"  # dropped on purpose
+    TOO_LARGE = "too_large"  # for quarantine
 
 
 # Of a thousand events.
@@ -55,11 +54,15 @@ SHARES: dict[EventKind, int] = {
     EventKind.REPEATED: 40,
     EventKind.HUNG_UP: 60,
     EventKind.STABLE: 80,
-    EventKind.UNMAPPED: 30,
-    EventKind.BAD_TIME: 20,
+    EventKind.UNMAPPED: 20,
+    EventKind.UNKNOWN_APP: 5,
+    EventKind.UNFILLED: 5,
+    EventKind.BAD_TIME: 10,
+    EventKind.MALFORMED: 5,
     EventKind.POISON: 10,
+    EventKind.IGNORED: 4,
+    EventKind.TOO_LARGE: 1,
 }
-DROPPED_KINDS = frozenset({EventKind.UNMAPPED, EventKind.BAD_TIME, EventKind.POISON})
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,16 @@ class Row:
 
 @dataclass(frozen=True)
 class SimulatedEvent:
-    """One event of the vendor: its deliveries, and its row; None where it must be dropped."""
+    """One event of the vendor: its deliveries, and its row; None where it must be dropped.
+
+    `kept` is its row in quarantine, of which each delivery has one; None where it has none.
+    """
 
     number: int
     kind: EventKind
     deliveries: Sequence[Delivery]
     row: Row | None
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,8 @@ class EventGenerator:
     """Generates the events of one seed.
 
     From each number in `new_days` on, the events occur on a day without earlier events. From
-    `probes_from` on, the events are plain, and occur on a day of their own.
+    `probes_from` on, plain events, which occur on a day of their own, take turns with unmapped
+    ones.
     """
 
     seed: int
@@ -119,11 +127,16 @@ class EventGenerator:
         random = Random(self.seed * 1_000_003 + number)  # noqa: S311 - repeatable
         kind = random.choices(list(self.shares), list(self.shares.values()))[0]
         if number >= self.probes_from:
-            kind = EventKind.PLAIN
+            is_even = (number - self.probes_from) % 2 == 0
+            kind = EventKind.PLAIN if is_even else EventKind.UNMAPPED
         token = random.choice(list(EVENTS))
         app = random.choice(list(APPS))
         occurred_at = self._occurred_at(number, random)
         sent = parameters(number, random, app=app, token=token)
+        if kind in _DROPS:
+            return _dropped(
+                number, kind, sent | {"created_at": time_text(occurred_at, random)}, random
+            )
         if kind is EventKind.STABLE:
             sent["transaction_id"] = f"t{number}"
         kept = {name: value for name, value in sent.items() if name in _KEPT}
@@ -141,10 +154,7 @@ class EventGenerator:
             adid=sent["adid"],
             properties=kept,
         )
-        if kind in DROPPED_KINDS:
-            _spoil(sent, kind, random)
-        deliveries = _DELIVERIES[kind](sent, times, random)
-        return SimulatedEvent(number, kind, deliveries, None if kind in DROPPED_KINDS else row)
+        return SimulatedEvent(number, kind, _DELIVERIES[kind](sent, times, random), row)
 
     def day(self, number: int) -> datetime:
         """Return the day of the event of this number."""
@@ -159,23 +169,10 @@ class EventGenerator:
         return self.day(number) + timedelta(days=-late_days, seconds=random.randrange(_DAY_S))
 
 
-def _spoil(sent: dict[str, str], kind: EventKind, random: Random) -> None:
-    """Change a callback so that it must be dropped."""
-    if kind is EventKind.UNMAPPED:
-        sent["event_token"] = "n0b0dy"  # noqa: S105 - a token of an event
-    elif kind is EventKind.POISON:
-        rule = random.randrange(len(POISON_RULES))
-        if rule == 0:
-            sent["environment"] = "forbidden"
-        elif rule == 1:
-            sent["environment"] = "number"
-        else:
-            # Random text does not compress: it exceeds the size of an index entry.
-            sent["tracker_name"] = random.randbytes(6_000).hex()
-
-
-def _spoilt_time(random: Random) -> str:
-    return random.choice(("", "soon", "{created_at}", "2026-02-30T12:00:00Z", "99999999999999"))
+def _dropped(number: int, kind: EventKind, sent: dict[str, str], random: Random) -> SimulatedEvent:
+    drop = _DROPS[kind](sent | {"sending": drops.SENDING.decode()}, random)
+    delivery = Delivery(drop.request, 0, random.randrange(60))
+    return SimulatedEvent(number, kind, [delivery], None, drop.kept)
 
 
 def _plain(sent: dict[str, str], times: Sequence[datetime], random: Random) -> list[Delivery]:
@@ -219,10 +216,6 @@ def _stable(sent: dict[str, str], times: Sequence[datetime], random: Random) -> 
     ]
 
 
-def _bad_time(sent: dict[str, str], _: Sequence[datetime], random: Random) -> list[Delivery]:
-    return [Delivery(any_request(sent | {"created_at": _spoilt_time(random)}, random), 0, 0)]
-
-
 _DELIVERIES: Mapping[
     EventKind, Callable[[dict[str, str], Sequence[datetime], Random], list[Delivery]]
 ] = {
@@ -232,10 +225,18 @@ _DELIVERIES: Mapping[
     EventKind.REPEATED: _repeated,
     EventKind.HUNG_UP: _hung_up,
     EventKind.STABLE: _stable,
-    EventKind.UNMAPPED: _plain,
-    EventKind.BAD_TIME: _bad_time,
-    EventKind.POISON: _plain,
 }
+_DROPS: Mapping[EventKind, Callable[[dict[str, str], Random], Drop]] = {
+    EventKind.UNMAPPED: drops.unmapped,
+    EventKind.UNKNOWN_APP: drops.unknown_app,
+    EventKind.UNFILLED: drops.unfilled,
+    EventKind.BAD_TIME: drops.bad_time,
+    EventKind.MALFORMED: drops.malformed,
+    EventKind.POISON: drops.poison,
+    EventKind.IGNORED: drops.ignored,
+    EventKind.TOO_LARGE: drops.too_large,
+}
+DROPPED_KINDS = frozenset(_DROPS)
 
 
 def _delivery(

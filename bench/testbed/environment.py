@@ -77,11 +77,11 @@ class Environment:
         """Lend a connection to the database."""
         return database.connected(self.servers.database_url)
 
-    def locked_events(self) -> AbstractAsyncContextManager[None]:
-        """Hold a lock on the table `events` against every other use."""
+    def locked(self, table: str) -> AbstractAsyncContextManager[None]:
+        """Hold a lock on a table against every other use."""
         # For a superuser: the lock waits in any order of chunks, and is no victim of a deadlock.
         patient = "SET LOCAL deadlock_timeout = '1min'"
-        return database.locked_events(self.servers.database_url, patient)
+        return database.locked(self.servers.database_url, table, patient)
 
     def redis(self) -> Redis:
         """Return a client of Redis, to be used as a context manager."""

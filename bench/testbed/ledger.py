@@ -19,8 +19,9 @@ class AnswerKind(Enum):
     WRITTEN = "200 written"
     DUPLICATE = "200 duplicate"
     DROPPED = "200 dropped"
+    MALFORMED = "400 malformed"
     OTHER_2XX = "2xx outside the contract"
-    REFUSED = "3xx or 4xx"
+    REFUSED = "3xx or another 4xx"
     ERROR = "500"
     UNAVAILABLE = "503"
     OTHER_5XX = "5xx outside the contract"
@@ -40,6 +41,7 @@ _FINAL = {
     AnswerKind.WRITTEN,
     AnswerKind.DUPLICATE,
     AnswerKind.DROPPED,
+    AnswerKind.MALFORMED,
     AnswerKind.OTHER_2XX,
     AnswerKind.REFUSED,
 }
@@ -53,6 +55,7 @@ _RECEIPTS = {
         ("dropped", AnswerKind.DROPPED),
     )
 }
+_MALFORMED = {b'{"error":"Malformed body."}', b'{"error":"Too many parameters."}'}
 _ERRORS = {
     (500, b'{"error":"Internal Server Error"}'): AnswerKind.ERROR,
     (503, b'{"error":"Service Unavailable"}'): AnswerKind.UNAVAILABLE,
@@ -76,6 +79,8 @@ def classify(answer: Answer) -> AnswerKind:
         if answer.status == 503 and "retry-after" not in answer.headers:  # noqa: PLR2004
             return AnswerKind.OTHER_5XX
         return _ERRORS.get((answer.status, answer.body), AnswerKind.OTHER_5XX)
+    if answer.status == 400 and answer.body in _MALFORMED:  # noqa: PLR2004
+        return AnswerKind.MALFORMED
     return AnswerKind.OTHER_2XX if answer.status < 300 else AnswerKind.REFUSED  # noqa: PLR2004
 
 
@@ -87,12 +92,22 @@ class Entry(NamedTuple):
     answered_at: float
 
 
+class Sending(NamedTuple):
+    """One request of a callback that must be dropped: the number of its event, and its answer."""
+
+    event: int
+    kind: AnswerKind
+    sent_at: float
+    answered_at: float
+
+
 class Ledger:
-    """A million answers in 20 MB."""
+    """A million answers in 20 MB, and by its number each sending that must be dropped."""
 
     def __init__(self) -> None:
         self.callbacks = 0
         self.given_up: list[int] = []
+        self.sendings: dict[int, Sending] = {}
         self._events = array("L")
         self._kinds = array("B")
         self._answered_at = array("d")

@@ -14,6 +14,8 @@ _COPY_HEAD = struct.Struct("!cI")
 _COMMIT = b"COMMIT\x00"
 # A batch inserts after a COPY that found a duplicate.
 _CONFIRMED = (b"COPY ", b"COMMIT\x00", b"INSERT 0 ")
+# In the statement of some drops, whose reasons it has; no event holds it.
+_DROPS = b"unmapped_event"
 _IDLE = b"Z\x00\x00\x00\x05I"
 # A socket with this option is closed with a reset.
 _LINGER_NOT = struct.pack("ii", 1, 0)
@@ -26,6 +28,8 @@ class Moment(Enum):
     IN_COPY = "in its COPY"  # the server has half of the rows, and has opened their chunks
     BEFORE_COMMIT = "before its COMMIT"  # the rows are written and locked (only with stable IDs)
     AFTER_COMMIT = "after its COMMIT"  # committed, and the answer has not arrived
+    BEFORE_DROPS = "before its drops"
+    AFTER_DROPS = "after its drops"  # committed, and the answer has not arrived
 
 
 class ProxiedConnection:
@@ -35,7 +39,7 @@ class ProxiedConnection:
         self.client = End(self)
         self.server = End(self)
         self.held: set[End] = set()
-        self.has_copied = False
+        self.has_sent = False
         self._proxy = proxy
         self._kept: list[tuple[End, bytes]] = []
         self._connecting: asyncio.Task[None] | None = None
@@ -193,7 +197,7 @@ class Proxy:
         caught: asyncio.Future[ProxiedConnection] = asyncio.get_running_loop().create_future()
         self._awaited = moment, caught
         for connection in self.connections:
-            connection.has_copied = False
+            connection.has_sent = False
         try:
             async with asyncio.timeout(CATCH_TIMEOUT_S):
                 return await caught
@@ -205,8 +209,9 @@ class Proxy:
         if self._awaited is None:
             return data
         moment, caught = self._awaited
-        begins = data.find(_COPY_BEGINS) if end is connection.client else -1
-        connection.has_copied |= begins >= 0
+        mark = _DROPS if moment in (Moment.BEFORE_DROPS, Moment.AFTER_DROPS) else _COPY_BEGINS
+        begins = data.find(mark) if end is connection.client else -1
+        connection.has_sent |= begins >= 0
         if not _is_at(moment, connection, end, data, begins):
             return data
         self._awaited = None
@@ -222,14 +227,14 @@ def _is_at(
     moment: Moment, connection: ProxiedConnection, end: End, data: bytes, begins: int
 ) -> bool:
     match moment:
-        case Moment.BEFORE_COPY | Moment.IN_COPY:
+        case Moment.BEFORE_COPY | Moment.IN_COPY | Moment.BEFORE_DROPS:
             return begins >= 0
         case Moment.BEFORE_COMMIT:
-            return connection.has_copied and end is connection.client and _COMMIT in data
-        case Moment.AFTER_COMMIT:
+            return connection.has_sent and end is connection.client and _COMMIT in data
+        case Moment.AFTER_COMMIT | Moment.AFTER_DROPS:
             is_confirmed = any(word in data for word in _CONFIRMED)
             return (
-                connection.has_copied
+                connection.has_sent
                 and end is connection.server
                 and is_confirmed
                 and data.endswith(_IDLE)

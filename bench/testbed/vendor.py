@@ -1,7 +1,8 @@
 """A simulated vendor: it sends callbacks as Adjust does, and retries as Adjust does.
 
 Adjust retries after a 5xx or without an answer, up to six times in 24 hours, and never after
-another answer. Its hours are seconds here.
+another answer. Its hours are seconds here. A retry has the bytes of the first request, but for a
+number in callbacks that must be dropped.
 """
 
 import asyncio
@@ -12,7 +13,8 @@ from random import Random
 
 from bench.testbed.client import Connection
 from bench.testbed.deliveries import Delivery, EventGenerator, SimulatedEvent
-from bench.testbed.ledger import AnswerKind, Ledger, classify
+from bench.testbed.drops import numbered
+from bench.testbed.ledger import AnswerKind, Ledger, Sending, classify
 
 RETRY_AFTER_S = (0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
 ANSWER_TIMEOUT_S = 4.0
@@ -33,6 +35,7 @@ class Vendor:
         self._pace_s = 1 / rate
         self._next_at = 0.0
         self.begun = 0
+        self._sendings = 0
         self._later: dict[int, list[tuple[SimulatedEvent, Delivery]]] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._defects: list[BaseException] = []
@@ -92,7 +95,7 @@ class Vendor:
 
     async def deliver_once(self, event: SimulatedEvent, process: int) -> AnswerKind:
         """Send the first delivery of an event to one gateway, without retries."""
-        return await self._attempt(event.number, event.deliveries[0].request, process)
+        return await self._attempt(event, event.deliveries[0].request, process)
 
     async def _wait_for_turn(self) -> None:
         while len(self._under_way) >= UNDER_WAY_MAX:
@@ -122,18 +125,26 @@ class Vendor:
         if delivery.hangs_up_after is not None:
             await self._hang_up(number, delivery, random)
         for pause_s in (*RETRY_AFTER_S, None):
-            if (await self._attempt(number, delivery.request, process)).is_final:
+            if (await self._attempt(event, delivery.request, process)).is_final:
                 return
             if pause_s is not None:
                 await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))
             process = random.randrange(len(self._pools))
         self.ledger.given_up.append(number)
 
-    async def _attempt(self, number: int, request: bytes, process: int) -> AnswerKind:
+    async def _attempt(self, event: SimulatedEvent, request: bytes, process: int) -> AnswerKind:
+        if event.row is None:
+            self._sendings += 1
+            request = numbered(request, self._sendings)
+        number = self._sendings
         async with self._pools[process % len(self._pools)].connection() as connection:
             answer = await connection.send(request, ANSWER_TIMEOUT_S)
         kind = classify(answer)
-        self.ledger.note(number, kind, answer.answered_at)
+        self.ledger.note(event.number, kind, answer.answered_at)
+        if event.row is None:
+            self.ledger.sendings[number] = Sending(
+                event.number, kind, answer.sent_at, answer.answered_at
+            )
         return kind
 
     async def _hang_up(self, number: int, delivery: Delivery, random: Random) -> None:

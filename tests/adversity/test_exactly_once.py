@@ -126,7 +126,7 @@ async def test_contested_event_does_not_delay_its_neighbours(
 
 async def hang_up(gateways: Gateways, gateway: Running) -> None:
     """Send a callback and go away while it is in the buffer; return when it has left that."""
-    async with gateways.locked_events():
+    async with gateways.held_writes():
         _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(head("GET", f"/ingest/adjust?{query()}"))
         while not len(gateway.gateway.buffer):

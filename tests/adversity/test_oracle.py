@@ -10,7 +10,8 @@ import asyncpg
 import msgspec
 import pytest
 
-from bench.faults.oracle import Verdict, judge
+from bench.faults.oracle import judge
+from bench.faults.verdict import Verdict
 from bench.testbed.deliveries import EventGenerator, EventKind, SimulatedEvent
 from bench.testbed.ledger import AnswerKind, Ledger
 

@@ -90,7 +90,9 @@ async def start(
     """Start a gateway with two workspaces, of one app each."""
     small = workspaces_toml("small").replace("ws_test", "ws_small")
     (gateways.folder / "workspaces.toml").write_text(workspaces_toml("big") + small)
-    return await gateways.start(claims=claims or AlwaysHeld(), sink=sink, **settings)
+    return await gateways.start(
+        claims=claims or AlwaysHeld(), sink=sink, quarantine=None, **settings
+    )
 
 
 def send(

@@ -7,7 +7,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from app.event import DropReason, decode_event
+from app.dropped import decode_event
+from app.event import DropReason
 from app.telemetry.metrics import KEPT
 from bench.testbed.client import Answer, get, post
 from bench.testbed.process import PATIENCE_S
@@ -108,6 +109,21 @@ async def test_refused_event_is_kept_encoded(
     numbers = await gateway.metrics()
     series = 'flokit_callbacks_dropped_total{reason="refused",vendor="adjust",workspace="ws_test"}'
     assert numbers[series] >= 1
+
+
+async def test_refused_event_is_kept_without_secrets(
+    gateways: Gateways, connection: asyncpg.Connection
+) -> None:
+    """A secret in another parameter of a refused event is not in quarantine."""
+    await connection.execute("ALTER TABLE events ADD CHECK (user_id <> 'poison')")
+    other = "the-other-secret"
+    gateway = await gateways.start(ADJUST_CALLBACK_SECRET=f"{SECRET},{other}")
+    sent = {"label": other, "campaign": f"with+{other}", other: "x", "adid": other, "network": "n"}
+    assert (await gateway.callback(user_id="poison", **sent)).body == DROPPED
+    [row] = await rows(connection)
+    event = decode_event(row["event"])
+    assert (event.adid, event.user_id) == (None, "poison")
+    assert set(event.properties) == {"activity_kind", "event_token", "network"}
 
 
 async def test_omitted_parameter_is_not_kept(

@@ -8,6 +8,7 @@ import pytest
 
 from bench.testbed import vendor
 from bench.testbed.deliveries import EventGenerator, EventKind
+from bench.testbed.drops import SENDING, numbered
 from bench.testbed.ledger import AnswerKind
 from bench.testbed.proxy import Moment, Proxy
 from bench.testbed.vendor import Vendor
@@ -56,9 +57,9 @@ class Endpoint:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A vendor whose hours are milliseconds."""
+    """A vendor whose hours are milliseconds; but for silence, which is longer than a stall."""
     monkeypatch.setattr(vendor, "RETRY_AFTER_S", (0.001,) * 6)
-    monkeypatch.setattr(vendor, "ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(vendor, "ANSWER_TIMEOUT_S", 1.0)
 
 
 async def send(endpoint: Endpoint, kind: EventKind, events: int = 1) -> Vendor:
@@ -88,10 +89,27 @@ async def test_retries_after_5xx_or_silence_alone(
 ) -> None:
     """A retry comes after a 5xx or no answer, at most six times, and never after a 2xx or 4xx."""
     endpoint = Endpoint(*statuses)
-    sender = await send(endpoint, EventKind.UNMAPPED)
+    sender = await send(endpoint, EventKind.PLAIN)
     assert [entry.kind for entry in sender.ledger] == kinds
     assert len(set(endpoint.requests)) == 1
     assert sender.ledger.given_up == ([0] if len(kinds) == 7 else [])
+
+
+@pytest.mark.usefixtures("quick")
+async def test_each_sending_of_a_drop_has_its_number() -> None:
+    """The requests of a callback that must be dropped differ in the number of the sending alone."""
+    endpoint = Endpoint(500, 503, 200)
+    sender = await send(endpoint, EventKind.UNKNOWN_APP)
+    assert [sending.kind for sending in sender.ledger.sendings.values()] == [
+        AnswerKind.ERROR,
+        AnswerKind.UNAVAILABLE,
+        AnswerKind.WRITTEN,
+    ]
+    for number, request in zip(sender.ledger.sendings, endpoint.requests, strict=True):
+        assert b"sending-%010d" % number in request
+        assert numbered(endpoint.requests[0].replace(b"sending-0000000001", SENDING), number) == (
+            request
+        )
 
 
 @pytest.mark.usefixtures("quick")
@@ -219,7 +237,7 @@ async def test_commit_is_held_at_its_moment() -> None:
         assert talk.arrived == BEGIN + COPY
         catching = asyncio.create_task(proxy.catch(Moment.AFTER_COMMIT))
         await asyncio.sleep(0)
-        held.has_copied = True
+        held.has_sent = True
         talk._answers.append(COMMITTED)
         held.release()
         assert await catching is held
@@ -239,6 +257,31 @@ async def test_copy_without_a_transaction_is_committed_with_its_answer() -> None
         assert not talk.answered
         held.release()
         await talk.until(talk.answered, DONE)
+
+
+DROP = message(b"B", b"unmapped_event")
+KEPT = message(b"C", b"INSERT 0 1\x00") + message(b"Z", b"I")
+
+
+async def test_drops_are_held_at_their_moment() -> None:
+    """Held before the drops have arrived, or before the answer to their commit has; no event is."""
+    talk = Talk()
+    async with talk.over() as proxy:
+        catching = asyncio.create_task(proxy.catch(Moment.BEFORE_DROPS))
+        await asyncio.sleep(0)
+        talk.say(COPY, DONE)
+        await talk.until(talk.answered, DONE)
+        talk.say(DROP)
+        held = await catching
+        assert talk.arrived == COPY
+        catching = asyncio.create_task(proxy.catch(Moment.AFTER_DROPS))
+        await asyncio.sleep(0)
+        held.has_sent = True
+        talk._answers.append(KEPT)
+        held.release()
+        assert await catching is held
+        assert talk.arrived == COPY + DROP
+        assert talk.answered == DONE
 
 
 async def test_cut_connection_is_reset() -> None:

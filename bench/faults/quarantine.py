@@ -1,0 +1,160 @@
+"""The oracle of quarantine: it compares the table `dropped` with the vendor's sendings."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+from urllib.parse import unquote_plus, unquote_to_bytes
+
+import asyncpg
+import msgspec
+
+from app.dropped import decode_event
+from bench.faults.verdict import Verdict
+from bench.testbed.callbacks import SECRET
+from bench.testbed.deliveries import EventGenerator
+from bench.testbed.drops import Kept, numbered
+from bench.testbed.ledger import AnswerKind, Ledger, Sending
+
+_FETCH_ROWS = 1_000
+_ROWS = """
+SELECT workspace_id, vendor, app_token, reason, subject, method, query, content_type, body, event,
+       extract(epoch FROM received_at)::float8 AS received_at,
+       extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 AS committed_at
+FROM dropped
+"""
+_NUMBER = re.compile(rb"sending-(\d{10})")
+_CONTENT_TYPE = re.compile(rb"\r\nContent-Type: ([^\r]*)")
+_JSON = "application/json"
+# A row must exist after these answers.
+_KEPT = (AnswerKind.DROPPED, AnswerKind.MALFORMED)
+# Between two clocks of one machine.
+_CLOCK_S = 0.001
+
+
+class _Row(NamedTuple):
+    """A row: its times, and the first column that differs from the callback; empty without one."""
+
+    received_at: float
+    committed_at: float
+    difference: str
+
+
+async def judge_drops(
+    connection: asyncpg.Connection, generator: EventGenerator, ledger: Ledger, verdict: Verdict
+) -> None:
+    """Add the broken promises of quarantine to the verdict."""
+    rows = await _read(connection, generator, ledger, verdict)
+    verdict.dropped_rows = sum(map(len, rows.values()))
+    for number, sending in ledger.sendings.items():
+        kept = generator.event(sending.event).kept
+        found = rows.get(number, [])
+        if kept is None and found:
+            verdict.doubled[sending.event] = "a row in quarantine, where it has no place"
+        elif len(found) > 1:
+            verdict.doubled[sending.event] = f"{len(found)} rows in quarantine of one sending"
+        elif kept is not None and sending.kind in _KEPT:
+            _judge_kept(sending, found, verdict)
+        elif found and found[0].difference:
+            verdict.lost[sending.event] = f"its row in quarantine has another {found[0].difference}"
+
+
+def _judge_kept(sending: Sending, found: list[_Row], verdict: Verdict) -> None:
+    """Judge a sending that was answered as one in quarantine."""
+    if not found:
+        verdict.lost[sending.event] = f"answered {sending.kind.value}, without a row in quarantine"
+        return
+    row = found[0]
+    if row.difference:
+        verdict.lost[sending.event] = f"its row in quarantine has another {row.difference}"
+    elif not sending.sent_at - _CLOCK_S <= row.received_at <= sending.answered_at + _CLOCK_S:
+        verdict.lost[sending.event] = "its row in quarantine has another time of arrival"
+    if row.committed_at > sending.answered_at:
+        early_s = row.committed_at - sending.answered_at
+        verdict.lied[sending.event] = f"answered {sending.kind.value} {early_s:.3f} s too early"
+
+
+async def _read(
+    connection: asyncpg.Connection, generator: EventGenerator, ledger: Ledger, verdict: Verdict
+) -> dict[int, list[_Row]]:
+    """Return the rows by the number of their sending."""
+    rows: defaultdict[int, list[_Row]] = defaultdict(list)
+    strangers = 0
+    async with connection.transaction():
+        async for record in connection.cursor(_ROWS, prefetch=_FETCH_ROWS):
+            found = _NUMBER.search(record["query"] + record["body"] + (record["event"] or b""))
+            number = int(found[1]) if found else 0
+            sending = ledger.sendings.get(number)
+            if _holds_secret(record):
+                verdict.leaked[sending.event if sending else -1] = "a row of quarantine has it"
+            if sending is None:
+                strangers += 1
+                continue
+            event = generator.event(sending.event)
+            request = numbered(event.deliveries[0].request, number)
+            difference = next(_differences(record, request, event.kept), "") if event.kept else ""
+            rows[number].append(_Row(record["received_at"], record["committed_at"], difference))
+    if strangers:
+        verdict.doubled[-2] = f"{strangers} rows in quarantine of no sending"
+    return rows
+
+
+def _holds_secret(record: asyncpg.Record) -> bool:
+    texts = (value for value in record.values() if isinstance(value, str))
+    held = "\n".join(texts).encode() + record["query"] + record["body"] + (record["event"] or b"")
+    return SECRET.encode() in held or SECRET.encode() in unquote_to_bytes(held)
+
+
+def _differences(record: asyncpg.Record, request: bytes, kept: Kept) -> Iterator[str]:
+    """Yield the columns that differ from the callback."""
+    for column in ("reason", "subject", "workspace_id", "app_token"):
+        if record[column] != getattr(kept, column):
+            yield column
+    head, _, body = request.partition(b"\r\n\r\n")
+    method, target, _ = head.split(b" ", 2)
+    if (record["vendor"], record["method"]) != ("adjust", method.decode()):
+        yield "vendor or method"
+    query = target.partition(b"?")[2]
+    if kept.reason == "refused":
+        if not _is_event(record, query + b"&" + body):
+            yield "event"
+        return
+    content_type = found[1].decode() if (found := _CONTENT_TYPE.search(head)) else ""
+    if record["content_type"] != content_type:
+        yield "content type"
+    if record["query"] != _redacted(query):
+        yield "query"
+    if not _is_body(record["body"], content_type, body):
+        yield "body"
+
+
+def _is_event(record: asyncpg.Record, sent: bytes) -> bool:
+    """Whether a refused event is kept as itself: with its user, and without its bytes."""
+    if record["query"] or record["body"] or record["content_type"] or record["event"] is None:
+        return False
+    user_id = decode_event(record["event"]).user_id or ""
+    return user_id.encode() in sent
+
+
+def _is_body(kept: bytes, content_type: str, sent: bytes) -> bool:
+    if content_type != _JSON:
+        return kept == _redacted(sent)
+    try:
+        members = msgspec.json.decode(sent, type=dict[str, str])
+    except msgspec.DecodeError:
+        return kept == (b"" if SECRET.encode() in sent else sent)
+    left = {name: value for name, value in members.items() if not _is_secret(name, value)}
+    return msgspec.json.decode(kept, type=dict[str, str]) == left
+
+
+def _redacted(pairs: bytes) -> bytes:
+    """Return a query or form without each pair that has the secret in its name or value."""
+    split = ((pair, pair.decode("latin-1").partition("=")) for pair in pairs.split(b"&"))
+    return b"&".join(
+        pair for pair, (name, _, value) in split
+        if not _is_secret(unquote_plus(name), unquote_plus(value))
+    )  # fmt: skip
+
+
+def _is_secret(name: str, value: str) -> bool:
+    return name == "secret" or SECRET in value
