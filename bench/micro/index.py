@@ -1,15 +1,19 @@
 """The price of the index on `received_at`, and the time that it saves a reader."""
 
+import itertools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from urllib.parse import urlsplit
 
 from bench.micro.part import Prepare, Run
 from bench.testbed.environment import Environment
 from bench.testbed.usage import PROC
+from sinks.timescale.schema import migrate
 
 ROWS, CHUNKS = 500_000, 10
-_INDEX = "SELECT indexdef FROM pg_indexes WHERE indexname = 'events_received_at'"
+_NUMBERS = itertools.count(1)
 _SERVERS_OF_THE_SINK = "SELECT pid FROM pg_stat_activity WHERE application_name = 'flokit-gateway'"
 # Rows in the order of their arrival. The last arrive when the reading begins.
 _FILL = f"""
@@ -20,6 +24,7 @@ SELECT gen_random_uuid(), moment, moment, 'ws_shop', 'adjust', 'abc123token', 'p
 FROM generate_series({ROWS}, 1, -1) AS number,
     LATERAL (SELECT now() - number * interval '{CHUNKS} days' / {ROWS} AS moment) AS moments
 """  # noqa: S608 - made of constants
+_NEWEST = "CREATE TABLE newest AS SELECT max(received_at) AS received_at FROM events"
 _READ = """
 SELECT count(*) FROM events
 WHERE received_at > (SELECT max(received_at) FROM newest) - interval '90 seconds'
@@ -45,22 +50,20 @@ def in_server(prepare: Prepare) -> Prepare:
 
 
 def unindexed(prepare: Prepare) -> Prepare:
-    """Measure a part without the index, which is there again afterwards."""
+    """Measure a part in another database of the same server, without the index."""
 
     @asynccontextmanager
     async def prepared(environment: Environment | None) -> AsyncIterator[Run]:
         assert environment is not None
-        async with environment.connected() as connection:
-            created = await connection.fetchval(_INDEX)
-        async with prepare(environment) as indexed:
-
-            async def run(number: int) -> float:
-                await environment.execute("DROP INDEX events_received_at")
-                try:
-                    return await indexed(number)
-                finally:
-                    await environment.execute(created)
-
+        name = f"unindexed_{next(_NUMBERS)}"
+        await environment.execute(f"CREATE DATABASE {name}")
+        url = urlsplit(environment.servers.database_url)._replace(path=f"/{name}").geturl()
+        servers = replace(environment.servers, database_url=url)
+        beside = Environment(servers, environment.folder, environment.environ)
+        async with beside.connected() as connection:
+            await migrate(connection)
+            await connection.execute("DROP INDEX events_received_at")
+        async with prepare(beside) as run:
             yield run
 
     return prepared
@@ -71,12 +74,9 @@ async def reading(environment: Environment | None) -> AsyncIterator[Run]:
     """Read the rows of the last 90 seconds, out of many in several chunks."""
     assert environment is not None
     async with environment.connected() as connection:
-        if await connection.fetchval("SELECT to_regclass('newest')") is None:
-            await connection.execute(_FILL)
-            await connection.execute(
-                "CREATE TABLE newest AS SELECT max(received_at) AS received_at FROM events"
-            )
-            await connection.execute("VACUUM ANALYZE events")
+        await connection.execute(_FILL)
+        await connection.execute(_NEWEST)
+        await connection.execute("VACUUM ANALYZE events")
 
         async def run(number: int) -> float:
             began = time.perf_counter()
