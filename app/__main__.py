@@ -1,6 +1,7 @@
 """The FloKit measurement gateway."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -15,13 +16,18 @@ COMMANDS: Mapping[str, str] = {
     "serve": "run the gateway on DATABASE_URL and REDIS_URL",
     "migrate": "bring the schema of DATABASE_URL up to date",
     "check": "check settings, workspaces, database and Redis",
+    "explain": "show what a callback becomes, and why, without sending it",
+    "dropped": "list the dropped callbacks in quarantine, and how to get them back",
+    "unmapped": "list the events that arrive without a mapping, with lines to paste",
+    "tail": "show callbacks and their outcomes as they arrive",
+    "replay": "write dropped callbacks out of quarantine, through the present mapping",
     "retain": "delete events older than RETENTION_D, and drops older than QUARANTINE_D",
 }
 NO_DEV = (
     "dev is not in this image: its database and Redis are for a developer's machine. "
     "Run `make run` in the repository"
 )
-FAILED, MISCONFIGURED, INTERRUPTED = 1, 2, 130
+FAILED, MISCONFIGURED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
 
 class Command(Protocol):
@@ -56,9 +62,14 @@ def main() -> int:
     if name != "serve":
         signals.interrupt()
     try:
-        return command.run(arguments)
+        exit_code = command.run(arguments)
+        sys.stdout.flush()
+        return exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except Exception as error:
         prefix, exit_code = _expected(error)
         if not exit_code:
@@ -87,7 +98,11 @@ def _parse(name: str, command: object) -> argparse.Namespace:
         )
         if each == name and isinstance(command, HasArguments):
             command.add_arguments(chosen)
-    return parser.parse_args()
+    arguments, unknown = parser.parse_known_args()
+    if unknown:
+        # Not their text: it may hold a secret.
+        parser.error(f"{len(unknown)} unrecognized arguments: see {parser.prog} {name} --help")
+    return arguments
 
 
 def _expected(error: Exception) -> tuple[str, int]:

@@ -22,8 +22,8 @@ def make_callback(
     in_body: dict[str, str],
     body: bytes,
     headers: Mapping[str, str],
-    *,
     received_at: datetime,
+    *,
     retention_d: int,
 ) -> Callback:
     """Return the callback of a raw query and a body; the parameters of the URL win.

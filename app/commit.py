@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from operator import attrgetter
 
 from app.claims import Claim, Claims
@@ -17,16 +18,24 @@ from app.telemetry.metrics import (
 from app.telemetry.outcomes import count_events
 from sinks import Sink
 
-_EVENT_ID = attrgetter("event_id")
+_EVENT_ID, _RECEIVED_AT = attrgetter("event_id"), attrgetter("received_at")
 
 log = logging.getLogger(__name__)
 
 
-async def commit(events: Sequence[Event], claims: Claims, sink: Sink) -> Sequence[Outcome]:
+async def commit(
+    events: Sequence[Event],
+    claims: Claims,
+    sink: Sink,
+    *,
+    now: Callable[[], datetime],
+    age_max: timedelta,
+) -> Sequence[Outcome]:
     """Commit one batch, count it, and return the outcome of each event, in order.
 
     Repeats of one event are folded into the first. A CONTESTED event goes on to
-    `commit_contested`; a FAILED one may be retried.
+    `commit_contested`; a FAILED one may be retried. An event that arrived longer than `age_max`
+    ago is TOO_LATE: its row could become visible later than readers look back.
     """
     BATCH_EVENTS.observe(len(events))
     with COMMIT_SECONDS.time():
@@ -39,8 +48,15 @@ async def commit(events: Sequence[Event], claims: Claims, sink: Sink) -> Sequenc
         held = list(unique.values())
         if outcomes:
             held = [event for id_, event in unique.items() if id_ not in outcomes]
+        late: Sequence[Event] = []
+        # After the claim, which may have taken long, and directly before the write.
+        if held and min(map(_RECEIVED_AT, held)) < (oldest := now() - age_max):
+            late = [event for event in held if event.received_at < oldest]
+            held = [event for event in held if event.received_at >= oldest]
         if held:
             outcomes |= await _write(held, claims, sink)
+        if late:
+            outcomes |= await _give_up(late, claims)
     unfolded: Sequence[Outcome] = list(map(outcomes.__getitem__, map(_EVENT_ID, events)))
     if len(unique) < len(events):
         unfolded = _unfold(events, outcomes)
@@ -48,11 +64,22 @@ async def commit(events: Sequence[Event], claims: Claims, sink: Sink) -> Sequenc
     return unfolded
 
 
-async def commit_contested(event: Event, claims: Claims, sink: Sink) -> Outcome:
+async def commit_contested(
+    event: Event,
+    claims: Claims,
+    sink: Sink,
+    *,
+    now: Callable[[], datetime],
+    age_max: timedelta,
+) -> Outcome:
     """Commit one contested event, count it, and return its outcome, without a claim."""
     try:
-        with WRITE_SECONDS.time():
-            outcome = await sink.write_contested(event)
+        if event.received_at < now() - age_max:
+            _log_late(1)
+            outcome = Outcome.TOO_LATE
+        else:
+            with WRITE_SECONDS.time():
+                outcome = await sink.write_contested(event)
     except Exception as error:  # noqa: BLE001 - after any error a retry is safe
         _log_failure(1, error)
         outcome = Outcome.FAILED
@@ -99,6 +126,14 @@ async def _write(events: Sequence[Event], claims: Claims, sink: Sink) -> Mapping
     return by_id
 
 
+async def _give_up(events: Sequence[Event], claims: Claims) -> Mapping[bytes, Outcome]:
+    """Release claimed events that are too late to be written."""
+    ids = list(map(_EVENT_ID, events))
+    _log_late(len(ids))
+    await claims.release(ids)
+    return dict.fromkeys(ids, Outcome.TOO_LATE)
+
+
 def _unfold(events: Sequence[Event], outcomes: dict[bytes, Outcome]) -> Sequence[Outcome]:
     """Return the outcome of each event; repeats of a written event are duplicates."""
     unfolded = []
@@ -107,6 +142,10 @@ def _unfold(events: Sequence[Event], outcomes: dict[bytes, Outcome]) -> Sequence
         if outcome is Outcome.WRITTEN:
             outcomes[event.event_id] = Outcome.DUPLICATE
     return unfolded
+
+
+def _log_late(events: int) -> None:
+    log.error("events not written: they have waited too long", extra={"events": events})
 
 
 def _log_failure(events: int, error: Exception) -> None:

@@ -46,19 +46,25 @@ class UnknownVendor(Rejected):
 
 
 class Malformed(GatewayError):
-    """A verified callback that cannot be read: kept in quarantine, and counted as dropped."""
+    """A verified callback that cannot be read: kept in quarantine, and counted as dropped.
+
+    `body` is its body where the caller has not got it.
+    """
 
     status = 400
 
+    def __init__(self, reason: str, body: bytes = b"") -> None:
+        super().__init__(reason)
+        self.body = body
+
 
 class MalformedBody(Malformed):
-    """The body is neither a form nor a JSON object; `body` has it where it was not yet returned."""
+    """The body is neither a form nor a JSON object."""
 
     message = "Malformed body."
 
     def __init__(self, body: bytes = b"") -> None:
-        super().__init__("malformed_body")
-        self.body = body
+        super().__init__("malformed_body", body)
 
 
 class TooManyParameters(Malformed):

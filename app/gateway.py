@@ -11,8 +11,6 @@ from math import nan
 from operator import attrgetter
 from pathlib import Path
 
-from sinks.timescale.quarantine import TimescaleQuarantine
-
 import adapters
 from app.access import Access
 from app.buffer import WriteBuffer
@@ -28,6 +26,7 @@ from app.telemetry import metrics
 from app.telemetry.observer import UNOBSERVED, Observer
 from app.workspaces import Workspaces
 from sinks import Quarantine, Sink
+from sinks.timescale.quarantine import TimescaleQuarantine
 from sinks.timescale.sink import TimescaleSink
 
 LIMITS = {"batch_max_bytes": 64 * 1024, "buffer_max_bytes": 64 * 1024 * 1024}
@@ -60,14 +59,7 @@ class Gateway:
         self.claims = observer.claims(claims)
         self.sink = observer.sink(sink)
         self.quarantine = quarantine
-        self.buffer: WriteBuffer[Event, Outcome] = WriteBuffer(
-            observer.commit(partial(commit, claims=self.claims, sink=self.sink)),
-            observer.commit_one(partial(commit_contested, claims=self.claims, sink=self.sink)),
-            undecided=Outcome.CONTESTED,
-            batch_max=settings.batch_max_events,
-            buffer_max=settings.buffer_max_events,
-            **LIMITS,
-        )
+        self.buffer = self._make_buffer(now)
         self.access = Access(settings.vendors)
         self.drops = Drops(
             quarantine,
@@ -88,9 +80,22 @@ class Gateway:
         )
         # Returns the receipt of a callback once it is committed or dropped; raises GatewayError.
         self.handle = observer.handle(self.ingest.handle)
-        self.is_draining = False
-        self.sink_answered = False
+        self.is_draining = self.sink_answered = False
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _make_buffer(self, now: Callable[[], datetime]) -> WriteBuffer[Event, Outcome]:
+        observer, settings = self.observer, self.settings
+        claims, sink, age_max = self.claims, self.sink, settings.event_age_max
+        return WriteBuffer(
+            observer.commit(partial(commit, claims=claims, sink=sink, now=now, age_max=age_max)),
+            observer.commit_one(
+                partial(commit_contested, claims=claims, sink=sink, now=now, age_max=age_max)
+            ),
+            undecided=Outcome.CONTESTED,
+            batch_max=settings.batch_max_events,
+            buffer_max=settings.buffer_max_events,
+            **LIMITS,
+        )
 
     @property
     def is_ready(self) -> bool:
@@ -198,27 +203,24 @@ class Gateway:
 def create_gateway(
     settings: Settings,
     *,
+    vendors: Mapping[str, adapters.Adapter] | None = None,
     claims: Claims | None = None,
     sink: Sink | None = None,
     quarantine: Quarantine | None = None,
     observer: Observer = UNOBSERVED,
+    now: Callable[[], datetime] = utc_now,
 ) -> Gateway:
     """Return a gateway built from the settings; raises WorkspacesError and SettingsError.
 
-    Tests pass another claim store, sink or quarantine.
+    Tests pass other parts or another clock; `explain` passes parts that store nothing.
     """
-    vendors = adapters.load()
-    sink = sink or TimescaleSink(settings.database_url, commit_timeout_s=settings.commit_timeout_s)
+    vendors = vendors or adapters.load()
+    sink = sink or create_sink(settings)
+    claims = claims or create_claims(settings, sink)
     if settings.quarantine_d and quarantine is None:
         quarantine = TimescaleQuarantine(
             settings.database_url, commit_timeout_s=settings.commit_timeout_s
         )
-    claims = claims or RedisClaims(
-        settings.redis_url,
-        generation=partial(attrgetter("generation"), sink),
-        lease_s=settings.claim_lease_s,
-        seen_window_d=settings.seen_window_d,
-    )
     return Gateway(
         settings,
         vendors=vendors,
@@ -227,6 +229,22 @@ def create_gateway(
         sink=sink,
         quarantine=quarantine,
         observer=observer,
+        now=now,
+    )
+
+
+def create_sink(settings: Settings) -> Sink:
+    """Return the sink of the settings; it connects at its first use."""
+    return TimescaleSink(settings.database_url, commit_timeout_s=settings.commit_timeout_s)
+
+
+def create_claims(settings: Settings, sink: Sink) -> Claims:
+    """Return the claims on the events of a sink; raises SettingsError."""
+    return RedisClaims(
+        settings.redis_url,
+        generation=partial(attrgetter("generation"), sink),
+        lease_s=settings.claim_lease_s,
+        seen_window_d=settings.seen_window_d,
     )
 
 

@@ -11,27 +11,17 @@ from msgspec.structs import replace
 from adapters import Adapter
 from app.access import sent_app_token, sent_secrets
 from app.callbacks import Bodies, make_callback
+from app.dropped import SUBJECT_MAX, Dropped, encode_event
 from app.drops import Drops
 from app.errors import (
     Malformed,
-    MalformedBody,
     Rejected,
     Unavailable,
     UnknownVendor,
     Unverified,
     WriteFailed,
 )
-from app.event import (
-    SUBJECT_MAX,
-    App,
-    Callback,
-    Drop,
-    Dropped,
-    DropReason,
-    Event,
-    Outcome,
-    encode_event,
-)
+from app.event import App, Callback, Drop, DropReason, Event, Outcome
 from app.telemetry.metrics import IDENTIFIERS_IGNORED, REJECTED
 from app.telemetry.observer import Submit, Verifier
 from app.telemetry.outcomes import count_drop, count_failure
@@ -99,7 +89,7 @@ class Ingest:
         self._drops = drops
         self._hint = hint
         self._is_clock_right = is_clock_right
-        self._retention_d = retention_d
+        self._read = partial(make_callback, retention_d=retention_d)
         self._now = now
         self.in_flight = 0
         self.bodies = Bodies()
@@ -108,9 +98,7 @@ class Ingest:
         """Return the receipt of a callback once it is committed or dropped; raises GatewayError."""
         adapter = self._adapters.get(request.vendor)
         if adapter is None:
-            error = UnknownVendor(request.vendor)
-            self._keep_trace(request, error)
-            raise error
+            raise self._traced(request, UnknownVendor(request.vendor))
         try:
             # Nothing of the request is parsed before its secret is verified.
             app = self._workspaces.find(request.vendor, sent_app_token(request.query))
@@ -118,37 +106,33 @@ class Ingest:
             secrets = sent_secrets(request.query, request.headers)
             self._access.verify(request.vendor, owner, secrets, request.address)
         except Unverified as error:
-            self._keep_trace(request, error)
-            await _pause(error)
+            await _pause(self._traced(request, error))
             raise
-        workspace = owner or ""
-        # Not before: unverified callers must not look like load.
-        self.in_flight += 1
+        self.in_flight += 1  # not before: unverified callers must not look like load
         body = b""
         try:
             body = await request.read_body() if request.read_body else b""
             in_body = await self._in_body(request, body) if body else {}
-            callback = make_callback(
-                request.query, in_body, body, request.headers,
-                received_at=self._now(), retention_d=self._retention_d,
-            )  # fmt: skip
+            callback = self._read(request.query, in_body, body, request.headers, self._now())
             event = self._event(adapter, callback, app)
             if isinstance(event, Drop):
                 await self._drop(request, app, event, callback.received_at, body)
                 return DROPPED
             size_bytes = len(request.query) + len(body)
-            del body, in_body, callback  # up to megabytes, unused while the event waits
-            outcome = await self._submit(event, workspace, size_bytes)
-            if outcome is Outcome.FAILED:
-                raise WriteFailed("write_failed")
+            body, in_body = b"", {}  # up to megabytes, unused while the event waits
+            del callback
+            outcome = await self._submit(event, owner or "", size_bytes)
+            if (receipt := RECEIPTS.get(outcome)) is None:
+                raise WriteFailed("too_late" if outcome is Outcome.TOO_LATE else "write_failed")
             if outcome is Outcome.REFUSED:
                 await self._keep_refused(request, event)
-            return RECEIPTS[outcome]
+            return receipt
         except Malformed as error:
-            await self._keep_malformed(request, app, body, error)
+            drop = Drop(DropReason.MALFORMED, error.reason)
+            await self._drop(request, app, drop, self._now(), body or error.body)
             raise
         except Unavailable as error:  # no write was attempted
-            count_failure(request.vendor, workspace, error.reason)
+            count_failure(request.vendor, owner or "", error.reason)
             raise
         finally:
             self.in_flight -= 1
@@ -156,15 +140,15 @@ class Ingest:
     async def _in_body(self, request: Request, body: bytes) -> dict[str, str]:
         return await self.bodies.parse(request.headers.get("content-type", ""), body)
 
-    def _keep_trace(self, request: Request, error: Rejected) -> None:
-        """Keep the trace of a request that is turned away, within the limits."""
-        if not self._drops.wants_rejected:
-            return
-        vendor, hint = "", ""
-        if request.vendor in self._adapters:
-            vendor = request.vendor
-            hint = self._hint(vendor, sent_secrets(request.query, request.headers))
-        self._drops.reject(error.reason, request.address, vendor, hint)
+    def _traced(self, request: Request, error: Rejected) -> Rejected:
+        """Return the error of a request that is turned away; its trace is kept, within limits."""
+        if self._drops.wants_rejected:
+            vendor, hint = "", ""
+            if request.vendor in self._adapters:
+                vendor = request.vendor
+                hint = self._hint(vendor, sent_secrets(request.query, request.headers))
+            self._drops.reject(error.reason, request.address, vendor, hint)
+        return error
 
     async def _drop(
         self, request: Request, app: App | None, drop: Drop, received_at: datetime, body: bytes
@@ -181,14 +165,6 @@ class Ingest:
             query=request.query, content_type=request.headers.get("content-type", ""), body=body,
         )  # fmt: skip
         await self._drops.keep(dropped, app.omit if app else ())
-
-    async def _keep_malformed(
-        self, request: Request, app: App | None, body: bytes, error: Malformed
-    ) -> None:
-        if isinstance(error, MalformedBody):
-            body = body or error.body
-        drop = Drop(DropReason.MALFORMED, error.reason)
-        await self._drop(request, app, drop, self._now(), body)
 
     async def _keep_refused(self, request: Request, event: Event) -> None:
         """Keep the event itself: its callback is not held while the event waits."""
@@ -224,7 +200,7 @@ class Ingest:
         return event
 
 
-async def _pause(error: Unverified) -> None:
+async def _pause(error: Rejected) -> None:
     """Delay the answer, so that guessing secrets is slow."""
     try:
         await asyncio.sleep(UNVERIFIED_PAUSE_S)

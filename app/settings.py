@@ -4,6 +4,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal
@@ -28,6 +29,12 @@ SECRET_MAX = 1024
 LEASE_PER_COMMIT = 2
 # PostgreSQL checks for a deadlock after `deadlock_timeout`; a commit must outlast a few checks.
 COMMIT_PER_DEADLOCK = 3
+# A row becomes visible within this time of its `received_at`, or never does: readers that follow
+# `received_at` look back so far.
+VISIBLE_WITHIN_S = 90.0
+# The time from the start of a write until its rows are visible, in COMMIT_TIMEOUT_S: its own
+# time-out, the delivery of its last bytes after that, and their statement in the server.
+COMMITS_PER_WRITE = 3
 # With a retention, events older than RETENTION_D less these days are dropped, so that every row is
 # kept for at least as many days.
 ROW_LIFE_MIN_D = 31
@@ -92,6 +99,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     quarantine_max_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 1_024
     drain_pause_s: Annotated[float, Meta(ge=0, le=300)] = 5.0
     vendors: Mapping[str, VendorAccess] = {}
+
+    @property
+    def event_age_max(self) -> timedelta:
+        """The age up to which an event is written: its row is then visible in time."""
+        return timedelta(seconds=VISIBLE_WITHIN_S - COMMITS_PER_WRITE * self.commit_timeout_s)
 
 
 def read_settings(
@@ -195,6 +207,13 @@ def _check_relations(settings: Settings) -> None:
         raise SettingsError(
             f"CLAIM_LEASE_S: {settings.claim_lease_s:g} is less than {LEASE_PER_COMMIT} times "
             f"COMMIT_TIMEOUT_S ({settings.commit_timeout_s:g})"
+        )
+    # An event may wait for the batch ahead of it.
+    if (1 + COMMITS_PER_WRITE) * settings.commit_timeout_s > VISIBLE_WITHIN_S:
+        raise SettingsError(
+            f"COMMIT_TIMEOUT_S: {settings.commit_timeout_s:g} is more than "
+            f"{VISIBLE_WITHIN_S / (1 + COMMITS_PER_WRITE):g}: rows would not become visible "
+            f"within {VISIBLE_WITHIN_S:g} s of their arrival"
         )
     if settings.buffer_max_events < settings.batch_max_events:
         raise SettingsError(

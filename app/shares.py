@@ -6,7 +6,7 @@ from datetime import date
 
 from msgspec.structs import replace
 
-from app.event import Dropped
+from app.dropped import Dropped
 from sinks import SMALL_BYTES, Account
 
 # A longer callback is not kept.

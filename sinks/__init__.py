@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from app.event import Dropped, Event, Outcome, RejectedRequest
+from app.dropped import Dropped, RejectedRequest
+from app.event import Event, Outcome
 
 
 class Sink(Protocol):

@@ -39,7 +39,7 @@ def callback_of(query: bytes, body: bytes = b"", content_type: str = "") -> Call
     in_body = parse_body(content_type, body)
     if in_body is None:
         raise MalformedBody
-    callback = make_callback(query, in_body, body, headers, received_at=RECEIVED_AT, retention_d=0)
+    callback = make_callback(query, in_body, body, headers, RECEIVED_AT, retention_d=0)
     return msgspec.structs.replace(
         callback,
         query=MappingProxyType(dict(callback.query)),

@@ -33,10 +33,12 @@ from tests.gateways import (
     Process,
     Services,
     database_of,
+    environment,
     make_claims,
     workspaces_toml,
 )
 from tests.haproxy import find_haproxy
+from tests.replays import Replays
 from tests.vectors import VECTORS, app_token
 
 # A machine that is busy may take its time.
@@ -337,6 +339,12 @@ async def gateways(
     gateways = Gateways(database_url, services.redis_url, tmp_path)
     yield gateways
     await gateways.stop()
+
+
+@pytest.fixture
+def replays(services: Services, database_url: str, tmp_path: Path) -> Replays:
+    """The command `replay` on the test's database."""
+    return Replays(environment(database_url, services.redis_url, tmp_path))
 
 
 @pytest.fixture

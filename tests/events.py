@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
 import asyncpg
 import msgspec
 
+from app import commit as product
 from app.event import Event, Outcome
+from bench.testbed.process import PATIENCE_S
 from sinks import Sink
 from sinks.timescale.schema import read_identity
 from sinks.timescale.sink import TimescaleSink
@@ -17,6 +20,10 @@ from sinks.timescale.sink import TimescaleSink
 OCCURRED_AT = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 # The `created_at` of `tests.gateways.query`.
 FIRST_CALLBACK_AT = datetime.fromtimestamp(1_750_500_000, UTC)
+
+# The commits of a gateway without a clock: no event of a test is too late.
+commit = partial(product.commit, now=lambda: OCCURRED_AT, age_max=timedelta(0))
+commit_contested = partial(product.commit_contested, now=lambda: OCCURRED_AT, age_max=timedelta(0))
 
 
 def event(name: str, **fields: Any) -> Event:
@@ -84,6 +91,6 @@ async def generation_of(connection: asyncpg.Connection) -> str:
 
 async def until_lost(sink: TimescaleSink) -> None:
     """Return when the sink has noticed that its connection is gone."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while sink.generation is not None:
             await asyncio.sleep(0)

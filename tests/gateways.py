@@ -3,9 +3,10 @@
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -13,21 +14,34 @@ import msgspec
 
 from app.claims import Claims
 from app.claims.redis import RedisClaims
-from app.dev.processes import free_port
 from app.gateway import create_gateway
 from app.http.server import Server
+from app.ingest import utc_now
 from app.settings import read_settings
 from bench.testbed.callbacks import workspace_toml
 from bench.testbed.client import Answer, fetch, get, metrics, post
-from bench.testbed.database import execute, locked
+from bench.testbed.database import connected, execute
 from bench.testbed.process import OK, PATIENCE_S, ServerProcess
 from sinks import Quarantine, Sink
 from sinks.timescale.sink import TimescaleSink
 from tests import leaks
+from tests.ports import free_port
 
 SECRET = "s3cr3t"  # noqa: S105 - the vectors' own
 # The limit of the last scrape of a process: it may be frozen.
 LAST_METRICS_S = 1.0
+# For tests that hold up writes: none of these ends by its own time-out meanwhile.
+PATIENT = {"COMMIT_TIMEOUT_S": "20", "CLAIM_LEASE_S": "40"}
+# A writer of `events` waits for this lock by trying: a lock that it waited for, such as one on the
+# table, would fail the write after two thirds of a second.
+_HOLD = """
+CREATE OR REPLACE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    WHILE NOT pg_try_advisory_xact_lock_shared(1) LOOP PERFORM pg_sleep(0.01); END LOOP;
+    RETURN NULL;
+END $$;
+DROP TRIGGER IF EXISTS hold ON events;
+CREATE TRIGGER hold BEFORE INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION hold();
+"""
 
 
 @dataclass(frozen=True)
@@ -139,12 +153,16 @@ class Running(Target):
 
 
 class Gateways:
-    """Starts gateways in this process, and stops them at the end of the test."""
+    """Starts gateways in this process, and stops them at the end of the test.
+
+    `now` is the clock of those that are started next.
+    """
 
     def __init__(self, database_url: str, redis_url: str, folder: Path) -> None:
         self.database_url = database_url
         self.redis_url = redis_url
         self.folder = folder
+        self.now: Callable[[], datetime] = utc_now
         self._running: list[Running] = []
 
     async def start(
@@ -155,10 +173,11 @@ class Gateways:
         quarantine: Quarantine | None = None,
         **settings: str,
     ) -> Running:
-        """Start one; `settings` are environment variables."""
-        environ = environment(self.database_url, self.redis_url, self.folder, **settings)
+        """Start one, which is patient; `settings` are environment variables."""
+        chosen = PATIENT | settings
+        environ = environment(self.database_url, self.redis_url, self.folder, **chosen)
         gateway = create_gateway(
-            read_settings(environ), claims=claims, sink=sink, quarantine=quarantine
+            read_settings(environ), claims=claims, sink=sink, quarantine=quarantine, now=self.now
         )
         listener = socket.create_server(("127.0.0.1", 0))
         server = Server(gateway, listener)
@@ -171,9 +190,13 @@ class Gateways:
         """Run statements in the test's database, each in a transaction of its own."""
         await execute(self.database_url, *statements)
 
-    def locked_events(self) -> AbstractAsyncContextManager[None]:
-        """Hold a lock on the table `events` against every other use."""
-        return locked(self.database_url, "events")
+    @asynccontextmanager
+    async def held_writes(self) -> AsyncIterator[None]:
+        """Hold up every write of events, as long as its commit time-out allows; see PATIENT."""
+        await self.execute(_HOLD)
+        async with connected(self.database_url) as connection, connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock(1)")
+            yield
 
     async def stop(self) -> None:
         """Stop those that still run."""

@@ -14,17 +14,16 @@ from typing import Any
 import asyncpg
 
 from app.dev.embedded import INIT_TIMEOUT_S, TIMESCALEDB_CONF
-from app.dev.processes import ENVIRONMENT, Server, free_port, run
+from app.dev.processes import ENVIRONMENT, Server, run
 from app.dev.programs import Programs
-from bench.testbed.process import as_nobody
+from bench.testbed.process import PATIENCE_S, POLL_S, as_nobody
 from sinks.timescale.schema import migrate
+from tests.ports import free_port
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test
 OWNER, REPLICATOR = "flokit", "replicator"
 # The databases of every server: `events` is a hypertable in one, an ordinary table in the other.
 HYPERTABLE, PLAIN = "flokit", "plain"
-PATIENCE_S = 30.0
-POLL_S = 0.02
 CONNECT_TIMEOUT_S = 5.0
 COPY_TIMEOUT_S = 60.0
 

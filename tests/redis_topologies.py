@@ -14,10 +14,11 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from app.dev.processes import Server, free_port
-from bench.testbed.process import bound
+from app.dev.processes import Server
+from bench.testbed.process import PATIENCE_S, bound
+from tests.ports import BUS, free_port
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test
 # The rights that docs/deploying.md lists for a cluster.
@@ -25,8 +26,6 @@ USER, USER_PASSWORD = "gateway", "the-gateways-own"
 RIGHTS = "+eval +get +set +del +cluster|slots"
 PRIMARIES = 3
 SLOTS = 16_384
-BUS = 10_000  # the distance from a node's port to its port for the cluster bus
-PATIENCE_S = 30.0
 POLL_S = 0.05
 SERVICE = "claims"
 
@@ -235,6 +234,13 @@ class Watched:
         finally:
             await self._set_time_out(CALM_MS)
 
+    async def shorten_tilt(self) -> None:
+        """Let Sentinels go on after a pause: they would do nothing for 30 s after one of 2 s."""
+        for sentinel in self.sentinels:
+            async with client_of(sentinel, "") as redis:
+                with suppress(ResponseError):  # before Redis 7 it is fixed
+                    await redis.execute_command("SENTINEL", "DEBUG", "TILT-PERIOD", 500)
+
     async def _set_time_out(self, milliseconds: int) -> None:
         for sentinel in self.sentinels:
             async with client_of(sentinel, "") as redis:
@@ -303,6 +309,7 @@ def watched(folder: Path, program: Path) -> Iterator[Watched]:
         )
         sentinels = [start(f"sentinel-{number}", conf, "--sentinel") for number in range(3)]
         made = Watched([first, second], sentinels)
+        asyncio.run(made.shorten_tilt())
         asyncio.run(made.primary())
         yield made
 
@@ -324,7 +331,7 @@ def starting(folder: Path, program: Path) -> Iterator[Callable[..., Server]]:
             command = bound([str(program), "redis.conf", *words, "--port"])
             server = Server(
                 home, folder / f"{name}.log", command, _answers, signal.SIGTERM,
-                lock.fileno(), spawner, _free_port(),
+                lock.fileno(), spawner, free_port(BUS),
             )  # fmt: skip
             return stack.enter_context(server)
 
@@ -336,12 +343,3 @@ def _answers(port: int) -> bool:
         peer.sendall(b"PING\r\n")
         return bool(peer.recv(1024))
     return False
-
-
-def _free_port() -> int:
-    """A free port whose port for the cluster bus is free too."""
-    while True:
-        port = free_port()
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port + BUS))
-            return port

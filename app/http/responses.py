@@ -61,6 +61,16 @@ def caller_address(request: Request, proxies: int) -> str:
     return str(request.ip)
 
 
+def reason_of(exception: BaseException) -> str:
+    """Return the reason of an answer without a receipt, or of a connection closed without one."""
+    if isinstance(exception, GatewayError):
+        return exception.reason
+    if isinstance(exception, SanicException):
+        status = HTTPStatus(exception.status_code)
+        return _REFUSALS.get(status) or _UNANSWERED.get(status, "not_http")
+    return "unexpected"
+
+
 class Unanswered(HTTPResponse):
     """In place of a response: the connection is closed."""
 
@@ -78,9 +88,8 @@ class GatewayErrors(ErrorHandler):
         if isinstance(exception, asyncio.CancelledError):
             return Unanswered()  # the caller is gone
         if isinstance(exception, NotFound | MethodNotAllowed):
-            reason = _REFUSALS[HTTPStatus(exception.status_code)]
             proxies = self._gateway.settings.proxies_count
-            self._gateway.drops.reject(reason, caller_address(request, proxies))
+            self._gateway.drops.reject(reason_of(exception), caller_address(request, proxies))
         answer = self.answer(exception)
         if answer is None:
             return Unanswered()
@@ -88,20 +97,21 @@ class GatewayErrors(ErrorHandler):
 
     def answer(self, exception: BaseException) -> Answer | None:
         """Return the answer, and count it; None closes the connection without one."""
+        reason = reason_of(exception)
         if isinstance(exception, Unreadable):
-            UNANSWERED.labels(exception.reason).inc()
+            UNANSWERED.labels(reason).inc()
             return None
         if isinstance(exception, GatewayError):
             if isinstance(exception, Rejected):
-                REJECTED.labels(exception.reason).inc()
+                REJECTED.labels(reason).inc()
             return error_answer(exception.status, exception.message)
         if isinstance(exception, SanicException):
             status = HTTPStatus(exception.status_code)
             if status in _REFUSALS:
-                REJECTED.labels(_REFUSALS[status]).inc()
+                REJECTED.labels(reason).inc()
                 return error_answer(status, status.phrase, tuple(exception.headers.items()))
             if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
-                UNANSWERED.labels(_UNANSWERED.get(status, "not_http")).inc()
+                UNANSWERED.labels(reason).inc()
                 return None
         return self._unexpected(exception)
 

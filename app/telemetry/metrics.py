@@ -26,7 +26,8 @@ CALLBACK = ("vendor", "workspace")
 # Label values that are exposed at 0 from the start. Prometheus counts no increase up to the first
 # value of a new series, and would miss the first failures of a kind.
 FAILURES = (
-    "write_failed", "buffer_full", "clock_differs", "quarantine_failed", "quarantine_busy",
+    "write_failed", "too_late", "buffer_full", "clock_differs", "quarantine_failed",
+    "quarantine_busy",
 )  # fmt: skip
 DROPS = ("invalid_timestamp", "refused", "malformed")
 REJECTIONS = (

@@ -22,6 +22,7 @@ _COUNTED: dict[Outcome, tuple[Tally, tuple[str, ...]]] = {
     Outcome.WRITTEN: (BY_WORKSPACE[WRITTEN], ()),
     Outcome.DUPLICATE: (BY_WORKSPACE[DUPLICATE], ()),
     Outcome.FAILED: (BY_WORKSPACE[FAILED], ("write_failed",)),
+    Outcome.TOO_LATE: (BY_WORKSPACE[FAILED], ("too_late",)),
 }
 
 

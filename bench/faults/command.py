@@ -87,6 +87,8 @@ def table(result: Result) -> str:
         "given up after the last retry": len(ledger.given_up),
         "rows": result.verdict.rows,
         "rows in quarantine": result.verdict.dropped_rows,
+        "rows that appeared behind the newest one": result.reading.late,
+        "seconds behind it, at most": result.reading.behind_s,
     }
     broken = {name: len(events) for name, events in _broken(result).items()}
     return markdown_table(
@@ -100,6 +102,7 @@ def table(result: Result) -> str:
             ),
             *(("verdict", name, number, "") for name, number in broken.items()),
             ("verdict", "stuck", len(result.stuck), ""),
+            ("verdict", "missed by a reader that looks back", result.reading.missed, ""),
         ],
     )
 

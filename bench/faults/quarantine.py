@@ -9,7 +9,7 @@ from urllib.parse import unquote_plus, unquote_to_bytes
 import asyncpg
 import msgspec
 
-from app.event import decode_event
+from app.dropped import decode_event
 from bench.faults.verdict import Verdict
 from bench.testbed.callbacks import SECRET
 from bench.testbed.deliveries import EventGenerator

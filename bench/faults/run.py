@@ -11,6 +11,7 @@ from random import Random
 
 from bench.faults.faults import FAULTS, NEW_DAY
 from bench.faults.oracle import judge
+from bench.faults.reader import Reading, following
 from bench.faults.schedule import Injection, Schedule
 from bench.faults.verdict import Verdict
 from bench.testbed.console import Progress
@@ -35,14 +36,15 @@ class Result:
     machine: Machine
     ledger: Ledger
     verdict: Verdict
+    reading: Reading
     duration_s: float
     recovery_s: dict[str, list[float]] = field(default_factory=dict)
     stuck: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing was lost, doubled, lied about or stuck."""
-        return self.verdict.is_clean and not self.stuck
+        """Whether nothing was lost, doubled, lied about, stuck, or missed by the reader."""
+        return self.verdict.is_clean and not self.stuck and not self.reading.missed
 
     @property
     def injections(self) -> Counter[str]:
@@ -71,9 +73,11 @@ async def run(
         vendor = Vendor(generator, ports, schedule.rate)
         running = _Run(schedule, environment, vendor, progress)
         try:
-            await running.run()
+            async with following(environment.servers.database_url) as reader:
+                await running.run()
         finally:
             await vendor.close()
+        reading = await reader.finish()
         progress.step("comparing ledger and table")
         events = schedule.callbacks + running.probes
         async with environment.connected() as connection:
@@ -83,6 +87,7 @@ async def run(
             describe_machine(environment.servers.description),
             vendor.ledger,
             verdict,
+            reading,
             time.monotonic() - started,
             running.recovery_s,
             running.stuck,

@@ -20,6 +20,7 @@ from app.parameters import parse_form
 from app.telemetry.outcomes import count_events
 from bench.testbed.callbacks import APPS, EVENTS, get_request, parameters, query
 from bench.testbed.environment import Environment
+from bench.testbed.usage import PROC
 from sinks.timescale.encoding import encode_rows
 from sinks.timescale.sink import TimescaleSink
 
@@ -108,6 +109,8 @@ _REQUEST = get_request(SENT)
 _CALLBACK = Callback(query=SENT, parameters=SENT, received_at=NOW)
 _ROWS = [_event(number) for number in range(BATCH)]
 _WRITTEN = [Outcome.WRITTEN] * BATCH
+# Of a table into which several parts write.
+_ROW = itertools.count()
 
 
 @asynccontextmanager
@@ -161,10 +164,9 @@ async def _claiming(environment: Environment | None) -> AsyncIterator[Run]:
 async def _copying(environment: Environment | None) -> AsyncIterator[Run]:
     assert environment is not None
     sink = TimescaleSink(environment.servers.database_url, commit_timeout_s=5)
-    numbers = itertools.count()
 
     async def run(number: int) -> float:
-        batches = [[_event(next(numbers)) for _ in range(BATCH)] for _ in range(number)]
+        batches = [[_event(next(_ROW)) for _ in range(BATCH)] for _ in range(number)]
         began = time.perf_counter()
         for batch in batches:
             outcomes = await sink.write(batch)
@@ -173,6 +175,48 @@ async def _copying(environment: Environment | None) -> AsyncIterator[Run]:
 
     yield run
     await sink.close()
+
+
+@asynccontextmanager
+async def _in_server(environment: Environment | None) -> AsyncIterator[Run]:
+    """Measure the CPU time of the server's processes that serve the sink."""
+    assert environment is not None
+    async with _copying(environment) as copy:
+
+        async def run(number: int) -> float:
+            before = await _server_cpu_s(environment)
+            await copy(number)
+            return await _server_cpu_s(environment) - before
+
+        yield run
+
+
+@asynccontextmanager
+async def _in_server_unindexed(environment: Environment | None) -> AsyncIterator[Run]:
+    assert environment is not None
+    async with environment.connected() as connection:
+        created = await connection.fetchval(
+            "SELECT indexdef FROM pg_indexes WHERE indexname = 'events_received_at'"
+        )
+    async with _in_server(environment) as run_indexed:
+
+        async def run(number: int) -> float:
+            await environment.execute("DROP INDEX events_received_at")
+            try:
+                return await run_indexed(number)
+            finally:
+                await environment.execute(created)
+
+        yield run
+
+
+async def _server_cpu_s(environment: Environment) -> float:
+    async with environment.connected() as connection:
+        records = await connection.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'flokit-gateway'"
+        )
+    schedstats = [(PROC / str(record[0]) / "schedstat").read_text() for record in records]
+    return sum(int(text.split()[0]) for text in schedstats) / 1e9
 
 
 PARTS = {
@@ -189,5 +233,13 @@ PARTS = {
         Part("encode", f"encode {BATCH} rows for COPY", _in_process(_encode), BATCH),
         Part("claim", f"claim and settle {BATCH} events in Redis", _claiming, BATCH, True),
         Part("copy", f"write {BATCH} new events by COPY", _copying, BATCH, True),
+        Part("server", "the same, CPU time of the server", _in_server, BATCH, True),
+        Part(
+            "unindexed",
+            "and without the index events_received_at",
+            _in_server_unindexed,
+            BATCH,
+            True,
+        ),
     )
 }

@@ -17,7 +17,7 @@ from bench.testbed.client import fetch
 ROOT = Path(__file__).parents[2]
 SERVE = ("-m", "app", "serve")
 # The limit of a start or an end on a busy machine.
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 POLL_S = 0.02
 OK = 200
 

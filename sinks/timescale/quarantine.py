@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from app.event import Dropped, RejectedRequest
+from app.dropped import Dropped, RejectedRequest
 from sinks import Account
 from sinks.timescale.connection import OpenSession, ReconnectingConnection
 from sinks.timescale.schema import keep_chunk_ahead
@@ -103,14 +103,14 @@ class TimescaleQuarantine:
         """See `Quarantine`. Raises TimeoutError after the commit time-out."""
         if not drops:
             return
-        rows, sizes = _columns(map(_row, drops)), _columns(_sizes(drops))
+        rows, sizes = columns(map(_row, drops)), columns(sizes_of(drops))
         await self._run(lambda session: session.execute(_KEEP, *rows, self._writer, *sizes))
 
     async def reject(self, requests: Sequence[RejectedRequest]) -> None:
         """See `Quarantine`. Raises TimeoutError after the commit time-out."""
         if not requests:
             return
-        rows = _columns(map(msgspec.structs.astuple, requests))
+        rows = columns(map(msgspec.structs.astuple, requests))
         await self._run(lambda session: session.execute(_REJECT, *rows))
 
     async def usage(self) -> Mapping[Account, int]:
@@ -152,7 +152,7 @@ def _row(drop: Dropped) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _sizes(drops: Sequence[Dropped]) -> Iterator[tuple[object, ...]]:
+def sizes_of(drops: Sequence[Dropped]) -> Iterator[tuple[object, ...]]:
     """Return the number and the size of the drops by day and account."""
     sizes: defaultdict[tuple[date, Account], list[int]] = defaultdict(list)
     for drop in drops:
@@ -162,6 +162,6 @@ def _sizes(drops: Sequence[Dropped]) -> Iterator[tuple[object, ...]]:
         yield (day, *account, len(sizes_bytes), sum(sizes_bytes))
 
 
-def _columns(rows: Iterable[tuple[object, ...]]) -> list[list[object]]:
+def columns(rows: Iterable[tuple[object, ...]]) -> list[list[object]]:
     """Return rows as one array for each column, for `unnest`."""
     return [list(column) for column in zip(*rows, strict=True)]

@@ -1,5 +1,6 @@
 """A session with PostgreSQL, direct or through a pooler, with its settings and transactions."""
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
@@ -54,6 +55,16 @@ class Session(asyncpg.Connection):
         status: Awaitable[str] = self._copy_in(statement, memoryview(data), None)  # type: ignore[attr-defined]
         return status
 
+    def limit_delivery(self, timeout_ms: int) -> None:
+        """Set the time within which the server's kernel must have received what is sent.
+
+        By default the kernel would deliver the end of a COPY even minutes after our time-out, or
+        after the end of this process, when the network is back.
+        """
+        connection: socket.socket = self._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+
     @property
     def begin(self) -> str:
         """The statements that begin a transaction, for one message."""
@@ -81,8 +92,8 @@ def role_settings(commit_timeout_s: float) -> dict[str, str]:
 async def open_session(database_url: str, settings: Mapping[str, str], timeout_s: float) -> Session:
     """Return a session with the primary; behind a pooler only some of the settings are in force.
 
-    They must have `application_name`, and `lock_timeout` in milliseconds. `timeout_s` is for each
-    host. Raises AddressError or NoAnswer.
+    They must have `application_name`, `lock_timeout` and `statement_timeout`. `timeout_s` is for
+    each host. Raises AddressError or NoAnswer.
     """
 
     async def open_at(url: str) -> Session:
@@ -90,6 +101,7 @@ async def open_session(database_url: str, settings: Mapping[str, str], timeout_s
 
     session = await hosts.open_primary(database_url, open_at, timeout_s)
     session.lock_timeout_ms = settings["lock_timeout"]
+    session.limit_delivery(int(settings["statement_timeout"]))
     session.add_log_listener(_note_cancelled_wait)
     return session
 

@@ -9,11 +9,10 @@ import pytest
 
 from app.claims import Claim, Claims
 from app.claims.redis import RedisClaims
-from app.commit import commit, commit_contested
 from app.event import Outcome
 from bench.testbed.client import head
 from sinks.timescale.sink import TimescaleSink
-from tests.events import event, events, stored
+from tests.events import commit, commit_contested, event, events, stored
 from tests.gateways import Gateways, Running, Services, make_claims, query, workspaces_toml
 from tests.services.test_vectors import receipt, send
 from tests.vectors import VECTORS, app_token
@@ -127,7 +126,7 @@ async def test_contested_event_does_not_delay_its_neighbours(
 
 async def hang_up(gateways: Gateways, gateway: Running) -> None:
     """Send a callback and go away while it is in the buffer; return when it has left that."""
-    async with gateways.locked_events():
+    async with gateways.held_writes():
         _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
         writer.write(head("GET", f"/ingest/adjust?{query()}"))
         while not len(gateway.gateway.buffer):

@@ -284,7 +284,7 @@ async def test_upgrade_is_not_offered(
     gateway = await gateways.start()
     crowd = crowd_of(gateway.port)
     headers = {"Upgrade": protocol, "Connection": "keep-alive"}
-    async with gateways.locked_events():
+    async with gateways.held_writes():
         await crowd.add(1, head("GET", VERIFIED, headers=headers))
         await asyncio.sleep(0.5)  # Sanic looks at its connections every 0.1 s
     (received,) = await crowd.ends()

@@ -85,7 +85,7 @@ async def test_unfinished_requests_are_bounded(
     gateway = await gateways.start()
     before = closed()
     small = await connect(gateway, b"GET /ingest/adjust?user_id=small")
-    async with gateways.locked_events():
+    async with gateways.held_writes():
         under_way = await connect(gateway, head("GET", f"/ingest/adjust?{query(user_id='way')}"))
         while not len(gateway.gateway.buffer):
             await asyncio.sleep(0)

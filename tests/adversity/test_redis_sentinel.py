@@ -10,7 +10,6 @@ import pytest
 
 from app.claims import Claim
 from app.claims.redis import RedisClaims
-from app.dev.processes import free_port
 from bench.testbed.callbacks import SECRET, WORKSPACES
 from bench.testbed.ledger import AnswerKind
 from tests.adversity.test_redis_cluster import (
@@ -22,6 +21,7 @@ from tests.adversity.test_redis_cluster import (
 )
 from tests.adversity.test_rolling import assert_exactly_once, calling
 from tests.gateways import Process
+from tests.ports import free_port
 from tests.redis_topologies import COMMON, PASSWORD, SERVICE, Watched, client_of, starting, url_of
 
 DATA = secrets.token_hex(6)

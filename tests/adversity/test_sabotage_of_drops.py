@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import asyncpg
 import pytest
 
-from app.event import Dropped, DropReason
+from app.dropped import Dropped
+from app.event import DropReason
 from bench.faults.oracle import judge
 from bench.testbed.callbacks import SECRET, WORKSPACES
 from bench.testbed.deliveries import DROPPED_KINDS, EventGenerator, EventKind

@@ -10,7 +10,7 @@ import pytest
 from app.dev.embedded import EmbeddedError
 from app.dev.processes import Server
 from bench.testbed.process import PATIENCE_S
-from tests.gateways import Process, Services, environment
+from tests.gateways import PATIENT, Process, Services, environment
 from tests.outcomes import COMMITTED, Parameters, callbacks, forget, outcome, serving, until_told
 from tests.pgbouncer import find_pgbouncer, pgbouncer
 from tests.postgres_topologies import (
@@ -28,8 +28,6 @@ from tests.services.test_commands import run
 
 # Soon over; the servers look for a deadlock after 100 ms.
 HASTY = {"COMMIT_TIMEOUT_S": "1", "CLAIM_LEASE_S": "2"}
-# No wait of these ends by their own time-out.
-PATIENT = {"COMMIT_TIMEOUT_S": "20", "CLAIM_LEASE_S": "40"}
 COUNT = "SELECT count(*) FROM events WHERE user_id = $1"
 
 

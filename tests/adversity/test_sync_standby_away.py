@@ -1,7 +1,7 @@
 """A synchronous standby that is not there: no row is answered for that no standby has."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,7 +15,9 @@ from app.event import Event, Outcome
 from bench.testbed.process import PATIENCE_S, POLL_S
 from sinks.timescale import schema
 from sinks.timescale.errors import NotReplicated
+from sinks.timescale.quarantine import TimescaleQuarantine
 from sinks.timescale.sink import TimescaleSink
+from tests.drops import drop, rows_of
 from tests.events import event, events, make_chunks, stored, write
 from tests.gateways import environment
 from tests.pgbouncer import find_pgbouncer, pgbouncer
@@ -84,7 +86,7 @@ class Server:
                 await asyncio.sleep(POLL_S)
 
     async def cut_short(
-        self, writing: asyncio.Task[Sequence[Outcome]], function: str = "pg_cancel_backend"
+        self, writing: asyncio.Task[object], function: str = "pg_cancel_backend"
     ) -> None:
         """End each wait of a write's commits: its rows are visible then, and on no standby."""
         ended = set()
@@ -208,6 +210,21 @@ async def test_pooler_passes_the_warning_of_a_cancelled_wait(
                     await writing
             await server.standbys("")
             assert await write(sink, events("a"), contested=contested) == [DUPLICATE]
+
+
+async def test_drop_that_no_standby_has_is_not_reported_as_kept(
+    servers: Embedded, server: Server
+) -> None:
+    """An operator ends the wait of a drop's commit: whether it is kept is unknown."""
+    quarantine = TimescaleQuarantine(servers.database_url, commit_timeout_s=COMMIT_TIMEOUT_S)
+    await quarantine.keep([drop()])
+    await server.standbys("nobody")
+    keeping = asyncio.create_task(quarantine.keep([drop()]))
+    await server.cut_short(keeping)
+    with pytest.raises(NotReplicated):
+        await keeping
+    assert await rows_of(server.operator) == 2
+    await quarantine.close()
 
 
 async def test_one_cancelled_wait_makes_the_batch_unknown(

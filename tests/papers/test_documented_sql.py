@@ -15,8 +15,10 @@ from sinks.timescale.sink import TimescaleSink
 from tests import deploying, pgbouncer
 from tests.events import event, write
 
-# The runbook's blocks are run by test_runbook; test_deploying_database names the tests of its page.
-_DOCS = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - {deploying.PAGE}
+# The runbook's blocks are run by test_runbook, those of loading.md by test_loading;
+# test_deploying_database names the tests of its page.
+_ELSEWHERE = {deploying.PAGE, "docs/loading.md"}
+_DOCS = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - _ELSEWHERE
 PAGES = ("README.md", *sorted(_DOCS), "adapters/README.md")
 
 

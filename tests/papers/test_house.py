@@ -24,23 +24,27 @@ FORBIDDEN_ROOMS = {"utils", "util", "common", "core", "base", "helpers", "helper
 # The imports between rooms: floor, rooms, our rooms that they may import, and the libraries.
 # The first row that a room fits counts.
 VOCABULARY = (
-    "app.errors", "app.event", "app.normalize", "app.parameters", "app.readiness", "app.settings",
-    "app.signals", "app.version", "app.workspaces_file",
+    "app.dropped", "app.errors", "app.event", "app.normalize", "app.parameters", "app.readiness",
+    "app.redaction", "app.settings", "app.signals", "app.version", "app.workspaces_file",
 )  # fmt: skip
 COUNTERS = ("app.telemetry.metrics", "app.telemetry.outcomes", "app.telemetry.tallies")
 DOORS = ("adapters", "app.claims", "sinks")
 PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (6, "app.__main__", ("app*", "sinks*"), ()),
-    (6, "app.commands*", ("app*", "adapters", "sinks*"), ()),
+    (6, "app.commands*", ("app*", "adapters", "sinks*"), ("msgspec",)),
     (6, "app.dev*", ("app*", "sinks*"), ()),
     (5, "app.http*", ("app.*",), ("msgspec", "prometheus_client", "sanic", "uvloop")),
-    (4, "app.gateway", ("app.*", *DOORS, "sinks.timescale.sink"), ()),
+    (4, "app.gateway", ("app.*", *DOORS, "sinks.timescale.*"), ()),
     (3, "app.ingest", ("app.*", "adapters"), ("msgspec",)),
+    (3, "app.replay", ("app.*", "adapters", "sinks"), ("msgspec",)),
     (3, "app.commit", ("app.*", "sinks"), ()),
+    (3, "app.drops", ("app.*", "sinks"), ("msgspec",)),
+    (3, "app.shares", (*VOCABULARY, "sinks"), ("msgspec",)),
+    (2, "app.callbacks", (*VOCABULARY, "app.access"), ()),
     (2, "app.telemetry.observer", (*VOCABULARY, *DOORS), ()),
     (2, "app.telemetry.tracing", ("app.*", *DOORS), ("msgspec", "opentelemetry")),
     (2, "app.claims*", (*VOCABULARY, *COUNTERS, "app.claims*"), ("hiredis", "redis")),
-    (2, "sinks*", ("app.event", *COUNTERS, "sinks*"), ("asyncpg", "msgspec")),
+    (2, "sinks*", ("app.dropped", "app.event", *COUNTERS, "sinks*"), ("asyncpg", "msgspec")),
     (2, "adapters*", ("app.event", "app.normalize"), ("msgspec",)),
     (2, "app.access", VOCABULARY, ()),
     (2, "app.buffer", VOCABULARY, ("msgspec",)),
@@ -49,11 +53,14 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (0, "app*", VOCABULARY, ("msgspec",)),
 ]
 # Only here are parts made of other parts.
-PARTS = {"Access", "Ingest", "RedisClaims", "TimescaleSink", "Workspaces", "WriteBuffer"}
+PARTS = {
+    "Access", "Drops", "Ingest", "RedisClaims", "TimescaleQuarantine", "TimescaleSink",
+    "Workspaces",
+}  # fmt: skip
 # Below it are the modules that keep connections to callers, Redis and the database.
 REQUEST_PATH = (
     "app/http/head.py", "app/http/fast_path.py", "app/http/protocol.py",
-    "app/ingest.py", "app/parameters.py", "app/access.py", "adapters/adjust.py",
+    "app/ingest.py", "app/callbacks.py", "app/parameters.py", "app/access.py", "adapters/adjust.py",
     "app/normalize.py", "app/event.py", "app/errors.py", "app/buffer.py", "app/commit.py",
     "app/claims/redis.py", "app/claims/scripts.py", "sinks/timescale/sink.py",
     "sinks/timescale/chunks.py", "sinks/timescale/writes.py", "sinks/timescale/statements.py",

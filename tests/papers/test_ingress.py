@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from app.dev.processes import free_port
 from bench.testbed.client import exchange, get, head, post
 from tests.gateways import Gateways, query
 from tests.nginx import nginx
+from tests.ports import free_port
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 # Not a real secret: it may be in the log of a test that shows how one gets there.

@@ -12,9 +12,9 @@ from zipfile import ZipFile
 
 import pytest
 
-from app.dev.processes import free_port
 from app.version import VERSION
 from bench.testbed.process import ROOT, inherited
+from tests.ports import free_port
 from tests.services.test_dev import WRITTEN, paste, running
 
 PACKAGES = ("app", "adapters", "sinks")

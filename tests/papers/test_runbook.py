@@ -26,6 +26,7 @@ from tests.kustomize import K8S, rendered
 RUNBOOK = (K8S / "README.md").read_text()
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 DUPLICATE = {"received": 1, "written": 0, "duplicate": 1, "dropped": 0}
+DROPPED = {"received": 1, "written": 0, "duplicate": 0, "dropped": 1}
 pytestmark = pytest.mark.services
 
 
@@ -121,10 +122,16 @@ async def test_roles_of_the_runbook_have_their_rights(database: Database, tmp_pa
         assert (await gateway.callback()).json == WRITTEN
         # A day of which no chunk is there yet.
         assert (await gateway.callback(user_id="usr_2", created_at="1760000000")).json == WRITTEN
+        assert (await gateway.callback(event_token="zzzzzz")).json == DROPPED
+        assert (await gateway.callback(secret="wrong")).status == 401
     assert "chunks dropped" in app("retain", database.environ("flokit_owner"))
     told = app("check", inherited() | gateway.environ)
     assert "FAILED" not in told
     assert "generation" in told
+    assert "ok       quarantine: 0.0 of 1024 MB, 14 days" in told
+    connection = await asyncpg.connect(url)
+    assert await connection.fetchval("SELECT subject FROM dropped") == "zzzzzz"
+    await connection.close()
 
 
 def test_every_statement_of_the_runbook_runs(database: Database) -> None:

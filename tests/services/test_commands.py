@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from tests.events import events, generation_of
 from tests.gateways import Process, Services, environment, workspaces_toml
 
 COMMANDS = ("dev", "serve", "migrate", "check", "retain")
-TIMEOUT_S = 15
+TIMEOUT_S = 60  # of a command that hangs
 NOBODY = "127.0.0.1:1"
 PASSWORD = "hush-hush"  # noqa: S105 - not a real one
 DOWN = {
@@ -279,7 +280,8 @@ async def test_check_warns_of_foreign_triggers_and_indexes(
     assert ended.stdout.count("warning  schema: ") == len(WARNED)
     for warned in WARNED:
         assert f"warning  schema: {warned}" in ended.stdout
-    assert "ok       database clock: ours is 0." in ended.stdout
+    [apart_s] = re.findall("ok       database clock: ours is ([0-9.]+) s ", ended.stdout)
+    assert float(apart_s) < TIMEOUT_S
 
 
 async def test_check_reports_a_role_without_the_function_for_duplicates(
@@ -358,8 +360,9 @@ async def test_retention_drops_exactly_the_old_events(
     assert len(stable) <= len([age_d for age_d in AGES_D if age_d < 63])
 
 
-def test_no_retention_deletes_nothing(environ: Mapping[str, str]) -> None:
-    """Without a retention, nothing is deleted, and the command reports that."""
+def test_no_retention_deletes_no_events(environ: Mapping[str, str]) -> None:
+    """Without a retention, no event is deleted, and the command reports that."""
     ended = run("retain", **{**environ, "RETENTION_D": "0"})
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout == "RETENTION_D is 0: events are kept for ever\n"
+    assert ended.stdout.startswith("RETENTION_D is 0: events are kept for ever\ndropped: ")
+    assert "events: " not in ended.stdout

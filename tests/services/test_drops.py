@@ -7,7 +7,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from app.event import DropReason, decode_event
+from app.dropped import decode_event
+from app.event import DropReason
 from app.telemetry.metrics import KEPT
 from bench.testbed.client import Answer, get, post
 from bench.testbed.process import PATIENCE_S

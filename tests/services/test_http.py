@@ -201,7 +201,7 @@ async def test_redis_is_optional(gateways: Gateways) -> None:
 async def test_full_buffer_is_a_503(gateways: Gateways) -> None:
     """A callback that finds no place is refused at once, to be sent again."""
     gateway = await gateways.start(BUFFER_MAX_EVENTS="1", BATCH_MAX_EVENTS="1")
-    async with gateways.locked_events():
+    async with gateways.held_writes():
         first = asyncio.create_task(gateway.callback(user_id="first"))
         while not len(gateway.gateway.buffer):
             await asyncio.sleep(0)

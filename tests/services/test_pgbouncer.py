@@ -16,6 +16,7 @@ import pytest
 from app.claims import Claims
 from app.dev.embedded import EmbeddedError
 from app.event import Outcome
+from bench.testbed.process import PATIENCE_S
 from sinks.timescale.schema import _MIGRATION_LOCK
 from sinks.timescale.sink import TimescaleSink
 from tests.adversity import test_exactly_once, test_out_of_reach, test_poison
@@ -24,7 +25,7 @@ from tests.adversity.test_poison import NO_XX
 from tests.events import event, events, generation_of, stored, write
 from tests.gateways import Gateways, Process, Services, environment
 from tests.pgbouncer import BARE, DOCUMENTED, Arrangement, PgBouncer, find_pgbouncer, pgbouncer
-from tests.services import test_timescale
+from tests.services import test_quarantine_store, test_timescale
 from tests.services.test_commands import run
 
 WRITTEN, DUPLICATE, REFUSED, CONTESTED = (
@@ -71,9 +72,13 @@ async def bouncer(
 
 
 @pytest.fixture
-def database_url(database_url: str, bouncer: PgBouncer) -> str:
+async def database_url(
+    services: Services, database_url: str, bouncer: PgBouncer
+) -> AsyncIterator[str]:
     """The test's database, behind PgBouncer."""
-    return bouncer.url_of(urlsplit(database_url).path.strip("/"))
+    name = urlsplit(database_url).path.strip("/")
+    yield bouncer.url_of(name)
+    await services.execute(name, f"DROP OWNED BY {bouncer.role} CASCADE")
 
 
 @pytest.fixture
@@ -97,6 +102,9 @@ test_overlapping_writers_do_not_deadlock = test_timescale.test_overlapping_write
 test_no_encoding_harms_no_neighbour = test_poison.test_event_without_an_encoding_harms_no_neighbour
 test_poison_is_refused_alone = test_poison.test_poison_beside_a_duplicate_is_refused_alone
 test_schema_refuses_no_event = test_poison.test_event_is_not_refused_for_a_fault_of_the_schema
+quarantine = test_quarantine_store.quarantine
+test_drops_arrive = test_quarantine_store.test_every_column_arrives
+test_rejected_requests_are_capped = test_quarantine_store.test_rejected_requests_are_capped
 proxy = test_out_of_reach.proxy
 test_cut_wire_fails_the_write_in_time = test_out_of_reach.test_cut_wire_fails_the_write_in_time
 test_hanging_up_changes_nothing = test_exactly_once.test_caller_that_hangs_up_changes_nothing
@@ -190,7 +198,7 @@ async def test_lost_pooler_costs_one_write(
         "CREATE TRIGGER slow BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION slow()"
     )
     writing = asyncio.create_task(write(sink, events("slow"), contested=contested))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         pid = await until_sleeping(connection)
     if lost == "pooler":
         bouncer.stop(signal.SIGKILL)
@@ -212,11 +220,13 @@ async def test_frozen_gateway_releases_its_locks(
     )
     await bouncer.command("RECONNECT")
     frozen = await asyncpg.connect(database_url)
-    await frozen.execute("BEGIN")
+    await frozen.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0")
     await test_timescale.insert(frozen, event("a"))
     with pytest.raises(asyncpg.LockNotAvailableError):
         await sink.write_contested(event("a"))
-    async with asyncio.timeout(10):
+    # From here on it is frozen: its time runs as the role has it.
+    await frozen.execute("SET LOCAL idle_in_transaction_session_timeout TO DEFAULT")
+    async with asyncio.timeout(PATIENCE_S):
         while not frozen.is_closed():
             await asyncio.sleep(0.02)
     assert await sink.write_contested(event("a")) == WRITTEN
@@ -237,7 +247,7 @@ async def test_refused_batches_keep_a_connection(
     for number in range(100):
         batch = [event(f"bad {number}", country="XX"), event(f"{number}")]
         assert await sink.write(batch) == [CONTESTED, WRITTEN]
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE_S):
             await other.execute("SELECT 1")
     assert len(await stored(connection)) == 100
     await other.close()
@@ -259,7 +269,7 @@ async def test_other_data_behind_the_pooler_is_noticed(
     assert sink.generation == await generation_of(connection)
     bouncer.configure(led=second)
     await bouncer.command("RELOAD")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while sink.generation != await generation_of(other):
             await asyncio.sleep(0.02)
     assert await sink.write(events("a", "b")) == [WRITTEN, WRITTEN]
@@ -373,7 +383,7 @@ async def test_command_is_not_cut_short(
     async with connection.transaction():
         await connection.execute(lock)
         running = asyncio.create_task(asyncio.to_thread(run, command, **environ))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not await connection.fetchval(IS_IN_SOMEBODYS_WAY):
                 await asyncio.sleep(0.01)
     ended = await running

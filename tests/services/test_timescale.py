@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from app.event import Event, Outcome
+from bench.testbed.process import PATIENCE_S
 from sinks.timescale.schema import migrate, timescaledb_version
 from sinks.timescale.session import Session, open_session
 from sinks.timescale.sink import TimescaleSink
@@ -41,8 +42,12 @@ async def test_events_is_a_hypertable(services: Services, connection: Connection
     assert dimension["hypertable_name"] == "events"
     assert dimension["column_name"] == "occurred_at"
     indexes = await connection.fetch("SELECT indexdef FROM pg_indexes WHERE tablename = 'events'")
-    columns = sorted(record[0].partition("USING btree ")[2] for record in indexes)
-    assert columns == ["(occurred_at, event_id)", "(workspace_id, event_type, occurred_at)"]
+    kinds = sorted(record[0].partition(" USING ")[2] for record in indexes)
+    assert kinds == [
+        "brin (received_at) WITH (autosummarize='on')",
+        "btree (occurred_at, event_id)",
+        "btree (workspace_id, event_type, occurred_at)",
+    ]
 
 
 async def test_chunks_are_made_ahead(services: Services, connection: Connection) -> None:
@@ -192,7 +197,7 @@ async def test_contested_event_waits_for_the_other_commit(
     sink: TimescaleSink, connection: Connection
 ) -> None:
     """While another writer has an event under way, it is neither written nor a duplicate."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         transaction = connection.transaction()
         await transaction.start()
         await insert(connection, event("a"))
@@ -205,11 +210,14 @@ async def test_contested_event_waits_for_the_other_commit(
 
 
 async def test_frozen_writer_delays_only_contested_events(
-    sink: TimescaleSink, connection: Connection
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that are locked for ever fail alone, and their neighbours are written at once."""
+    # To wait so long for each row would take longer than the commit may.
+    for module in ("sink", "writes"):
+        monkeypatch.setattr(f"sinks.timescale.{module}.BATCH_LOCK_TIMEOUT_S", PATIENCE_S / 50)
+    sink = TimescaleSink(database_url, commit_timeout_s=PATIENCE_S)
     await sink.write(events("z"))  # the chunk is there
-    # So many that to wait 0.1 s for each would take longer than the commit may.
     frozen = [f"frozen-{number}" for number in range(60)]
     transaction = connection.transaction()
     await transaction.start()
@@ -222,13 +230,16 @@ async def test_frozen_writer_delays_only_contested_events(
     await transaction.rollback()
     assert await sink.write_contested(event("frozen-0")) == WRITTEN
     assert await stored(connection) == {*"abcdez", "frozen-0"}
+    await sink.close()
 
 
 async def test_contested_events_do_not_wait_for_each_other(
-    sink: TimescaleSink, connection: Connection, monkeypatch: pytest.MonkeyPatch
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Contested events that are free do not wait behind each event that a frozen writer holds."""
-    monkeypatch.setattr("sinks.timescale.sink.SHORT_WAITS_S", 60.0)  # a busy machine may pause
+    monkeypatch.setattr("sinks.timescale.sink.SHORT_WAITS_S", PATIENCE_S)
+    monkeypatch.setattr("sinks.timescale.sink.CONTESTED_LOCK_TIMEOUT_S", 2.0)
+    sink = TimescaleSink(database_url, commit_timeout_s=PATIENCE_S)
     await sink.write_contested(event("z"))  # the chunk is there
     frozen = [f"frozen-{number}" for number in range(40)]
     transaction = connection.transaction()
@@ -240,9 +251,9 @@ async def test_contested_events_do_not_wait_for_each_other(
         with pytest.raises(asyncpg.LockNotAvailableError):
             await sink.write_contested(event(name))
         assert await sink.write_contested(event(f"free-{number}")) == WRITTEN
-    # Half a second for each of them would take 20 s.
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 2.0 * len(frozen)
     await transaction.rollback()
+    await sink.close()
 
 
 async def test_contested_event_gets_its_full_time_again(
@@ -271,7 +282,7 @@ async def test_rebuilt_database_is_noticed(sink: TimescaleSink, connection: Conn
         await connection.execute(f"DROP TABLE {table} CASCADE")
     await connection.execute("DROP FUNCTION decimal_or_null")
     await migrate(connection)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while sink.generation == before or sink.generation is None:
             await asyncio.sleep(0.02)
     assert await sink.write(events("a")) == [WRITTEN]
@@ -301,7 +312,9 @@ async def test_lost_connection_is_replaced(sink: TimescaleSink, connection: Conn
     assert await stored(connection) == {"a", "b"}
 
 
-async def test_time_out_gives_the_connection_up(database_url: str, connection: Connection) -> None:
+async def test_time_out_gives_the_connection_up(
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A write that takes too long raises, its statement ends, and the next write succeeds."""
 
     async def open_patient(url: str, settings: Mapping[str, str], timeout_s: float) -> Session:
@@ -309,14 +322,16 @@ async def test_time_out_gives_the_connection_up(database_url: str, connection: C
         never = {"statement_timeout": "0", "lock_timeout": "0"}
         return await open_session(url, {**settings, **never}, timeout_s)
 
-    sink = TimescaleSink(database_url, commit_timeout_s=0.3, open_session=open_patient)
+    sink = TimescaleSink(database_url, commit_timeout_s=PATIENCE_S, open_session=open_patient)
     await sink.ping()
     transaction = connection.transaction()
     await transaction.start()
     await connection.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
-    with pytest.raises(TimeoutError):
-        await sink.write(events("a"))
-    async with asyncio.timeout(10):
+    with monkeypatch.context() as patch:
+        patch.setattr(sink, "_commit_timeout_s", 0.3)
+        with pytest.raises(TimeoutError):
+            await sink.write(events("a"))
+    async with asyncio.timeout(PATIENCE_S):
         while await connection.fetchval(IS_ANYBODY_WAITING):
             await asyncio.sleep(0.01)
     await transaction.rollback()

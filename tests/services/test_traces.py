@@ -18,7 +18,7 @@ from app.telemetry import tracing as spans
 from app.telemetry.observer import traces_wanted
 from bench.testbed.client import get, head
 from bench.testbed.process import PATIENCE_S, POLL_S, ROOT, inherited
-from tests.gateways import SECRET, Gateways, Process, environment, query
+from tests.gateways import PATIENT, SECRET, Gateways, Process, environment, query
 
 RUNS = Callable[..., Process]
 NOBODY = "http://127.0.0.1:1"
@@ -138,9 +138,9 @@ async def test_callbacks_are_linked_to_their_batch(
     run: RUNS, collector: Collector, gateways: Gateways
 ) -> None:
     """The first callback of a batch has it as a child, and the others have a link to it."""
-    with run(**collector.environ, WORKERS="1", OTEL_SERVICE_NAME="shop") as process:
+    with run(**collector.environ, **PATIENT, OTEL_SERVICE_NAME="shop") as process:
         await asyncio.to_thread(process.wait_until_ready)
-        async with gateways.locked_events():
+        async with gateways.held_writes():
             calls = [
                 asyncio.create_task(process.callback(user_id=f"u{number}")) for number in range(9)
             ]
@@ -164,10 +164,11 @@ async def test_contested_event_has_its_own_batch(
 ) -> None:
     """An event that is written alone has a batch of its own, as a child of its callback."""
     claimed = 'flokit_batch_stage_seconds_count{stage="claim"}'
-    with run(**collector.environ) as first, run(**collector.environ) as second:
+    environ = collector.environ | PATIENT
+    with run(**environ) as first, run(**environ) as second:
         for process in (first, second):
             await asyncio.to_thread(process.wait_until_ready)
-        async with gateways.locked_events():
+        async with gateways.held_writes():
             calls = []
             for process in (first, second):  # the second finds the event claimed
                 calls.append(asyncio.create_task(process.callback()))
@@ -188,9 +189,9 @@ async def test_caller_that_hangs_up_has_its_span(
     run: RUNS, collector: Collector, gateways: Gateways
 ) -> None:
     """A caller that goes away is an outcome of its own, and no error of the gateway."""
-    with run(**collector.environ) as process:
+    with run(**collector.environ, **PATIENT) as process:
         await asyncio.to_thread(process.wait_until_ready)
-        async with gateways.locked_events(), asyncio.timeout(PATIENCE_S):
+        async with gateways.held_writes(), asyncio.timeout(PATIENCE_S):
             _, writer = await asyncio.open_connection("127.0.0.1", process.port)
             writer.write(head("GET", f"/ingest/adjust?{query()}"))
             while not await process.buffered():

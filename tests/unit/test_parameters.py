@@ -306,6 +306,6 @@ async def test_most_parameters_hold_the_loop_for_less_than_20_ms() -> None:
 
     async def take_apart() -> None:
         in_body = await bodies.parse(FORM, full)
-        make_callback(full, in_body, full, {}, received_at=RECEIVED_AT, retention_d=0)
+        make_callback(full, in_body, full, {}, RECEIVED_AT, retention_d=0)
 
     assert min([await longest_step_s(take_apart()) for _ in range(5)]) < 0.02

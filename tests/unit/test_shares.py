@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.event import Dropped, DropReason
+from app.dropped import Dropped
+from app.event import DropReason
 from app.shares import ACCOUNTS_MAX, CALLBACK_MAX_BYTES, Shares
 from sinks import SMALL_BYTES, Account
 from tests.adapter_cases import RECEIVED_AT

@@ -1,0 +1,246 @@
+"""`dropped`: the callbacks in quarantine, counted and shown, and the way to get them back."""
+
+import argparse
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from shlex import quote
+from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
+
+from app.commands.output import NOTHING, json_line, minute, printable, printable_form, table
+from app.commands.selection import add_selection, selection_of, whole
+from app.dropped import decode_event
+from app.event import DropReason
+from app.parameters import FORM, escape
+from app.redaction import redact_body, redact_query
+from app.settings import Settings, read_settings
+from sinks.timescale import drops, hosts
+
+CONNECT_TIMEOUT_S = 10.0
+GROUPS_MAX = 40
+SHOWN_MAX = 1_000
+SUBJECT_MAX = 40
+TEXT_MAX = 1_500
+DESCRIPTION = """\
+Which callbacks were dropped, why, and how to get them back. Callbacks that were answered `dropped`
+are in quarantine for QUARANTINE_D days, except for those that an app ignores on purpose.
+
+First a line for each app, reason and subject; the subject is the event without a mapping, the
+unknown app token, the placeholder left unfilled, or the time that is none. Then the newest
+callbacks as they were sent, without their secret. They hold personal data: `--show 0` leaves them
+out.
+
+Needs DATABASE_URL. Times are UTC.
+"""
+HEAD = ("app", "reason", "subject", "callbacks", "first", "last")
+NUMBERS = (3,)
+
+
+class Remedy(NamedTuple):
+    """What to do about a reason, and the options of `replay` for it."""
+
+    text: str
+    options: str = ""
+    is_replayable: bool = True
+
+
+REMEDIES: Mapping[DropReason, Remedy] = {
+    DropReason.UNMAPPED_EVENT: Remedy(
+        "map the event in the workspaces file (`python -m app unmapped` prints the lines), then:"
+    ),
+    DropReason.UNKNOWN_APP: Remedy("add the app to the workspaces file, then:"),
+    DropReason.UNFILLED_PLACEHOLDER: Remedy(
+        "correct the placeholder in the callback URL at the vendor, then, with the missing value:",
+        " --set event_token=TOKEN",
+    ),
+    DropReason.INVALID_TIMESTAMP: Remedy(
+        "send {created_at_milli} as created_at; to take the time of arrival in its place:",
+        " --set created_at=@arrival",
+    ),
+    DropReason.REFUSED: Remedy(
+        "mend the table of the database (a foreign trigger, index or column), then:"
+    ),
+    DropReason.MALFORMED: Remedy(
+        "correct the sender: the body is unreadable, or has too many parameters",
+        is_replayable=False,
+    ),
+}
+
+
+class Callback(msgspec.Struct, frozen=True, kw_only=True, tag="callback", tag_field="kind"):
+    """A callback as a line of `--json`; `query` is encoded as in a URL."""
+
+    drop_id: int
+    received_at: datetime
+    workspace_id: str
+    vendor: str
+    app_token: str
+    reason: DropReason
+    subject: str
+    method: str
+    query: str
+    content_type: str
+    body: str
+    event: str | None
+
+
+class _Options(msgspec.Struct):
+    show: str = "5"
+    json: bool = False
+
+
+class _Read(NamedTuple):
+    counts: drops.DropCounts
+    newest: Sequence[drops.KeptDrop]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments, and the description."""
+    parser.description = DESCRIPTION
+    add_selection(parser, since="7d")
+    parser.add_argument(
+        "--show", metavar="N", default="5", help="show the newest N callbacks (default: 5)"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="a line of JSON for each count and each callback"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the counts and the newest callbacks of a selection."""
+    options = msgspec.convert(vars(arguments), _Options)
+    selection = selection_of(arguments)
+    show = whole("--show", options.show, SHOWN_MAX)
+    settings = read_settings(required=["DATABASE_URL"])
+    counts, newest = asyncio.run(_read(settings.database_url, selection, show))
+    secrets = _secrets(settings)
+    read = _Read(counts, [_redacted(drop, secrets) for drop in newest])
+    if options.json:
+        for count in read.counts.largest:
+            print(json_line(count))
+        for drop in read.newest:
+            print(json_line(_callback(drop)))
+    else:
+        _print(read, selection)
+    return 0
+
+
+def _redacted(drop: drops.KeptDrop, secrets: Collection[str]) -> drops.KeptDrop:
+    """Return a drop without the secrets that are valid now, one of which may be newer than it."""
+    return replace(
+        drop,
+        query=redact_query(drop.query, (), secrets),
+        body=redact_body(drop.content_type, drop.body, (), secrets),
+    )
+
+
+def _secrets(settings: Settings) -> Collection[str]:
+    return {
+        secret
+        for access in settings.vendors.values()
+        for secrets in (access.secrets, *access.workspaces.values())
+        for secret in secrets
+    }
+
+
+async def _read(database_url: str, selection: drops.Selection, show: int) -> _Read:
+    async with hosts.connected(database_url, timeout_s=CONNECT_TIMEOUT_S) as connection:
+        await drops.require_quarantine(connection)
+        counts = await drops.count(connection, selection, GROUPS_MAX)
+        newest = await drops.newest(connection, selection, show) if show else []
+        return _Read(counts, newest)
+
+
+def _print(read: _Read, selection: drops.Selection) -> None:
+    counts = read.counts
+    since = f" since {minute(selection.since)} UTC" if selection.since else ""
+    if not counts.largest:
+        print(f"no such callback in quarantine{since}")
+        return
+    print(f"{counts.callbacks:,} in quarantine{since}")
+    print()
+    rows = [
+        (
+            printable(count.app_token) or NOTHING,
+            count.reason.value,
+            printable(count.subject, SUBJECT_MAX) or NOTHING,
+            f"{count.callbacks:,}",
+            minute(count.first_received_at),
+            minute(count.last_received_at),
+        )
+        for count in counts.largest
+    ]
+    for line in table([HEAD, *rows], right=NUMBERS):
+        print(line)
+    if (more := counts.groups - len(rows)) > 0:
+        print(f"... and {more:,} more subjects")
+    print()
+    for line in _remedies(counts.largest, selection):
+        print(line)
+    if read.newest:
+        print(f"\nthe newest {len(read.newest)}:")
+    for drop in read.newest:
+        for line in _shown(drop):
+            print(line)
+
+
+def _remedies(counts: Sequence[drops.DropCount], selection: drops.Selection) -> Sequence[str]:
+    """Return two lines for each reason: the remedy, and the command to type."""
+    lines: list[str] = []
+    for reason in dict.fromkeys(count.reason for count in counts):
+        remedy = REMEDIES[reason]
+        lines.append(f"{reason.value}: {remedy.text}")
+        if not remedy.is_replayable:
+            continue
+        apps = {count.app_token for count in counts if count.reason is reason}
+        command = f"    python -m app replay --reason {reason.value}"
+        if len(apps) == 1 and (app := apps.pop()).isprintable() and app:
+            command += f" --app {quote(app)}"
+        if selection.subject is not None and selection.subject.isprintable():
+            command += f" --subject {quote(selection.subject)}"
+        lines.append(command + remedy.options)
+    return lines
+
+
+def _shown(drop: drops.KeptDrop) -> Sequence[str]:
+    """Return the lines about a callback: its arrival and reason, its query, its body."""
+    reason = f"{drop.reason.value} {printable(drop.subject, SUBJECT_MAX)}".rstrip()
+    lines = [f"{drop.received_at:%Y-%m-%d %H:%M:%S}  {printable(drop.method, 10)}  {reason}"]
+    if drop.query:
+        lines.append(f"    {printable_form(drop.query, TEXT_MAX)}")
+    if drop.body:
+        is_form = drop.content_type.partition(";")[0].strip().lower() == FORM
+        text = drop.body.decode(errors="replace")
+        body = printable_form(drop.body, TEXT_MAX) if is_form else printable(text, TEXT_MAX)
+        lines.append(f"    {printable(drop.content_type, 100) or 'body'}: {body}")
+    if drop.event:
+        lines.append(f"    {printable(_event(drop.event) or 'of another version', TEXT_MAX)}")
+    return lines
+
+
+def _event(encoded: bytes) -> str | None:
+    """Return a refused event as JSON; None for the form of another version."""
+    try:
+        return json_line(decode_event(encoded))
+    except ValueError:
+        return None
+
+
+def _callback(drop: drops.KeptDrop) -> Callback:
+    return Callback(
+        drop_id=drop.drop_id,
+        received_at=drop.received_at,
+        workspace_id=drop.workspace_id,
+        vendor=drop.vendor,
+        app_token=drop.app_token,
+        reason=drop.reason,
+        subject=drop.subject,
+        method=drop.method,
+        query=escape(drop.query).decode(),
+        content_type=drop.content_type,
+        body=drop.body.decode(errors="backslashreplace"),
+        event=_event(drop.event) if drop.event else None,
+    )

@@ -1,0 +1,264 @@
+"""From the trace of a request to its explanation, step by step."""
+
+from collections.abc import Iterable, Mapping
+from uuid import UUID
+
+from msgspec.structs import asdict, replace
+
+from adapters import Adapter
+from app import normalize
+from app.access import CREDENTIAL_HEADERS, sent_app_token, sent_secrets
+from app.commands.explain.discretion import Discretion
+from app.commands.explain.dry_run import Trace
+from app.commands.explain.explanation import Explanation, Verdict
+from app.commands.explain.hints import Facts, hints
+from app.commands.explain.vendors import VendorNames, is_placeholder
+from app.errors import NotConfigured, UnknownVendor, Unverified
+from app.event import App, Callback, Drop, DropReason, Event
+from app.settings import ALLOWLIST_SUFFIX
+
+# With more parameters, those of the identity are not searched.
+SEARCHED_MAX = 200
+_OK, _SERVER_ERROR = 200, 500
+_TIME = "%Y-%m-%d %H:%M:%S UTC"
+
+
+def explain(facts: Facts, adapter: Adapter | None, discretion: Discretion) -> Explanation:
+    """Return the explanation of a request; its caller fills in the number of the input."""
+    trace, shown = facts.trace, discretion.shown
+    explanation = Explanation(
+        input=0,
+        verdict=verdict_of(trace),
+        becomes="",
+        method=shown(facts.request.method),
+        notes=list(facts.request.notes),
+        hints=list(hints(facts)),
+    )
+    _add_answer(explanation, facts, discretion)
+    if trace.request is not None:
+        _add_access(explanation, facts, discretion)
+    if trace.callback is not None:
+        _add_callback(explanation, facts, trace.callback, discretion)
+    if isinstance(trace.result, Event) and trace.callback is not None and trace.app is not None:
+        _add_event(explanation, trace.result, trace.callback, facts.names, discretion)
+        if adapter is not None:
+            names = identity_of(adapter, trace.callback, trace.app, trace.result, facts.names)
+            explanation.identity = [shown(name) for name in names]
+    return explanation
+
+
+def verdict_of(trace: Trace) -> Verdict:
+    """Return the end of a request."""
+    if trace.answer is None:
+        return Verdict.UNANSWERED
+    if trace.answer.status >= _SERVER_ERROR:
+        return Verdict.FAILED
+    if trace.answer.status != _OK or trace.request is None:
+        return Verdict.REJECTED
+    return Verdict.EVENT if isinstance(trace.result, Event) else Verdict.DROPPED
+
+
+def _add_answer(explanation: Explanation, facts: Facts, discretion: Discretion) -> None:
+    trace, shown = facts.trace, discretion.shown
+    explanation.reason = trace.answered.reason
+    if trace.answer is None:
+        explanation.becomes = (
+            f"nothing: the connection is closed without an answer ({explanation.reason}), "
+            "and the vendor sends it again"
+        )
+        return
+    explanation.status = trace.answer.status
+    body = trace.answer.body.decode()
+    explanation.answer = body if trace.answer.status == _OK else shown(body)
+    match explanation.verdict:
+        case Verdict.EVENT:
+            pass  # the event is added later
+        case Verdict.DROPPED:
+            drop = _drop_of(trace)
+            explanation.reason, explanation.subject = drop.reason.value, shown(drop.subject)
+            subject = f": {explanation.subject}" if explanation.subject else ""
+            kept = _kept(facts) or (
+                ", on purpose" if drop.reason is DropReason.IGNORED else ", and not kept"
+            )
+            explanation.becomes = f"nothing: dropped, {explanation.reason}{subject}{kept}"
+        case Verdict.REJECTED if trace.answer.status == _OK:
+            explanation.becomes = "nothing: this path takes no callbacks"
+        case Verdict.REJECTED:
+            explanation.becomes = (
+                f"nothing: answered {explanation.status}, which is final{_kept(facts)}"
+            )
+        case _:
+            explanation.becomes = (
+                f"nothing yet: answered {explanation.status}, and the vendor sends it again"
+            )
+
+
+def _kept(facts: Facts) -> str:
+    is_kept = facts.trace.dropped is not None and facts.gateway.settings.quarantine_d
+    return f"; kept in quarantine for {facts.gateway.settings.quarantine_d} days" if is_kept else ""
+
+
+def _drop_of(trace: Trace) -> Drop:
+    """Return the drop of a callback; the adapter sees none of an unknown app."""
+    if isinstance(trace.result, Drop):
+        return trace.result
+    token = sent_app_token(trace.request.query) if trace.request else ""
+    return Drop(DropReason.UNKNOWN_APP, token or "")
+
+
+def _add_access(explanation: Explanation, facts: Facts, discretion: Discretion) -> None:
+    trace, shown = facts.trace, discretion.shown
+    if trace.request is None:
+        return
+    explanation.vendor = shown(trace.request.vendor)
+    if isinstance(trace.error, UnknownVendor):
+        explanation.vendor += ": no adapter has this name"
+        return
+    explanation.secret = _secret(facts)
+    explanation.address = _address(facts, discretion)
+    token = sent_app_token(trace.request.query) or ""
+    app = facts.gateway.workspaces.find(trace.request.vendor, token)
+    explanation.app_token = shown(token)
+    explanation.workspace_id = shown(app.workspace_id) if app else ""
+
+
+def _secret(facts: Facts) -> str:
+    trace = facts.trace
+    if trace.request is None:
+        return ""
+    if (secret := trace.secret) is not None:
+        of_owner = f" of {secret.owner}" if secret.owner else ""
+        place = f", the {_ordinal(secret.position + 1)} of {secret.number}"
+        header = _credential_header(facts)
+        return (
+            f"valid{of_owner}{place if secret.number > 1 else ''}"
+            f"{f', in the header {header}' if header else ''} (not shown)"
+        )
+    if isinstance(trace.error, NotConfigured):
+        return "none is configured: every callback is answered 503"
+    if isinstance(trace.error, Unverified) and trace.error.reason == "address_not_allowed":
+        return "not compared: the address comes first"
+    return (
+        "wrong (not shown)"
+        if sent_secrets(trace.request.query, trace.request.headers)
+        else ("missing")
+    )
+
+
+def _credential_header(facts: Facts) -> str:
+    request = facts.trace.request
+    if request is None or b"&secret=" in b"&" + request.query:
+        return ""
+    return next((name for name in CREDENTIAL_HEADERS if request.headers.get(name, "")), "")
+
+
+def _address(facts: Facts, discretion: Discretion) -> str:
+    trace = facts.trace
+    if trace.request is None or not trace.request.address:
+        return ""
+    vendor, address = trace.request.vendor, discretion.shown(trace.request.address)
+    access = facts.gateway.settings.vendors.get(vendor)
+    if access is None or not access.allowlist:
+        return f"{address}: allowed, as any is"
+    setting = vendor.upper() + ALLOWLIST_SUFFIX
+    if isinstance(trace.error, Unverified) and trace.error.reason == "address_not_allowed":
+        return f"{address}: not allowed by {setting}"
+    return f"{address}: allowed by {setting}"
+
+
+def _add_callback(
+    explanation: Explanation, facts: Facts, callback: Callback, discretion: Discretion
+) -> None:
+    trace, names, shown = facts.trace, facts.names, discretion.shown
+    sent = callback.parameters
+    if name := _first(names.types, sent):
+        meaning = _meaning(name, sent[name], facts)
+        explanation.event = f"{name} = {shown(sent[name])} -> {shown(meaning)}"
+    if name := _first(names.times, sent):
+        moment = normalize.time(sent[name])
+        meaning = moment.strftime(_TIME) if moment else "unreadable"
+        if isinstance(trace.result, Drop) and is_placeholder(sent[name]):
+            meaning = "unfilled"
+        explanation.time = f"{name} = {shown(sent[name])} -> {meaning}"
+    elif names.times and not isinstance(trace.result, Event):
+        explanation.time = f"no {names.times[0]}"
+
+
+def _first(names: Iterable[str], sent: Mapping[str, str]) -> str:
+    """Return the first name with a value, one that is filled in if there is any."""
+    present = [name for name in names if sent.get(name)]
+    filled = (name for name in present if not is_placeholder(sent[name]))
+    return next(filled, present[0] if present else "")
+
+
+def _meaning(name: str, value: str, facts: Facts) -> str:
+    """Return the event type of a parameter, or the reason why there is none."""
+    trace = facts.trace
+    if isinstance(trace.result, Event):
+        return trace.result.event_type
+    if trace.app is None or not isinstance(trace.result, Drop):
+        return "unknown"
+    if trace.result.reason is DropReason.IGNORED:
+        return "ignored"
+    if is_placeholder(value):
+        return "unfilled"
+    mapping = trace.app.activities if name in facts.names.activities else trace.app.events
+    return mapping.get(value, "not mapped")
+
+
+def _add_event(
+    explanation: Explanation,
+    event: Event,
+    callback: Callback,
+    names: VendorNames,
+    discretion: Discretion,
+) -> None:
+    shown = discretion.shown
+    explanation.event_type = shown(event.event_type)
+    explanation.becomes = f"{explanation.event_type}, WRITTEN"
+    explanation.occurred_at = event.occurred_at.isoformat()
+    explanation.event_id = str(UUID(bytes=event.event_id))
+    columns = {name for name, value in asdict(event).items() if value is not None}
+    user = next((name for name in names.users if name in columns), "")
+    if user:
+        explanation.user = f"{user} = {shown(callback.parameters.get(user, ''))}"
+    elif names.users:
+        explanation.user = "none of " + ", ".join(names.users)
+    kept: dict[str, None] = {}
+    # Parameters are decoded from the last to the first.
+    for name, value in reversed(list(callback.parameters.items())):
+        stored_as = names.stored_as.get(name, name)
+        if stored_as in event.properties:
+            kept[stored_as] = None
+        elif not value or is_placeholder(value) or name in event.ignored:
+            explanation.absent.append(shown(name))
+        elif name not in columns and name not in (*names.times, "app_token"):
+            explanation.not_kept.append(shown(name))
+    explanation.kept = [shown(name) for name in dict.fromkeys((*kept, *event.properties))]
+
+
+def identity_of(
+    adapter: Adapter, callback: Callback, app: App, event: Event, names: VendorNames
+) -> list[str]:
+    """Return the parameters that the event ID depends on: without one of them it is another."""
+    sent = callback.parameters
+    if len(sent) > SEARCHED_MAX:
+        return []
+    found: list[str] = []
+    for name in reversed(list(sent)):
+        without = {other: value for other, value in sent.items() if other != name}
+        query = {other: value for other, value in callback.query.items() if other != name}
+        result = adapter.parse(replace(callback, parameters=without, query=query), app)
+        if isinstance(result, Drop):
+            # Without it there is no event; the time does not count beside a stable ID.
+            is_part = name not in names.times or not event.has_stable_id
+        else:
+            is_part = result.event_id != event.event_id
+        if is_part:
+            found.append(name)
+    return found
+
+
+def _ordinal(number: int) -> str:
+    suffix = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{'th' if number % 100 in (11, 12, 13) else suffix}"
