@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 
 from msgspec.structs import replace
 
@@ -20,8 +20,8 @@ from app.errors import QuarantineBusy, QuarantineFailed, Unavailable
 from app.parameters import clean
 from app.redaction import redact_body, redact_query, redact_text
 from app.shares import Shares
-from app.telemetry.metrics import QUARANTINE_BYTES, QUARANTINE_ROWS, QUARANTINE_SKIPPED
-from app.telemetry.outcomes import count_drop, count_failure
+from app.telemetry.metrics import QUARANTINE_BYTES, QUARANTINE_SKIPPED
+from app.telemetry.outcomes import count_drop, count_failure, count_kept
 from sinks import Account, Quarantine
 
 # Rows committed together, and drops that wait at most.
@@ -29,6 +29,8 @@ BATCH_MAX, BUFFER_MAX = 1_000, 5_000
 BATCH_MAX_BYTES, BUFFER_MAX_BYTES = 1024 * 1024, 16 * 1024 * 1024
 # The interval at which the usage is read, and rejected requests are written.
 TICK_S = 1.0
+# Texts whose redaction is remembered.
+TEXTS_MAX = 1_000
 REJECTED_PER_TICK = 5
 ADDRESS_MAX = 64
 # A longer callback is redacted in a thread, since it would block the event loop too long.
@@ -51,6 +53,8 @@ class Drops:
     ) -> None:
         self._quarantine = quarantine
         self._secrets = secrets
+        # A flood has few different tokens and subjects.
+        self._redact = lru_cache(TEXTS_MAX)(partial(redact_text, secrets=secrets))
         self._now = now
         self._shares = Shares(max_bytes)
         self._buffer: WriteBuffer[Dropped, bool] | None = None
@@ -139,12 +143,12 @@ class Drops:
         content_type = clean(dropped.content_type)[:SUBJECT_MAX]
         return replace(
             dropped,
-            app_token=redact_text(dropped.app_token[:SUBJECT_MAX], secrets),
-            subject=redact_text(dropped.subject, secrets),
-            account=redact_text(dropped.account, secrets),
+            app_token=self._redact(dropped.app_token[:SUBJECT_MAX]),
+            subject=self._redact(dropped.subject),
+            account=self._redact(dropped.account),
             query=redact_query(dropped.query, omitted, secrets),
-            content_type=redact_text(content_type, secrets),
-            body=redact_body(content_type, dropped.body, omitted, secrets),
+            content_type=self._redact(content_type),
+            body=dropped.body and redact_body(content_type, dropped.body, omitted, secrets),
             event=dropped.event and _redacted_event(dropped.event, secrets),
         )
 
@@ -191,9 +195,7 @@ async def _commit(quarantine: Quarantine, drops: Sequence[Dropped]) -> Sequence[
             count_failure(dropped.vendor, dropped.workspace_id, "quarantine_failed")
         log.error("quarantine failed", extra={"drops": len(drops), "error": type(error).__name__})
         raise QuarantineFailed("quarantine_failed") from None
-    for dropped in drops:
-        count_drop(dropped.vendor, dropped.workspace_id, dropped.reason)
-        QUARANTINE_ROWS.labels(dropped.reason.value).inc()
+    count_kept(drops)
     return [True] * len(drops)
 
 
