@@ -47,8 +47,11 @@ def gateway(
 
 
 @pytest.fixture
-async def explainer(gateway: Process, services: Services) -> AsyncIterator[Explainer]:
-    """An explainer with the settings of the gateway."""
+async def explainer(
+    gateway: Process, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Explainer]:
+    """An explainer with the settings of the gateway, and much patience for a busy machine."""
+    monkeypatch.setattr("app.commands.explain.records.TIMEOUT_S", PATIENCE_S)
     environ = environment(gateway.database_url, services.redis_url, gateway.folder)
     explainer = Explainer(read_settings(environ), vendor="adjust", address=None, at=None)
     await explainer.start()

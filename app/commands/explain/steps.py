@@ -8,7 +8,7 @@ from msgspec.structs import asdict, replace
 from adapters import Adapter
 from app import normalize
 from app.access import CREDENTIAL_HEADERS, sent_app_token, sent_secrets
-from app.commands.explain.discretion import Discretion
+from app.commands.explain.discretion import NOT_SHOWN, Discretion
 from app.commands.explain.dry_run import Trace
 from app.commands.explain.explanation import Explanation, Verdict
 from app.commands.explain.hints import Facts, hints
@@ -69,7 +69,8 @@ def _add_answer(explanation: Explanation, facts: Facts, discretion: Discretion) 
         return
     explanation.status = trace.answer.status
     body = trace.answer.body.decode()
-    explanation.answer = body if trace.answer.status == _OK else shown(body)
+    is_hidden = isinstance(trace.error, UnknownVendor) and shown(trace.error.message) == NOT_SHOWN
+    explanation.answer = NOT_SHOWN if is_hidden else body
     match explanation.verdict:
         case Verdict.EVENT:
             pass  # the event is added later
@@ -127,13 +128,14 @@ def _secret(facts: Facts) -> str:
     if trace.request is None:
         return ""
     if (secret := trace.secret) is not None:
-        of_owner = f" of {secret.owner}" if secret.owner else ""
-        place = f", the {_ordinal(secret.position + 1)} of {secret.number}"
-        header = _credential_header(facts)
-        return (
-            f"valid{of_owner}{place if secret.number > 1 else ''}"
-            f"{f', in the header {header}' if header else ''} (not shown)"
-        )
+        found = ["valid"]
+        if secret.owner:
+            found.append(f"of workspace {secret.owner}")
+        if secret.number > 1:
+            found.append(f"the {_ordinal(secret.position + 1)} of {secret.number}")
+        if header := _credential_header(facts):
+            found.append(f"in the header {header}")
+        return ", ".join(found) + " (not shown)"
     if isinstance(trace.error, NotConfigured):
         return "none is configured: every callback is answered 503"
     if isinstance(trace.error, Unverified) and trace.error.reason == "address_not_allowed":
