@@ -135,6 +135,13 @@ async def test_hint_names_the_cause(explainer: Explainer, name: str) -> None:
     assert not (await explainer.explain(1, EVENT)).hints
 
 
+async def test_unfilled_token_is_the_event_that_is_shown(explainer: Explainer) -> None:
+    """The placeholder decides, although an activity stands beside it."""
+    text = EVENT.replace("g3mz3t", "{event_token}") + "&activity_kind=event"
+    explanation = await explainer.explain(1, text)
+    assert explanation.event == "event_token = {event_token} -> unfilled"
+
+
 async def test_escaped_ampersand_is_explained_as_sent_and_as_meant(explainer: Explainer) -> None:
     """The verdict is that of the pasted URL; the mended one follows."""
     explanation = await explainer.explain(1, EVENT.replace("&", "&amp;"))
