@@ -27,7 +27,7 @@ from sinks.timescale.drops import Selection
 from sinks.timescale.replay import Overview
 
 CONNECT_TIMEOUT_S = 10.0
-COMMAND_TIMEOUT_S = 120.0
+COMMAND_TIMEOUT_S = 60.0
 RATE = 5_000
 INTERRUPTED = 130
 
@@ -204,6 +204,7 @@ class _Run:
         try:
             await sink.ping()  # until it has answered, Redis is not used
             self._import_id = await rows_of.begin_import(connection, "replay")
+            replay.sums.unfinished = await rows_of.read_unfinished(connection, self._import_id)
             await replay.run(self._import_id, self._selection, extent)
         finally:
             await claims.close()
@@ -229,7 +230,7 @@ class _Run:
                 in_quarantine=self._extent.rows if self._extent else 0, read=sums.read,
                 written=sums.written, duplicate=sums.duplicate,
                 dropped={reason.value: count for reason, count in sums.dropped.items()},
-                left=+sums.left, days=sorted(sums.days),
+                left=+sums.left, days=sorted(sums.days), unfinished=sums.unfinished,
             )  # fmt: skip
             print(msgspec.json.encode(report).decode(), flush=True)
         elif self._extent is not None:

@@ -19,6 +19,8 @@ class Sums:
         self.dropped: Counter[DropReason] = Counter()
         self.left: Counter[str] = Counter()
         self.days: set[date] = set()
+        # The first and last day of replays that were killed, or are under way.
+        self.unfinished: Sequence[date] = ()
 
     @property
     def read(self) -> int:
@@ -58,6 +60,7 @@ class Report(msgspec.Struct, kw_only=True):
     dropped: Mapping[str, int]
     left: Mapping[str, int]
     days: Sequence[date]
+    unfinished: Sequence[date]
 
 
 def report_lines(sums: Sums, *, is_dry: bool) -> Sequence[str]:
@@ -72,6 +75,9 @@ def report_lines(sums: Sums, *, is_dry: bool) -> Sequence[str]:
     lines += [f"left: {count:,} {reason}" for reason, count in sums.left.most_common() if count]
     if sums.days:
         lines.append(f"days touched (UTC): {listed(sorted(sums.days))}")
+    if sums.unfinished:
+        first, last = sums.unfinished
+        lines.append(f"days of replays that were killed or are under way: {first} .. {last}")
     if is_dry and sums.written:
         lines.append("the same command with --yes writes")
     return lines

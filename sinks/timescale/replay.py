@@ -1,7 +1,7 @@
 """Quarantine for `replay`: pages of a selection, the removal of rows, and the table `imports`."""
 
 from collections.abc import AsyncIterator, Sequence
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from itertools import groupby
 from typing import NamedTuple
 from uuid import UUID
@@ -20,6 +20,8 @@ PAGE_ROWS = 500
 # There is no index on the time of arrival but a BRIN, which does not know the newest rows: a query
 # for keys sorts all later rows, and so fetches the keys of many pages.
 KEYS_MAX = 20_000
+# Readers have noticed an import without an end after so long.
+UNFINISHED_MAX_AGE = timedelta(days=7)
 # The sizes that a replay subtracts: other writers have rows of their own.
 WRITER = "replay"
 # Removals wait for each other: two of them could delete the same rows in different orders. A number
@@ -147,6 +149,19 @@ async def begin_import(connection: asyncpg.Connection, kind: str) -> UUID:
         kind,
     )
     return import_id
+
+
+async def read_unfinished(connection: asyncpg.Connection, import_id: UUID) -> Sequence[date]:
+    """Return the first and last day of other imports of late that have no end; empty if none.
+
+    They were killed, or are under way.
+    """
+    record = await connection.fetchrow(
+        "SELECT min(first_day), max(last_day) FROM imports WHERE finished_at IS NULL "
+        "AND import_id <> $1 AND first_day IS NOT NULL AND started_at > now() - $2::interval",
+        import_id, UNFINISHED_MAX_AGE,
+    )  # fmt: skip
+    return [day for day in record or () if day is not None]
 
 
 async def announce_days(

@@ -89,6 +89,7 @@ async def test_replay_killed_at_any_step_loses_and_doubles_nothing(
     await end_leases(replays.redis_url)
     ended = await asyncio.to_thread(replays.run)
     assert (ended.exit_code, ended.errors) == (0, "")
+    assert ended.report["unfinished"][0] == "2025-06-21"
     assert set(await arrivals(connection)) == users
     assert await in_quarantine(connection) == 0
 

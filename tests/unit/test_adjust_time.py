@@ -7,6 +7,7 @@ import pytest
 
 from adapters import adjust
 from app.event import OLDEST_OCCURRED_AT, Drop, DropReason, Event
+from app.parameters import clean
 from tests.adapter_cases import RECEIVED_AT, callback_of
 from tests.unit.test_adjust import CONFIGURED, parse
 
@@ -80,7 +81,7 @@ NO_TIMES = [
 @pytest.mark.parametrize("text", NO_TIMES, ids=[ascii(text[:40]) for text in NO_TIMES])
 def test_invalid_time_is_dropped(text: str) -> None:
     """A text that is not exactly one of the forms is dropped: a guess would be stored for ever."""
-    assert parse({"created_at": text}) == Drop(DropReason.INVALID_TIMESTAMP)
+    assert parse({"created_at": text}) == Drop(DropReason.INVALID_TIMESTAMP, clean(text))
 
 
 @pytest.mark.parametrize("retained_from", [None, datetime(2025, 5, 1, 0, 0, 0, 7, UTC)])

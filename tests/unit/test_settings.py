@@ -132,6 +132,8 @@ WRONG = {
     "CLAIM_LEASE_S": ["0", "601", "nan", "9.99"],
     "SEEN_WINDOW_D": ["0", "366", "30 days"],
     "RETENTION_D": ["-1", "1", "61", "36501", "62.5"],
+    "QUARANTINE_D": ["-1", "366", "1.5"],
+    "QUARANTINE_MAX_MB": ["0", "1000001", "1GB"],
     "DRAIN_PAUSE_S": ["-1", "301", "nan", "5 s"],
     "ADJUST_CALLBACK_SECRET": [",", "a,", ",a", "a,,b", " a", "a ", "a, b", "a\n", "\t"],
     "ADJUST_IP_ALLOWLIST": ["localhost", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/8,", " ", "::/129"],
@@ -156,6 +158,7 @@ def test_wrong_value_is_refused(name: str, value: str) -> None:
         ({"CLAIM_LEASE_S": "9.9"}, "COMMIT_TIMEOUT_S"),
         ({"BATCH_MAX_EVENTS": "5001"}, "BUFFER_MAX_EVENTS"),
         ({"BUFFER_MAX_EVENTS": "499"}, "BATCH_MAX_EVENTS"),
+        ({"QUARANTINE_D": "32", "RETENTION_D": "62"}, "RETENTION_D"),
     ],
 )
 def test_contradicting_limits_are_refused(smaller: dict[str, str], greater: str) -> None:
