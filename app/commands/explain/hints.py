@@ -17,6 +17,7 @@ from app.errors import NotConfigured, UnknownVendor, Unverified
 from app.event import AHEAD_MAX, Drop, DropReason
 from app.gateway import Gateway
 from app.parameters import clean, decode
+from app.secret_hints import SecretHints
 from app.settings import SECRET_SUFFIX
 from app.workspaces_file import Apps
 
@@ -136,7 +137,8 @@ def _secret(facts: Facts) -> Iterator[str]:
     if not candidates:
         yield "add secret=... to the URL, or send the header x-flokit-secret"
         return
-    yield f"secret: {facts.gateway.access.hint(request.vendor, candidates)}"
+    hints = SecretHints(facts.gateway.settings.vendors)
+    yield f"secret: {hints.hint(request.vendor, candidates)}"
 
 
 def _app(facts: Facts) -> Iterator[str]:
