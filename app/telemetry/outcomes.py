@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from operator import attrgetter
 
-from app.event import Dropped, DropReason, Event, Outcome
+from app.dropped import Dropped
+from app.event import DropReason, Event, Outcome
 from app.telemetry.metrics import (
     BY_WORKSPACE,
     DROPPED,
