@@ -7,6 +7,7 @@ As a program this sends the flood, so that its own cost does not delay the measu
 import argparse
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -74,10 +75,8 @@ async def run(
                     progress.step("beside the flood" if is_beside else "alone")
                     measured = flood.beside if is_beside else flood.alone
                     measured.append(await _round(environment, gateway, flood, schedule, is_beside))
-            flood.counted = int(await _kept(gateway.port))
-        async with environment.connected() as connection:
-            flood.rows = await connection.fetchval(_KEPT)
-            await connection.execute("TRUNCATE dropped, quarantine_usage")
+            flood.counted, flood.rows = await _settled(environment, gateway)
+        await environment.execute("TRUNCATE dropped, quarantine_usage")
         async with _serve(environment, "share", SMALL_MB) as gateway:
             progress.step("share of the flood")
             await _fill_share(environment, gateway, flood)
@@ -104,7 +103,7 @@ async def _round(
         before = await _kept(gateway.port)
         measured = await _purchases(gateway, schedule.duration_s)
         kept = await _kept(gateway.port) - before
-    await _until_idle(gateway.port)
+    await _settled(environment, gateway)
     return measured._replace(drops=kept / schedule.duration_s)
 
 
@@ -151,23 +150,30 @@ async def _fill_share(environment: Environment, gateway: ServerProcess, flood: F
             request = get_request(sent | {"created_at": "1750500000"})
             target = request.split(b" ", 2)[1]
             flood.singles += classify(await get(gateway.port, target)) is AnswerKind.DROPPED
-    await _until_idle(gateway.port)
+    await _settled(environment, gateway)
     flood.share_bytes = SMALL_MB * 1_000_000 / 4
     async with environment.connected() as connection:
         flood.used_bytes = await connection.fetchval(_USED, TOKEN)
         flood.singles_kept = await connection.fetchval(_SINGLES)
 
 
-async def _kept(port: int) -> float:
+async def _kept(port: int) -> int:
     numbers = await metrics(port)
-    return sum(number for series, number in numbers.items() if series.startswith(_ROWS))
+    return int(sum(number for series, number in numbers.items() if series.startswith(_ROWS)))
 
 
-async def _until_idle(port: int) -> None:
-    """Return when the drops that the killed sender has left are kept."""
-    async with asyncio.timeout(PATIENCE_S):
-        last = -1.0
-        while last != (last := await _kept(port)):  # noqa: ASYNC110 - polls a page
+async def _settled(environment: Environment, gateway: ServerProcess) -> tuple[int, int]:
+    """Return the drops counted as kept, and their rows, when the last of the sender are there.
+
+    The numbers differ where they do not become equal.
+    """
+    deadline, last = time.monotonic() + PATIENCE_S, (-1, -1)
+    async with environment.connected() as connection:
+        while True:
+            found = await _kept(gateway.port), int(await connection.fetchval(_KEPT))
+            if (found == last and found[0] == found[1]) or time.monotonic() > deadline:
+                return found
+            last = found
             await asyncio.sleep(SETTLE_S / 2)
 
 
