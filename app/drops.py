@@ -7,6 +7,7 @@ own, so that no event waits for a drop.
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache, partial
@@ -32,6 +33,9 @@ TICK_S = 1.0
 TEXTS_MAX = 1_000
 REJECTED_PER_TICK = 5
 ADDRESS_MAX = 64
+# A longer callback is redacted in a thread, since it would block the event loop too long.
+REDACTED_AT_ONCE_BYTES = 4 * 1024
+IN_THREAD_MAX = 100
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +66,8 @@ class Drops:
                 batch_max_bytes=BATCH_MAX_BYTES,
                 buffer_max_bytes=BUFFER_MAX_BYTES,
             )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="long-drops")
+        self._in_thread = 0
         self._rejected: list[RejectedRequest] = []
         self._keeper: asyncio.Task[None] | None = None
 
@@ -83,13 +89,15 @@ class Drops:
         if why:
             _skip(dropped, why)
             return
-        dropped = self._redacted(dropped, omitted)
+        if len(dropped.query) + len(dropped.body) <= REDACTED_AT_ONCE_BYTES:
+            dropped = self._redacted(dropped, omitted)
+        else:
+            dropped = await self._redacted_apart(dropped, omitted)
         owner = Account(dropped.workspace_id, dropped.reason.value, dropped.account)
         try:
             await self._buffer.submit(dropped, owner, dropped.size_bytes)
         except Unavailable:
-            count_failure(dropped.vendor, dropped.workspace_id, "quarantine_busy")
-            raise QuarantineBusy("quarantine_busy") from None
+            raise _busy(dropped) from None
 
     @property
     def wants_rejected(self) -> bool:
@@ -115,6 +123,20 @@ class Drops:
             self._keeper.cancel()
         if self._buffer is not None:
             await self._buffer.close()
+
+    async def _redacted_apart(self, dropped: Dropped, omitted: Collection[str]) -> Dropped:
+        """Redact a long callback in the thread; raises QuarantineBusy if many wait for it."""
+        if self._in_thread >= IN_THREAD_MAX:
+            raise _busy(dropped)
+        self._in_thread += 1
+        redacted = asyncio.get_running_loop().run_in_executor(
+            self._thread, self._redacted, dropped, omitted
+        )
+        redacted.add_done_callback(self._leave_thread)
+        return await asyncio.shield(redacted)  # counted as long as it takes memory
+
+    def _leave_thread(self, _: object) -> None:
+        self._in_thread -= 1
 
     def _redacted(self, dropped: Dropped, omitted: Collection[str]) -> Dropped:
         secrets = self._secrets
@@ -175,6 +197,12 @@ async def _commit(quarantine: Quarantine, drops: Sequence[Dropped]) -> Sequence[
         raise QuarantineFailed("quarantine_failed") from None
     count_kept(drops)
     return [True] * len(drops)
+
+
+def _busy(dropped: Dropped) -> QuarantineBusy:
+    """Return the error of a drop without a place among those that wait; counts it."""
+    count_failure(dropped.vendor, dropped.workspace_id, "quarantine_busy")
+    return QuarantineBusy("quarantine_busy")
 
 
 def _skip(dropped: Dropped, why: str) -> None:

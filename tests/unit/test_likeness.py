@@ -13,7 +13,7 @@ from app.commands.likeness import (
     likeness,
     parameters_of,
 )
-from app.commands.tail_lines import TEST, Line, line_of, text_of
+from app.commands.tail_lines import REMEDIES, Line, line_of, text_of
 from app.event import App
 from sinks.timescale.follow import Dropped, Rejected
 
@@ -97,8 +97,8 @@ LINES = [
      'a:b           dropped    unmapped_event: add  "a:b" = "..."  to activities'),
     (dropped("unmapped_event", "", b"adid=1"),
      f"-             dropped    unmapped_event: {NO_TOKEN}"),
-    (dropped("unfilled_placeholder", "{event}", b"cbtest=1&event_token={event}"),
-     f"{{event}}       dropped    unfilled_placeholder: {TEST}"),
+    (dropped("unfilled_placeholder", "{event}", b"event_token={event}"),
+     f"{{event}}       dropped    unfilled_placeholder: {REMEDIES['unfilled_placeholder']}"),
     (dropped("refused", "purchase", b""),
      "purchase      dropped    refused: the database refuses the row, see the gateway's log"),
 ]  # fmt: skip

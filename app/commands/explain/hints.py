@@ -8,7 +8,7 @@ from datetime import datetime
 import msgspec
 
 from app import normalize
-from app.access import CREDENTIAL_HEADERS, sent_app_token, sent_secrets
+from app.access import CREDENTIAL_HEADERS, WRONG_SECRET, sent_app_token, sent_secrets
 from app.commands.explain.dry_run import Trace
 from app.commands.explain.http_request import HttpRequest
 from app.commands.explain.vendors import VendorNames, is_placeholder
@@ -17,6 +17,7 @@ from app.errors import NotConfigured, UnknownVendor, Unverified
 from app.event import AHEAD_MAX, Drop, DropReason
 from app.gateway import Gateway
 from app.parameters import clean, decode
+from app.secret_hints import SecretHints
 from app.settings import SECRET_SUFFIX
 from app.workspaces_file import Apps
 
@@ -130,13 +131,14 @@ def _secret(facts: Facts) -> Iterator[str]:
     if isinstance(error, NotConfigured):
         setting = request.vendor.upper() + SECRET_SUFFIX
         yield f"set {setting}, or for one workspace {setting}__<WORKSPACE>"
-    if not isinstance(error, Unverified) or error.reason != "wrong_secret":
+    if not isinstance(error, Unverified) or error.reason != WRONG_SECRET:
         return
     candidates = sent_secrets(request.query, request.headers)
     if not candidates:
         yield "add secret=... to the URL, or send the header x-flokit-secret"
         return
-    yield f"secret: {facts.gateway.access.hint(request.vendor, candidates)}"
+    hints = SecretHints(facts.gateway.settings.vendors)
+    yield f"secret: {hints.hint(request.vendor, candidates)}"
 
 
 def _app(facts: Facts) -> Iterator[str]:
