@@ -64,7 +64,7 @@ async def test_event_that_waited_too_long_is_written_by_its_retry(
     """An event is not written after 75 seconds of waiting, its claim's time included."""
     claims = SlowClaims(takes_s=75.001)
     gateways.now = claims.now
-    gateway = await gateways.start(claims=claims)
+    gateway = await gateways.start(claims=claims, COMMIT_TIMEOUT_S="5")
     before = await gateway.metrics()
     assert (await gateway.callback()).status == 500
     assert await stored(connection) == set()
