@@ -202,7 +202,7 @@ class _NoQuarantine:
     async def reject(self, requests: Sequence[RejectedRequest]) -> None:
         pass
 
-    async def usage(self) -> Mapping[Account, int]:
+    async def usage(self, _: int) -> Mapping[Account, int]:
         return {}
 
     async def close(self) -> None:
