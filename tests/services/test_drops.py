@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from app.dropped import Dropped, decode_event
+from app.drops import TICK_S, usage_pause_s
 from app.event import DropReason
 from app.parameters import FORM
 from app.telemetry.metrics import KEPT
@@ -326,6 +327,13 @@ async def test_traces_of_rejected_requests_are_capped(
             count = await connection.fetchval("SELECT count(*) FROM rejected")
             await asyncio.sleep(0.02)
     assert count <= 5
+
+
+def test_slow_reads_of_the_usage_are_rare() -> None:
+    """They take a twentieth of the time, and are ten seconds apart at most."""
+    assert usage_pause_s(0.01) < TICK_S
+    assert usage_pause_s(0.2) == pytest.approx(4)
+    assert usage_pause_s(3) == 10
 
 
 def test_every_reason_but_ignored_is_exposed_from_the_start() -> None:
