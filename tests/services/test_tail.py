@@ -103,7 +103,8 @@ async def test_each_outcome_is_a_line(gateways: Gateways, tailing: Tail) -> None
     assert "adjust abc123token g3mz3t written -> purchase user_id (hidden)" in written
     assert written.endswith("revenue_float 4.99 usd")
     assert 'add zzzzzz = "..." to events' in tailing.line("unmapped_event")
-    assert "nowhere dropped unknown_app: add the app" in tailing.line("unknown_app")
+    unknown_app = tailing.line("unknown_app")
+    assert "nowhere g3mz3t dropped unknown_app: add the app nowhere" in unknown_app
     unfilled = tailing.line("unfilled_placeholder")
     assert "{event} dropped unfilled_placeholder: correct the placeholder" in unfilled
     assert "the vendor's own test (cbtest)" in unfilled
