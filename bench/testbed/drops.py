@@ -43,9 +43,9 @@ _ONCE_MORE = (
     "",
     f"secret={SECRET}&",
     f"%73ecret={SECRET}&",
-    f"label={SECRET}&",
-    f"label=my+{_SPELLED}&",
 )
+# In a parameter that an event keeps: not of a callback that may become one.
+_AS_LABEL = (f"label={SECRET}&", f"label=my+{_SPELLED}&")
 
 Sent = dict[str, str]
 
@@ -146,6 +146,7 @@ def _any_request(sent: Sent, random: Random) -> bytes:
 def _kept(request: bytes, sent: Sent, reason: str, subject: str, random: Random) -> Drop:
     """Return a drop with its row; its URL may hold the secret once more."""
     app_token = sent["app_token"]
-    once_more = random.choice(_ONCE_MORE).encode()
+    may_be_written = reason == "refused"  # where the rules of the table are gone
+    once_more = random.choice(_ONCE_MORE if may_be_written else _ONCE_MORE + _AS_LABEL).encode()
     request = request.replace(b"?secret=", b"?" + once_more + b"secret=", 1)
     return Drop(request, Kept(reason, subject, APPS.get(app_token, ""), app_token))

@@ -105,7 +105,7 @@ async def test_rotated_secrets_are_both_valid(gateways: Gateways) -> None:
 
 
 async def test_rejections_are_counted(gateway: Running) -> None:
-    """A request that never became a callback is counted by its reason."""
+    """A request that is no callback is counted by its reason; a malformed one is a drop."""
     before = await gateway.metrics()
     await gateway.callback(secret="wrong")
     await get(gateway.port, "/ingest/nobody")
@@ -114,10 +114,14 @@ async def test_rejections_are_counted(gateway: Running) -> None:
     await exchange(gateway.port, head("PUT", "/healthz"))
     after = await gateway.metrics()
     for reason in (
-        "wrong_secret", "unknown_vendor", "malformed_body", "unknown_path", "method_not_allowed",
+        "wrong_secret", "unknown_vendor", "unknown_path", "method_not_allowed",
     ):  # fmt: skip
         series = f'flokit_requests_rejected_total{{reason="{reason}"}}'
         assert after[series] - before.get(series, 0) == 1
+    dropped = (
+        'flokit_callbacks_dropped_total{reason="malformed",vendor="adjust",workspace="ws_test"}'
+    )
+    assert after[dropped] - before[dropped] == 1
 
 
 async def test_unknown_vendor_is_named(server: Process) -> None:
