@@ -146,7 +146,8 @@ class Ingest:
             vendor, hint = "", ""
             if request.vendor in self._adapters:
                 vendor = request.vendor
-                hint = self._hint(vendor, sent_secrets(request.query, request.headers))
+                if error.reason == "wrong_secret":  # else it was not compared
+                    hint = self._hint(vendor, sent_secrets(request.query, request.headers))
             self._drops.reject(error.reason, request.address, vendor, hint)
         return error
 

@@ -15,7 +15,7 @@ HINT_MAX = 200
 HIDDEN = "(hidden)"
 STATUS: Mapping[str, str] = {
     "wrong_secret": "401", "address_not_allowed": "401", "unknown_vendor": "404",
-    "not_found": "404", "method_not_allowed": "405",
+    "unknown_path": "404", "method_not_allowed": "405",
 }  # fmt: skip
 # A parameter of the vendor's own test of a callback URL.
 TEST_PARAMETER = "cbtest"
@@ -128,7 +128,7 @@ def _cells(line: Line) -> tuple[str, str, list[str]]:
     if line.outcome == "rejected":
         status = STATUS.get(line.reason, line.outcome)
         reason = printable(line.reason.replace("_", " "), NAME_MAX)
-        text = f"{reason}: {hint}" if hint else reason
+        text = f"{reason}: {hint.removeprefix(f'{reason}: ')}" if hint else reason
         return NOTHING, status, [f"{text}, from {printable(line.address, NAME_MAX)}"]
     names = ("user_id", "adid", "idfa", "gps_adid")
     identifiers = zip(names, (line.user_id, line.adid, line.idfa, line.gps_adid), strict=True)
