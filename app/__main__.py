@@ -51,13 +51,12 @@ def main() -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 misconfigured."""
     signals.end_at_once()  # before any import that takes time
     name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-    if name == "dev" and find_spec("app.dev") is None:
-        print(NO_DEV, file=sys.stderr)
-        return MISCONFIGURED
+    is_present = name in COMMANDS and (name != "dev" or find_spec("app.dev") is not None)
     # Only this one: an import may take most of a second.
-    command = _load(name) if name in COMMANDS else None
+    command = _load(name) if is_present else None
     arguments = _parse(name, command)
-    if command is None:
+    if command is None:  # the parser ends the process for an unknown name
+        print(NO_DEV, file=sys.stderr)
         return MISCONFIGURED
     if name != "serve":
         signals.interrupt()

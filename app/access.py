@@ -1,7 +1,7 @@
 """Verification of callers: secrets, and allowlists of addresses."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from hmac import compare_digest
 from ipaddress import IPv6Address, ip_address
@@ -12,29 +12,16 @@ from app.parameters import clean, decode
 from app.settings import SECRET_MAX, Network, VendorAccess, secret_owner
 
 # A character has up to four bytes, each of which may be escaped. Longer values are not decoded.
-_ENCODED_MAX_BYTES = 3 * 4 * SECRET_MAX
+ENCODED_MAX_BYTES = 3 * 4 * SECRET_MAX
 # Longer texts are no addresses, and must not fill the cache.
 _ADDRESS_MAX = 64
 # Some proxies append the caller's port; an IPv6 address is then in brackets.
 _WITH_PORT = re.compile(r"^(?:\[([^]]*)\]|([0-9.]+))(?::[0-9]+)?$")
 # Headers that may carry the credential, by precedence.
 CREDENTIAL_HEADERS = ("x-flokit-secret", "authorization")
+# The reason of an unverified callback for which there are hints.
+WRONG_SECRET = "wrong_secret"  # noqa: S105 - a reason
 _BEARER = re.compile(r"bearer +", re.IGNORECASE)
-# A placeholder of a vendor, a shell or a document, or a word of this project's pages.
-_PLACEHOLDER = re.compile(
-    r"\{.*\}|\[.*\]|<.*>|\$\w+|\$\{.*\}|%\w+%|secret|(?:your|my|the)[-_ ]?secret|change[-_ ]?me",
-    re.IGNORECASE | re.DOTALL,
-)
-# More lengths than these are given as a range.
-_LENGTHS_MAX = 3
-# Mistakes by the change that undoes each of them.
-_MISTAKES: Sequence[tuple[str, Callable[[str], str]]] = (
-    ("begins or ends with white space", str.strip),
-    ("is in quotation marks", lambda text: text.strip().strip("'\"")),
-    ("has the name of the parameter before it", lambda text: text.partition("=")[2]),
-    ("a plus sign was sent unescaped: write it as %2B", lambda text: text.replace(" ", "+")),
-    ("percent-encoded once too often", lambda text: decode(text.encode("utf-8", "surrogatepass"))),
-)
 
 
 class _Secret(NamedTuple):
@@ -60,13 +47,6 @@ class Access:
             }
             for vendor, access in vendors.items()
         }
-        # All configured secrets, of any vendor and workspace.
-        self.secrets: Collection[str] = frozenset(
-            secret
-            for access in vendors.values()
-            for secrets in (access.secrets, *access.workspaces.values())
-            for secret in secrets
-        )
         # Whether each secret was accepted since the last reset, by vendor, owner and position.
         self.used = {
             vendor: {owner: [False] * len(secrets) for owner, secrets in owners.items()}
@@ -100,61 +80,8 @@ class Access:
                 if compare_digest(sent, secret.text):
                     match = match or secret
         if match is None:
-            raise Unverified("wrong_secret")
+            raise Unverified(WRONG_SECRET)
         self.used[vendor][match.owner][match.position] = True
-
-    def hint(self, vendor: str, candidates: Sequence[bytes]) -> str:
-        """Return the likely mistake behind a refused secret, without any part of it.
-
-        `candidates` are those that `verify` refused for this vendor. Only lengths are revealed.
-        """
-        if not any(candidates):
-            return "an empty secret was sent" if candidates else "no secret was sent, or a huge one"
-        configured = self._texts(vendor)
-        if not configured:
-            return "no secret is configured for this vendor"
-        # The last candidate has no scheme before it.
-        raw = candidates[-1]
-        if len(raw) > _ENCODED_MAX_BYTES:
-            return f"wrong secret: {len(raw)} bytes, configured are {_lengths(configured)}"
-        if _is_one_of(raw, configured):
-            return "the secret of another workspace"
-        if any(_is_one_of(raw, self._texts(other)) for other in self._secrets):
-            return "the secret of another vendor"
-        return _mistake(raw.decode("utf-8", "replace"), configured)
-
-    def _texts(self, vendor: str) -> Sequence[bytes]:
-        owners = self._secrets.get(vendor, {})
-        return [secret.text for secrets in owners.values() for secret in secrets]
-
-
-def _mistake(sent: str, configured: Sequence[bytes]) -> str:
-    if _PLACEHOLDER.fullmatch(sent.strip()):
-        return "a literal placeholder was sent as the secret"
-    for mistake, undo in _MISTAKES:
-        if _is_one_of(undo(sent).encode("utf-8", "surrogatepass"), configured):
-            return mistake
-    if _is_one_of(_folded(sent), [_folded(text.decode()) for text in configured]):
-        return "differs only in letter case"
-    end = "; begins or ends with white space" if sent != sent.strip() else ""
-    return f"wrong secret: {len(sent)} characters, configured are {_lengths(configured)}{end}"
-
-
-def _is_one_of(sent: bytes, secrets: Sequence[bytes]) -> bool:
-    """Compare with every secret, even after a match, against timing attacks."""
-    matches = [compare_digest(sent, secret) for secret in secrets]
-    return any(matches)
-
-
-def _folded(text: str) -> bytes:
-    return text.casefold().encode("utf-8", "surrogatepass")
-
-
-def _lengths(secrets: Sequence[bytes]) -> str:
-    lengths = sorted({len(secret.decode()) for secret in secrets})
-    if len(lengths) > _LENGTHS_MAX:
-        return f"{lengths[0]} to {lengths[-1]}"
-    return " or ".join(map(str, lengths))
 
 
 def find(query: bytes, name: bytes) -> bytes | None:
@@ -205,7 +132,7 @@ def sent_app_token(query: bytes) -> str | None:
 
 def _decoded(value: bytes) -> str | None:
     """Decode a value; return None if it is longer than any secret may be."""
-    return decode(value) if len(value) <= _ENCODED_MAX_BYTES else None
+    return decode(value) if len(value) <= ENCODED_MAX_BYTES else None
 
 
 class PublicHeaders(Mapping[str, str]):

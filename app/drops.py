@@ -7,9 +7,10 @@ own, so that no event waits for a drop.
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 
 from msgspec.structs import replace
 
@@ -19,8 +20,8 @@ from app.errors import QuarantineBusy, QuarantineFailed, Unavailable
 from app.parameters import clean
 from app.redaction import redact_body, redact_query, redact_text
 from app.shares import Shares
-from app.telemetry.metrics import QUARANTINE_BYTES, QUARANTINE_ROWS, QUARANTINE_SKIPPED
-from app.telemetry.outcomes import count_drop, count_failure
+from app.telemetry.metrics import QUARANTINE_BYTES, QUARANTINE_SKIPPED
+from app.telemetry.outcomes import count_drop, count_failure, count_kept
 from sinks import Account, Quarantine
 
 # Rows committed together, and drops that wait at most.
@@ -28,8 +29,13 @@ BATCH_MAX, BUFFER_MAX = 1_000, 5_000
 BATCH_MAX_BYTES, BUFFER_MAX_BYTES = 1024 * 1024, 16 * 1024 * 1024
 # The interval at which the usage is read, and rejected requests are written.
 TICK_S = 1.0
+# Texts whose redaction is remembered.
+TEXTS_MAX = 1_000
 REJECTED_PER_TICK = 5
 ADDRESS_MAX = 64
+# A longer callback is redacted in a thread, since it would block the event loop too long.
+REDACTED_AT_ONCE_BYTES = 4 * 1024
+IN_THREAD_MAX = 100
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +53,8 @@ class Drops:
     ) -> None:
         self._quarantine = quarantine
         self._secrets = secrets
+        # A flood has few different tokens and subjects.
+        self._redact = lru_cache(TEXTS_MAX)(partial(redact_text, secrets=secrets))
         self._now = now
         self._shares = Shares(max_bytes)
         self._buffer: WriteBuffer[Dropped, bool] | None = None
@@ -58,6 +66,8 @@ class Drops:
                 batch_max_bytes=BATCH_MAX_BYTES,
                 buffer_max_bytes=BUFFER_MAX_BYTES,
             )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="long-drops")
+        self._in_thread = 0
         self._rejected: list[RejectedRequest] = []
         self._keeper: asyncio.Task[None] | None = None
 
@@ -79,13 +89,15 @@ class Drops:
         if why:
             _skip(dropped, why)
             return
-        dropped = self._redacted(dropped, omitted)
+        if len(dropped.query) + len(dropped.body) <= REDACTED_AT_ONCE_BYTES:
+            dropped = self._redacted(dropped, omitted)
+        else:
+            dropped = await self._redacted_apart(dropped, omitted)
         owner = Account(dropped.workspace_id, dropped.reason.value, dropped.account)
         try:
             await self._buffer.submit(dropped, owner, dropped.size_bytes)
         except Unavailable:
-            count_failure(dropped.vendor, dropped.workspace_id, "quarantine_busy")
-            raise QuarantineBusy("quarantine_busy") from None
+            raise _busy(dropped) from None
 
     @property
     def wants_rejected(self) -> bool:
@@ -112,17 +124,31 @@ class Drops:
         if self._buffer is not None:
             await self._buffer.close()
 
+    async def _redacted_apart(self, dropped: Dropped, omitted: Collection[str]) -> Dropped:
+        """Redact a long callback in the thread; raises QuarantineBusy if many wait for it."""
+        if self._in_thread >= IN_THREAD_MAX:
+            raise _busy(dropped)
+        self._in_thread += 1
+        redacted = asyncio.get_running_loop().run_in_executor(
+            self._thread, self._redacted, dropped, omitted
+        )
+        redacted.add_done_callback(self._leave_thread)
+        return await asyncio.shield(redacted)  # counted as long as it takes memory
+
+    def _leave_thread(self, _: object) -> None:
+        self._in_thread -= 1
+
     def _redacted(self, dropped: Dropped, omitted: Collection[str]) -> Dropped:
         secrets = self._secrets
         content_type = clean(dropped.content_type)[:SUBJECT_MAX]
         return replace(
             dropped,
-            app_token=redact_text(dropped.app_token[:SUBJECT_MAX], secrets),
-            subject=redact_text(dropped.subject, secrets),
-            account=redact_text(dropped.account, secrets),
+            app_token=self._redact(dropped.app_token[:SUBJECT_MAX]),
+            subject=self._redact(dropped.subject),
+            account=self._redact(dropped.account),
             query=redact_query(dropped.query, omitted, secrets),
-            content_type=redact_text(content_type, secrets),
-            body=redact_body(content_type, dropped.body, omitted, secrets),
+            content_type=self._redact(content_type),
+            body=dropped.body and redact_body(content_type, dropped.body, omitted, secrets),
             event=dropped.event and _redacted_event(dropped.event, secrets),
         )
 
@@ -169,10 +195,14 @@ async def _commit(quarantine: Quarantine, drops: Sequence[Dropped]) -> Sequence[
             count_failure(dropped.vendor, dropped.workspace_id, "quarantine_failed")
         log.error("quarantine failed", extra={"drops": len(drops), "error": type(error).__name__})
         raise QuarantineFailed("quarantine_failed") from None
-    for dropped in drops:
-        count_drop(dropped.vendor, dropped.workspace_id, dropped.reason)
-        QUARANTINE_ROWS.labels(dropped.reason.value).inc()
+    count_kept(drops)
     return [True] * len(drops)
+
+
+def _busy(dropped: Dropped) -> QuarantineBusy:
+    """Return the error of a drop without a place among those that wait; counts it."""
+    count_failure(dropped.vendor, dropped.workspace_id, "quarantine_busy")
+    return QuarantineBusy("quarantine_busy")
 
 
 def _skip(dropped: Dropped, why: str) -> None:

@@ -21,6 +21,7 @@ from app.drops import Drops
 from app.event import Event, Outcome
 from app.ingest import Ingest, utc_now
 from app.readiness import BufferState, Readiness, clock_state, is_clock_right
+from app.secret_hints import SecretHints
 from app.settings import Settings
 from app.telemetry import metrics
 from app.telemetry.observer import UNOBSERVED, Observer
@@ -64,7 +65,7 @@ class Gateway:
         self.drops = Drops(
             quarantine,
             max_bytes=settings.quarantine_max_mb * MEGABYTE,
-            secrets=self.access.secrets,
+            secrets=settings.secrets,
             now=now,
         )
         self.ingest = Ingest(
@@ -73,7 +74,7 @@ class Gateway:
             workspaces=workspaces,
             submit=observer.submit(self.buffer.submit),
             drops=self.drops,
-            hint=self.access.hint,
+            hint=SecretHints(settings.vendors).hint,
             is_clock_right=self.is_clock_right,
             retention_d=settings.retention_d,
             now=now,

@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from adapters import Adapter
-from app.access import sent_app_token, sent_secrets
+from app.access import WRONG_SECRET, sent_app_token, sent_secrets
 from app.callbacks import Bodies, make_callback
 from app.dropped import SUBJECT_MAX, Dropped, encode_event
 from app.drops import Drops
@@ -143,11 +143,10 @@ class Ingest:
     def _traced(self, request: Request, error: Rejected) -> Rejected:
         """Return the error of a request that is turned away; its trace is kept, within limits."""
         if self._drops.wants_rejected:
-            vendor, hint = "", ""
-            if request.vendor in self._adapters:
-                vendor = request.vendor
-                if error.reason == "wrong_secret":  # else it was not compared
-                    hint = self._hint(vendor, sent_secrets(request.query, request.headers))
+            vendor = request.vendor if request.vendor in self._adapters else ""
+            hint = ""
+            if error.reason == WRONG_SECRET:
+                hint = self._hint(vendor, sent_secrets(request.query, request.headers))
             self._drops.reject(error.reason, request.address, vendor, hint)
         return error
 

@@ -35,17 +35,19 @@ def redact_query(query: bytes, omitted: Collection[str], secrets: Collection[str
     same name goes too, since it would count in place of the first. A query with more pairs than
     `parse_form` accepts is returned empty if any pair of it would go.
     """
-    hidden = _hidden(frozenset(omitted), frozenset(secrets)).found_in(query)
+    anything = _hidden(frozenset(omitted), frozenset(secrets))
+    if query.count(b"&") >= PARAMETERS_MAX:
+        return b"" if anything.is_named_in(query) else query
+    # The credential as vendors send it goes first: few queries hold anything else to hide.
+    pairs = [pair for pair in query.split(b"&") if not pair.startswith(b"secret=")]
+    query = b"&".join(pairs)
+    hidden = anything.found_in(query)
     if hidden is None:
         return query
-    if query.count(b"&") >= PARAMETERS_MAX:
-        return b"" if hidden.is_named_in(query) else query
-    pairs = query.split(b"&")
-    members = []
-    for pair in pairs:
-        name, _, value = pair.partition(b"=")
-        is_hidden = hidden.is_name(name) or hidden.is_value(value)
-        members.append((clean(decode(name)), is_hidden))
+    members = [
+        (clean(decode(name)), hidden.is_name(name) or hidden.is_value(value))
+        for name, _, value in (pair.partition(b"=") for pair in pairs)
+    ]
     goes = zip(pairs, _goes(members), strict=True)
     return hidden.checked(b"&".join(pair for pair, is_hidden in goes if not is_hidden))
 
@@ -90,8 +92,9 @@ class _Hidden(msgspec.Struct, frozen=True):
         readings = _readings(raw)
         if readings is None:
             return self
+        every = "\n".join(readings)
         names, held, whole = (
-            frozenset(text for text in texts if any(text in reading for reading in readings))
+            frozenset([text for text in texts if text in every])
             for texts in (self.names, self.held, self.whole)
         )
         return _Hidden(names, held, whole) if names or held or whole else None
@@ -115,9 +118,8 @@ class _Hidden(msgspec.Struct, frozen=True):
         readings = _readings(raw)
         if readings is None:
             return True
-        words = "|".join(map(re.escape, self.names | self.whole))
-        pattern = re.compile(rf"(?<!\w)(?:{words})(?!\w)")
-        return self._is_secret(readings) or any(map(pattern.search, readings))
+        pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, self.names | self.whole))})(?!\w)"
+        return self._is_secret(readings) or any(re.search(pattern, text) for text in readings)
 
     def checked(self, redacted: bytes) -> bytes:
         """Return redacted bytes; empty if a secret is spread over several of their members."""

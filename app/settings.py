@@ -101,6 +101,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     vendors: Mapping[str, VendorAccess] = {}
 
     @property
+    def secrets(self) -> frozenset[str]:
+        """All configured secrets, of any vendor and workspace."""
+        return frozenset(
+            secret
+            for access in self.vendors.values()
+            for secrets in (access.secrets, *access.workspaces.values())
+            for secret in secrets
+        )
+
+    @property
     def event_age_max(self) -> timedelta:
         """The age up to which an event is written: its row is then visible in time."""
         return timedelta(seconds=VISIBLE_WITHIN_S - COMMITS_PER_WRITE * self.commit_timeout_s)

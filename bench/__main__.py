@@ -13,6 +13,7 @@ from bench.dashboard import command as dashboard
 from bench.faults import command as faults
 from bench.micro import command as micro
 from bench.neighbours import command as neighbours
+from bench.neighbours import flood
 from bench.overload import command as overload
 from bench.performance import compare, curves
 from bench.testbed.process import BenchError
@@ -22,7 +23,17 @@ def main() -> int:
     """Run one command and return its exit code: 0 all targets met, 1 not all, 2 not measured."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (faults, overload, neighbours, compare, curves, capacity, dashboard, micro):
+    for command in (
+        faults,
+        overload,
+        neighbours,
+        flood,
+        compare,
+        curves,
+        capacity,
+        dashboard,
+        micro,
+    ):
         command.add_command(commands)
     arguments = parser.parse_args()
     # A shell ignores SIGINT for its background jobs. SIGTERM stops all servers as well.

@@ -343,8 +343,9 @@ async def gateways(
 
 @pytest.fixture
 def replays(services: Services, database_url: str, tmp_path: Path) -> Replays:
-    """The command `replay` on the test's database."""
-    return Replays(environment(database_url, services.redis_url, tmp_path))
+    """The command `replay` on the test's database, with much patience for a busy machine."""
+    patience = {"COMMIT_TIMEOUT_S": "20", "CLAIM_LEASE_S": "40"}
+    return Replays(environment(database_url, services.redis_url, tmp_path, **patience))
 
 
 @pytest.fixture

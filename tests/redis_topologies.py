@@ -131,15 +131,11 @@ class Cluster:
             node.resume()
             await asyncio.to_thread(node.start)
         await self.until_whole()
+        await self._set_time_out(CALM_MS)
 
-    @asynccontextmanager
-    async def failing_over_soon(self) -> AsyncIterator[None]:
-        """Replace a primary that does not answer after HASTY_MS, meanwhile."""
+    async def hasten(self) -> None:
+        """Let a primary that does not answer be replaced soon, until `mend`."""
         await self._set_time_out(HASTY_MS)
-        try:
-            yield
-        finally:
-            await self._set_time_out(CALM_MS)
 
     async def _set_time_out(self, milliseconds: int) -> None:
         for node in self.nodes:
@@ -224,15 +220,11 @@ class Watched:
             await asyncio.to_thread(server.start)
         await until(self._is_following)
         await until(self._is_whole)
+        await self._set_time_out(CALM_MS)
 
-    @asynccontextmanager
-    async def failing_over_soon(self) -> AsyncIterator[None]:
-        """Replace a primary that does not answer after HASTY_MS, meanwhile."""
+    async def hasten(self) -> None:
+        """Let a primary that does not answer be replaced soon, until `mend`."""
         await self._set_time_out(HASTY_MS)
-        try:
-            yield
-        finally:
-            await self._set_time_out(CALM_MS)
 
     async def shorten_tilt(self) -> None:
         """Let Sentinels go on after a pause: they would do nothing for 30 s after one of 2 s."""

@@ -16,7 +16,7 @@ from app.dropped import decode_event
 from app.event import DropReason
 from app.parameters import FORM, escape
 from app.redaction import redact_body, redact_query
-from app.settings import Settings, read_settings
+from app.settings import read_settings
 from sinks.timescale import drops, hosts
 
 CONNECT_TIMEOUT_S = 10.0
@@ -53,7 +53,8 @@ REMEDIES: Mapping[DropReason, Remedy] = {
     ),
     DropReason.UNKNOWN_APP: Remedy("add the app to the workspaces file, then:"),
     DropReason.UNFILLED_PLACEHOLDER: Remedy(
-        "correct the placeholder in the callback URL at the vendor, then, with the missing value:",
+        "correct the placeholder in the callback URL at the vendor (its own test, cbtest, fills "
+        "none in); then, with the missing value:",
         " --set event_token=TOKEN",
     ),
     DropReason.INVALID_TIMESTAMP: Remedy(
@@ -116,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     show = whole("--show", options.show, SHOWN_MAX)
     settings = read_settings(required=["DATABASE_URL"])
     counts, newest = asyncio.run(_read(settings.database_url, selection, show))
-    secrets = _secrets(settings)
+    secrets = settings.secrets
     read = _Read(counts, [_redacted(drop, secrets) for drop in newest])
     if options.json:
         for count in read.counts.largest:
@@ -135,15 +136,6 @@ def _redacted(drop: drops.KeptDrop, secrets: Collection[str]) -> drops.KeptDrop:
         query=redact_query(drop.query, (), secrets),
         body=redact_body(drop.content_type, drop.body, (), secrets),
     )
-
-
-def _secrets(settings: Settings) -> Collection[str]:
-    return {
-        secret
-        for access in settings.vendors.values()
-        for secrets in (access.secrets, *access.workspaces.values())
-        for secret in secrets
-    }
 
 
 async def _read(database_url: str, selection: drops.Selection, show: int) -> _Read:

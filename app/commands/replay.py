@@ -13,6 +13,7 @@ import msgspec
 
 import adapters
 from app import workspaces_file
+from app.commands.output import json_line, minute
 from app.commands.progress import Progress
 from app.commands.replay_report import Report, Sums, report_lines
 from app.commands.replay_run import Replay, rehearse
@@ -217,10 +218,7 @@ class _Run:
             print("nothing in quarantine is selected")
             return
         rows, first, last = self._extent
-        print(
-            f"{rows:,} in quarantine, from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC",
-            flush=True,
-        )
+        print(f"{rows:,} in quarantine, from {minute(first)} to {minute(last)} UTC", flush=True)
 
     def _print_report(self) -> None:
         sums = self._sums
@@ -232,7 +230,7 @@ class _Run:
                 dropped={reason.value: count for reason, count in sums.dropped.items()},
                 left=+sums.left, days=sorted(sums.days), unfinished=sums.unfinished,
             )  # fmt: skip
-            print(msgspec.json.encode(report).decode(), flush=True)
+            print(json_line(report), flush=True)
         elif self._extent is not None:
             for line in report_lines(sums, is_dry=self._is_dry):
                 print(line, flush=True)

@@ -5,7 +5,7 @@ from datetime import datetime
 
 import msgspec
 
-from app.commands.likeness import NO_TOKEN, Kind, kind_of, parameters_of
+from app.commands.likeness import NO_TOKEN, UNWANTED, Kind, kind_of, parameters_of
 from app.commands.output import NOTHING, printable, toml_key
 from app.event import DropReason
 from sinks.timescale.follow import Dropped, Rejected, Row, Written
@@ -17,15 +17,18 @@ STATUS: Mapping[str, str] = {
     "wrong_secret": "401", "address_not_allowed": "401", "unknown_vendor": "404",
     "unknown_path": "404", "method_not_allowed": "405",
 }  # fmt: skip
-# A parameter of the vendor's own test of a callback URL.
-TEST_PARAMETER = "cbtest"
-TEST = "the vendor's own test (cbtest): the URL works, and real callbacks fill the token in"
+# Parameters with the vendor's name of an event, and the drops whose subject it is.
+EVENT_NAMES = ("event_token", "event", "activity_kind")
+NAMED_BY_SUBJECT = ("unmapped_event", "unfilled_placeholder", "refused")
 REMEDIES: Mapping[str, str] = {
-    DropReason.UNKNOWN_APP.value: "add the app to the workspaces file",
-    DropReason.UNFILLED_PLACEHOLDER.value: "correct the placeholder in the callback URL",
-    DropReason.INVALID_TIMESTAMP.value: "created_at is no time, too old, or ahead",
+    DropReason.UNKNOWN_APP.value: "add the app {subject} to the workspaces file",
+    DropReason.UNFILLED_PLACEHOLDER.value: (
+        "correct the placeholder in the callback URL, unless this is the vendor's own test "
+        "(cbtest), which fills none in: then the URL works"
+    ),
+    DropReason.INVALID_TIMESTAMP.value: "created_at={subject} is no time, too old, or ahead",
     DropReason.REFUSED.value: "the database refuses the row, see the gateway's log",
-    DropReason.MALFORMED.value: "answered 400, correct the body",
+    DropReason.MALFORMED.value: "answered 400, {subject}",
 }
 
 
@@ -49,6 +52,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     revenue_float: str | None = None
     currency: str | None = None
     reason: str = ""
+    subject: str = ""
     drop_id: int = 0
     address: str = ""
     hint: str = ""
@@ -61,11 +65,7 @@ def line_of(row: Row, *, show_ids: bool) -> Line:
         case Written():
             return _written(row, show_ids=show_ids)
         case Dropped():
-            return Line(
-                outcome="dropped", received_at=row.received_at, vendor=row.vendor,
-                workspace_id=row.workspace_id, app_token=row.app_token, event=row.subject,
-                reason=row.reason, drop_id=row.key, hint=_hint(row),
-            )  # fmt: skip
+            return _dropped(row)
         case Rejected():
             return Line(
                 outcome="rejected", received_at=row.received_at, vendor=row.vendor,
@@ -87,16 +87,26 @@ def _written(row: Written, *, show_ids: bool) -> Line:
     )  # fmt: skip
 
 
-def _hint(row: Dropped) -> str:
-    """Return the remedy of a drop."""
+def _dropped(row: Dropped) -> Line:
     parameters = parameters_of(row.query, "", b"")
-    if TEST_PARAMETER in parameters:
-        return TEST
+    names = (parameters.get(name) for name in EVENT_NAMES)
+    event = row.subject if row.reason in NAMED_BY_SUBJECT else next(filter(None, names), "")
+    return Line(
+        outcome="dropped", received_at=row.received_at, vendor=row.vendor,
+        workspace_id=row.workspace_id, app_token=row.app_token, event=event,
+        reason=row.reason, subject=row.subject, drop_id=row.key, hint=_hint(row, parameters),
+    )  # fmt: skip
+
+
+def _hint(row: Dropped, parameters: Mapping[str, str]) -> str:
+    """Return the remedy of a drop."""
     if row.reason != DropReason.UNMAPPED_EVENT.value:
-        return REMEDIES.get(row.reason, "")
+        return REMEDIES.get(row.reason, "").format(subject=row.subject)
     kind = kind_of(row.subject, parameters)
     if kind is Kind.NONE:
         return NO_TOKEN
+    if row.subject in UNWANTED:
+        return f'add  "{row.subject}"  to ignore, or map it in activities'
     # The callback may have its parameters in a body.
     token = kind is Kind.TOKEN or "activity_kind" not in parameters
     section = "events" if token else "activities"
@@ -127,8 +137,7 @@ def _cells(line: Line) -> tuple[str, str, list[str]]:
         return event, line.outcome, [f"{line.reason}: {hint}" if hint else line.reason]
     if line.outcome == "rejected":
         status = STATUS.get(line.reason, line.outcome)
-        reason = printable(line.reason.replace("_", " "), NAME_MAX)
-        text = f"{reason}: {hint.removeprefix(f'{reason}: ')}" if hint else reason
+        text = hint or printable(line.reason.replace("_", " "), NAME_MAX)
         return NOTHING, status, [f"{text}, from {printable(line.address, NAME_MAX)}"]
     names = ("user_id", "adid", "idfa", "gps_adid")
     identifiers = zip(names, (line.user_id, line.adid, line.idfa, line.gps_adid), strict=True)

@@ -4,8 +4,17 @@ from collections import Counter
 from collections.abc import Sequence
 from operator import attrgetter
 
+from app.dropped import Dropped
 from app.event import DropReason, Event, Outcome
-from app.telemetry.metrics import BY_WORKSPACE, DROPPED, DUPLICATE, FAILED, IGNORED, WRITTEN
+from app.telemetry.metrics import (
+    BY_WORKSPACE,
+    DROPPED,
+    DUPLICATE,
+    FAILED,
+    IGNORED,
+    QUARANTINE_ROWS,
+    WRITTEN,
+)
 from app.telemetry.tallies import Tally
 
 _OWNER = attrgetter("vendor", "workspace_id")
@@ -32,6 +41,14 @@ def count_drop(vendor: str, workspace: str, reason: DropReason, subject: str = "
     BY_WORKSPACE[DROPPED].add((vendor, workspace, reason.value))
     if reason is DropReason.IGNORED:
         BY_WORKSPACE[IGNORED].add((vendor, workspace, subject))
+
+
+def count_kept(drops: Sequence[Dropped]) -> None:
+    """Count drops that are in quarantine now."""
+    series = ((dropped.vendor, dropped.workspace_id, dropped.reason.value) for dropped in drops)
+    for labels, number in Counter(series).items():
+        BY_WORKSPACE[DROPPED].add(labels, number)
+        QUARANTINE_ROWS.labels(labels[-1]).inc(number)
 
 
 def count_failure(vendor: str, workspace: str, reason: str) -> None:

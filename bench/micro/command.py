@@ -8,7 +8,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
-from bench.micro.parts import PARTS, Run
+from bench.micro.part import Run
+from bench.micro.parts import PARTS
 from bench.testbed import documents
 from bench.testbed.console import markdown_table
 from bench.testbed.environment import open_environment

@@ -3,13 +3,12 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from hashlib import blake2b
 from random import Random
 from timeit import Timer
-from typing import NamedTuple
 
 from adapters import adjust
 from app.buffer import WriteBuffer
@@ -18,9 +17,10 @@ from app.event import App, Callback, Event, Outcome, event_id
 from app.http import fast_path
 from app.parameters import parse_form
 from app.telemetry.outcomes import count_events
+from bench.micro.index import CHUNKS, ROWS, in_server, reading, unindexed
+from bench.micro.part import Part, Run
 from bench.testbed.callbacks import APPS, EVENTS, get_request, parameters, query
 from bench.testbed.environment import Environment
-from bench.testbed.usage import PROC
 from sinks.timescale.encoding import encode_rows
 from sinks.timescale.sink import TimescaleSink
 
@@ -28,18 +28,6 @@ BATCH = 32
 NOW = datetime.now(UTC).replace(microsecond=0)
 SENT = parameters(7, Random(7)) | {"created_at": str(int(NOW.timestamp()))}  # noqa: S311
 APP = App(workspace_id="ws_shop", vendor="adjust", app_token=next(iter(APPS)), events=dict(EVENTS))
-# Seconds for a number of runs.
-Run = Callable[[int], Awaitable[float]]
-
-
-class Part(NamedTuple):
-    """A part of the gateway; one run handles `events` events."""
-
-    name: str
-    text: str
-    prepare: Callable[[Environment | None], AbstractAsyncContextManager[Run]]
-    events: int = 1
-    needs_servers: bool = False
 
 
 def _event(number: int) -> Event:
@@ -177,48 +165,6 @@ async def _copying(environment: Environment | None) -> AsyncIterator[Run]:
     await sink.close()
 
 
-@asynccontextmanager
-async def _in_server(environment: Environment | None) -> AsyncIterator[Run]:
-    """Measure the CPU time of the server's processes that serve the sink."""
-    assert environment is not None
-    async with _copying(environment) as copy:
-
-        async def run(number: int) -> float:
-            before = await _server_cpu_s(environment)
-            await copy(number)
-            return await _server_cpu_s(environment) - before
-
-        yield run
-
-
-@asynccontextmanager
-async def _in_server_unindexed(environment: Environment | None) -> AsyncIterator[Run]:
-    assert environment is not None
-    async with environment.connected() as connection:
-        created = await connection.fetchval(
-            "SELECT indexdef FROM pg_indexes WHERE indexname = 'events_received_at'"
-        )
-    async with _in_server(environment) as run_indexed:
-
-        async def run(number: int) -> float:
-            await environment.execute("DROP INDEX events_received_at")
-            try:
-                return await run_indexed(number)
-            finally:
-                await environment.execute(created)
-
-        yield run
-
-
-async def _server_cpu_s(environment: Environment) -> float:
-    async with environment.connected() as connection:
-        records = await connection.fetch(
-            "SELECT pid FROM pg_stat_activity WHERE application_name = 'flokit-gateway'"
-        )
-    schedstats = [(PROC / str(record[0]) / "schedstat").read_text() for record in records]
-    return sum(int(text.split()[0]) for text in schedstats) / 1e9
-
-
 PARTS = {
     part.name: part
     for part in (
@@ -233,13 +179,15 @@ PARTS = {
         Part("encode", f"encode {BATCH} rows for COPY", _in_process(_encode), BATCH),
         Part("claim", f"claim and settle {BATCH} events in Redis", _claiming, BATCH, True),
         Part("copy", f"write {BATCH} new events by COPY", _copying, BATCH, True),
-        Part("server", "the same, CPU time of the server", _in_server, BATCH, True),
+        Part("server", "the same, CPU time of the server", in_server(_copying), BATCH, True),
         Part(
             "unindexed",
-            "and without the index events_received_at",
-            _in_server_unindexed,
+            "the same without the index on `received_at`",
+            unindexed(in_server(_copying)),
             BATCH,
             True,
         ),
+        Part("read", f"read the last 90 s of {ROWS:,} rows in {CHUNKS} chunks", reading, 1, True),
+        Part("read_unindexed", "the same without the index", unindexed(reading), 1, True),
     )
 }

@@ -144,10 +144,12 @@ async def read_page(connection: asyncpg.Connection, keys: Sequence[Key]) -> Sequ
 
 async def begin_import(connection: asyncpg.Connection, kind: str) -> UUID:
     """File an import, and return its ID."""
-    import_id: UUID = await connection.fetchval(
-        "INSERT INTO imports (kind, started_at) VALUES ($1, clock_timestamp()) RETURNING import_id",
-        kind,
-    )
+    async with at_leisure(connection):
+        import_id: UUID = await connection.fetchval(
+            "INSERT INTO imports (kind, started_at) VALUES ($1, clock_timestamp()) "
+            "RETURNING import_id",
+            kind,
+        )
     return import_id
 
 
@@ -156,11 +158,12 @@ async def read_unfinished(connection: asyncpg.Connection, import_id: UUID) -> Se
 
     They were killed, or are under way.
     """
-    record = await connection.fetchrow(
-        "SELECT min(first_day), max(last_day) FROM imports WHERE finished_at IS NULL "
-        "AND import_id <> $1 AND first_day IS NOT NULL AND started_at > now() - $2::interval",
-        import_id, UNFINISHED_MAX_AGE,
-    )  # fmt: skip
+    async with at_leisure(connection):
+        record = await connection.fetchrow(
+            "SELECT min(first_day), max(last_day) FROM imports WHERE finished_at IS NULL "
+            "AND import_id <> $1 AND started_at > now() - $2::interval",
+            import_id, UNFINISHED_MAX_AGE,
+        )  # fmt: skip
     return [day for day in record or () if day is not None]
 
 
@@ -168,11 +171,12 @@ async def announce_days(
     connection: asyncpg.Connection, import_id: UUID, first: date, last: date
 ) -> None:
     """Extend the days of an import: before the write, so that no reader misses one of them."""
-    await connection.execute(
-        "UPDATE imports SET first_day = least(first_day, $2), last_day = greatest(last_day, $3) "
-        "WHERE import_id = $1",
-        import_id, first, last,
-    )  # fmt: skip
+    async with at_leisure(connection):
+        await connection.execute(
+            "UPDATE imports SET first_day = least(first_day, $2), "
+            "last_day = greatest(last_day, $3) WHERE import_id = $1",
+            import_id, first, last,
+        )  # fmt: skip
 
 
 async def remove(
@@ -197,11 +201,13 @@ async def finish_import(
     connection: asyncpg.Connection, import_id: UUID, days: Sequence[date]
 ) -> None:
     """Note the end of an import, and the days that it has touched in place of the announced."""
-    await connection.execute(
-        "UPDATE imports SET finished_at = clock_timestamp(), first_day = $2, last_day = $3 "
-        "WHERE import_id = $1",
-        import_id, min(days, default=None), max(days, default=None),
-    )  # fmt: skip
+    extent = (min(days), max(days)) if days else (None, None)
+    async with at_leisure(connection):
+        await connection.execute(
+            "UPDATE imports SET finished_at = clock_timestamp(), first_day = $2, last_day = $3 "
+            "WHERE import_id = $1",
+            import_id, *extent,
+        )  # fmt: skip
 
 
 async def find_events(connection: asyncpg.Connection, events: Sequence[Event]) -> set[bytes]:

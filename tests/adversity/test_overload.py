@@ -37,8 +37,8 @@ async def test_overload(tmp_path: Path) -> None:
         measured = await run(
             progress,
             duration_s=10,
-            offered=1_500,
-            capacity=250,
+            offered=600,
+            capacity=100,
             buffer_max=500,
             batch_max=25,
             folder=tmp_path,

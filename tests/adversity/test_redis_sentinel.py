@@ -20,7 +20,7 @@ from tests.adversity.test_redis_cluster import (
     until_claims_work,
 )
 from tests.adversity.test_rolling import assert_exactly_once, calling
-from tests.gateways import Process
+from tests.gateways import PATIENT, Process
 from tests.ports import free_port
 from tests.redis_topologies import COMMON, PASSWORD, SERVICE, Watched, client_of, starting, url_of
 
@@ -47,21 +47,21 @@ async def test_killed_primary_behind_sentinels_fails_no_callback(
 ) -> None:
     """No callback fails, is lost or doubled; the promoted replica takes over."""
     (tmp_path / "workspaces.toml").write_text(WORKSPACES)
-    secret = {"ADJUST_CALLBACK_SECRET": SECRET}
-    with Process(database_url, redis_watched.url, tmp_path, **secret) as process:
+    settings = PATIENT | {"ADJUST_CALLBACK_SECRET": SECRET}
+    with Process(database_url, redis_watched.url, tmp_path, **settings) as process:
         await asyncio.to_thread(process.wait_until_ready)
         async with calling(process.port) as vendor:
             await until_claims_work([process])
             quiet = (await process.metrics())[BYPASSED]
             killed = await redis_watched.primary()
-            async with redis_watched.failing_over_soon():
-                try:
-                    killed.kill()
-                    await redis_watched.until_promoted(killed)
-                    await until_claims_work([process])
-                    assert (await process.metrics())[BYPASSED] > quiet
-                finally:
-                    await redis_watched.mend()
+            await redis_watched.hasten()
+            try:
+                killed.kill()
+                await redis_watched.until_promoted(killed)
+                await until_claims_work([process])
+                assert (await process.metrics())[BYPASSED] > quiet
+            finally:
+                await redis_watched.mend()
             await until_claims_work([process])
     assert vendor.ledger.tally().keys() == {
         AnswerKind.WRITTEN,

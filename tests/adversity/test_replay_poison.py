@@ -16,12 +16,11 @@ from app.replay import Restorer
 from sinks.timescale import replay as rows_of
 from sinks.timescale.drops import Selection
 from sinks.timescale.sink import TimescaleSink
-from tests.adversity.test_replay_faults import until_written
+from tests.adversity.test_replay_faults import NO_XX, until_written
 from tests.events import event
 from tests.gateways import Services, make_claims
 from tests.replays import Replays, arrivals, drop, drops, in_quarantine, keep, query_of
 
-NO_XX = "ALTER TABLE events ADD CONSTRAINT c CHECK (country <> 'XX')"
 BODY = b'{"event_token": "g3mz3t", "created_at": 1750500000, "user_id": "body", "l": "\\ud800x"}'
 
 
@@ -79,17 +78,19 @@ async def test_refused_events_stay_and_their_neighbours_are_written(
 
 
 async def test_event_under_way_waits_for_the_next_round(
-    replays: Replays, connection: asyncpg.Connection, claims: RedisClaims
+    replays: Replays, connection: asyncpg.Connection, services: Services, sink: TimescaleSink
 ) -> None:
     """An event that a live delivery has claimed holds nobody up, and is written after it."""
     dropped = drops(60)
+    live = make_claims(services, sink, lease_s=600)
     ids = [event.event_id for event in events_of(replays, dropped[:1])]
-    await claims.claim(ids)
+    await live.claim(ids)
     await keep(replays.database_url, dropped)
     running = asyncio.create_task(asyncio.to_thread(replays.run))
     await until_written(connection, 59)
     assert "u0" not in await arrivals(connection)
-    await claims.release(ids)
+    await live.release(ids)
+    await live.close()
     ended = await running
     assert (ended.exit_code, ended.counts) == (0, (60, 60, 0, 0, 0))
     assert await in_quarantine(connection) == 0
@@ -104,7 +105,7 @@ async def test_event_that_stays_under_way_is_left(
 ) -> None:
     """A claim that does not end leaves its event in quarantine, counted as left."""
     dropped = drops(3)
-    others = make_claims(services, sink)
+    others = make_claims(services, sink, lease_s=600)
     await others.claim([event.event_id for event in events_of(replays, dropped[:1])])
     await keep(replays.database_url, dropped)
     extent = await rows_of.read_overview(connection, Selection())

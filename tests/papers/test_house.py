@@ -47,6 +47,7 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (2, "sinks*", ("app.dropped", "app.event", *COUNTERS, "sinks*"), ("asyncpg", "msgspec")),
     (2, "adapters*", ("app.event", "app.normalize"), ("msgspec",)),
     (2, "app.access", VOCABULARY, ()),
+    (2, "app.secret_hints", (*VOCABULARY, "app.access"), ()),
     (2, "app.buffer", VOCABULARY, ("msgspec",)),
     (2, "app.workspaces", (*VOCABULARY, *COUNTERS), ("msgspec",)),
     (1, "app.telemetry*", ("app.*",), ("msgspec", "prometheus_client")),

@@ -7,11 +7,16 @@ import asyncpg
 import pytest
 
 from bench.testbed.process import ROOT
+from sinks.timescale.schema import migrate
 from sinks.timescale.sink import TimescaleSink
 from tests.events import event, write
+from tests.gateways import Services
+from tests.services.test_timescale import skip_without_timescaledb
 
 PAGE = (ROOT / "docs/loading.md").read_text()
-CREATE, LOAD, DBT, DAYS, RELOAD, GONE, OLDEST = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
+CREATE, LOAD, DBT, DAYS, RELOAD, GONE, OLDEST, RANGE, BEFORE = re.findall(
+    r"```sql\n(.*?)```", PAGE, re.DOTALL
+)
 NOW = datetime.now(UTC)
 TENTH = datetime(2026, 11, 10, 12, tzinfo=UTC)
 
@@ -120,3 +125,33 @@ async def test_open_transaction_of_a_gateway_is_found(
             assert await connection.fetchval(OLDEST) == started
     finally:
         await writer.close()
+
+
+async def test_index_made_chunk_by_chunk_is_kept_by_the_migration(
+    services: Services, connection: asyncpg.Connection
+) -> None:
+    """The migration keeps an index that the operator has created before, chunk by chunk."""
+    await skip_without_timescaledb(services, connection)
+    made = "SELECT oid FROM pg_class WHERE relname = 'events_received_at'"
+    await connection.execute("DROP INDEX events_received_at")
+    await connection.execute("DELETE FROM schema_migrations WHERE name = '0004_received_at'")
+    await connection.execute(BEFORE)
+    before = await connection.fetchval(made)
+    assert await migrate(connection) == ["0004_received_at"]
+    assert await connection.fetchval(made) == before
+    [options] = await connection.fetch(
+        "SELECT DISTINCT reloptions, indisvalid FROM pg_class JOIN pg_index ON indexrelid = oid "
+        "WHERE relname LIKE '%events_received_at'"
+    )
+    assert tuple(options) == (["autosummarize=on"], True)
+
+
+async def test_range_of_occurrence_leaves_rows_out(
+    connection: asyncpg.Connection, sink: TimescaleSink
+) -> None:
+    """A load that restricts both times counts the rows of both ranges."""
+    for name, age_d in (("young", 1), ("old", 61)):
+        arrived = TENTH + timedelta(days=1)
+        row = event(name, received_at=arrived, occurred_at=TENTH - timedelta(days=age_d))
+        await write(sink, [row], contested=True)
+    assert await connection.fetchval(RANGE) == 1

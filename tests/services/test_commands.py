@@ -20,7 +20,7 @@ from sinks.timescale.sink import TimescaleSink
 from tests.events import events, generation_of
 from tests.gateways import Process, Services, environment, workspaces_toml
 
-COMMANDS = ("dev", "serve", "migrate", "check", "retain")
+COMMANDS = ("dev", "serve", "migrate", "check", "dropped", "unmapped", "tail", "retain")
 TIMEOUT_S = 60  # of a command that hangs
 NOBODY = "127.0.0.1:1"
 PASSWORD = "hush-hush"  # noqa: S105 - not a real one

@@ -2,17 +2,20 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import pytest
 
-from app.dropped import decode_event
+from app.dropped import Dropped, decode_event
 from app.event import DropReason
+from app.parameters import FORM
 from app.telemetry.metrics import KEPT
 from bench.testbed.client import Answer, get, post
 from bench.testbed.process import PATIENCE_S
 from tests.gateways import SECRET, Gateways, Running, query
+from tests.loop import longest_step_s
 
 DROPPED = b'{"received":1,"written":0,"duplicate":0,"dropped":1}'
 SKIPPED = "flokit_quarantine_skipped_total"
@@ -280,3 +283,16 @@ async def test_closed_gateway_has_kept_its_drops(
     assert (await drop).body == DROPPED
     await stopping
     assert len(await rows(connection)) == 1
+
+
+@pytest.mark.no_cover
+async def test_long_drop_does_not_hold_the_loop(gateways: Gateways) -> None:
+    """A callback full of escapes, which is slow to redact, is redacted beside the loop."""
+    gateway = await gateways.start()
+    body = b"&".join(b"%%2541%d=%%25%%41" % number for number in range(3_000))
+    dropped = Dropped(
+        received_at=datetime.now(UTC), vendor="adjust", workspace_id="ws_test", app_token="a",
+        reason=DropReason.UNMAPPED_EVENT, subject="x", method="POST", content_type=FORM, body=body,
+    )  # fmt: skip
+    keep = gateway.gateway.drops.keep
+    assert min([await longest_step_s(keep(dropped)) for _ in range(5)]) < 0.02

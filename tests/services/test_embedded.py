@@ -21,8 +21,7 @@ from app.dev import embedded
 from app.dev import processes as embedded_process
 from app.dev import programs as embedded_programs
 from app.dev.embedded import Embedded, EmbeddedError, start, unpack
-
-DEADLINE_S = 20
+from bench.testbed.process import PATIENCE_S
 
 OWNER = """
 import sys, time
@@ -76,7 +75,7 @@ def query(url: str, statement: str, *, timeout_s: float = 10) -> object:
 
 def wait_until(happens: Callable[[], bool]) -> None:
     """Poll until something happens, or fail."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + PATIENCE_S
     while not happens():
         assert time.monotonic() < deadline, "it does not happen"
         time.sleep(0.02)
@@ -215,7 +214,7 @@ def test_servers_end_with_their_owner(used_folder: Path, number: signal.Signals)
     owner, pids, url = started_owner(used_folder)
     query(url, "SELECT 1")
     owner.send_signal(number)
-    owner.wait(DEADLINE_S)
+    owner.wait(PATIENCE_S)
     wait_until(lambda: all(map(is_gone, pids)))
     with start(used_folder, fallback=True) as servers:
         assert query(servers.database_url, "SELECT count(*) FROM kept") == 0
@@ -230,7 +229,7 @@ def test_next_owner_kills_frozen_servers(
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     owner.kill()
-    owner.wait(DEADLINE_S)
+    owner.wait(PATIENCE_S)
     with start(used_folder, fallback=True) as servers:
         wait_until(lambda: all(map(is_gone, pids)))  # the lock is free a moment before
         assert query(servers.database_url, "SELECT 1") == 1

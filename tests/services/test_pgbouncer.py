@@ -19,13 +19,13 @@ from app.event import Outcome
 from bench.testbed.process import PATIENCE_S
 from sinks.timescale.schema import _MIGRATION_LOCK
 from sinks.timescale.sink import TimescaleSink
-from tests.adversity import test_exactly_once, test_out_of_reach, test_poison
+from tests.adversity import test_exactly_once, test_out_of_reach, test_poison, test_replay_faults
 from tests.adversity.test_exactly_once import AlwaysHeld
 from tests.adversity.test_poison import NO_XX
 from tests.events import event, events, generation_of, stored, write
 from tests.gateways import Gateways, Process, Services, environment
 from tests.pgbouncer import BARE, DOCUMENTED, Arrangement, PgBouncer, find_pgbouncer, pgbouncer
-from tests.services import test_quarantine_store, test_timescale
+from tests.services import test_quarantine_store, test_replay, test_timescale
 from tests.services.test_commands import run
 
 WRITTEN, DUPLICATE, REFUSED, CONTESTED = (
@@ -105,6 +105,8 @@ test_schema_refuses_no_event = test_poison.test_event_is_not_refused_for_a_fault
 quarantine = test_quarantine_store.quarantine
 test_drops_arrive = test_quarantine_store.test_every_column_arrives
 test_rejected_requests_are_capped = test_quarantine_store.test_rejected_requests_are_capped
+test_dry_run_reports_what_the_replay_does = test_replay.test_dry_run_reports_what_the_replay_does
+test_two_replays_share_the_work = test_replay_faults.test_two_replays_at_once_share_the_work
 proxy = test_out_of_reach.proxy
 test_cut_wire_fails_the_write_in_time = test_out_of_reach.test_cut_wire_fails_the_write_in_time
 test_hanging_up_changes_nothing = test_exactly_once.test_caller_that_hangs_up_changes_nothing

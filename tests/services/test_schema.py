@@ -57,6 +57,45 @@ async def test_plain_postgresql_is_enough(
     await connection.close()
 
 
+BY_ARRIVAL = "brin (received_at) WITH (autosummarize='on')"
+INDEXES = {
+    "events": ["(occurred_at, event_id)", "(workspace_id, event_type, occurred_at)"],
+    "dropped": ["(workspace_id, reason, subject, received_at)"],
+}
+
+
+@pytest.mark.parametrize("table", INDEXES)
+async def test_table_is_a_hypertable(
+    services: Services, connection: Connection, table: str
+) -> None:
+    """On TimescaleDB, the large tables are hypertables by day, without the default index."""
+    await skip_without_timescaledb(services, connection)
+    dimension = await connection.fetchrow(
+        "SELECT column_name, time_interval FROM timescaledb_information.dimensions "
+        "WHERE hypertable_name = $1",
+        table,
+    )
+    assert dimension is not None
+    column = {"events": "occurred_at", "dropped": "received_at"}[table]
+    assert tuple(dimension) == (column, timedelta(days=1))
+    found = await connection.fetch("SELECT indexdef FROM pg_indexes WHERE tablename = $1", table)
+    kinds = sorted(record[0].partition(" USING ")[2] for record in found)
+    assert kinds == [BY_ARRIVAL, *(f"btree {columns}" for columns in INDEXES[table])]
+
+
+async def test_chunks_are_made_ahead(services: Services, connection: Connection) -> None:
+    """The chunks of today and tomorrow are there before they are needed."""
+    await skip_without_timescaledb(services, connection)
+    for table in ("events", "dropped"):
+        covered = await connection.fetchval(
+            "SELECT count(*) FROM timescaledb_information.chunks WHERE hypertable_name = $1 "
+            "AND range_start <= now() + interval '1 day' AND range_end > now()",
+            table,
+        )
+        assert covered == 2
+        assert await connection.fetchval(f"SELECT count(*) FROM {table}") == 0
+
+
 async def test_concurrent_migrations_take_turns(services: Services) -> None:
     """Started from several places on an empty database, one migrates and the others wait."""
     name = "gateway_migrated_at_once"

@@ -90,7 +90,7 @@ async def test_each_outcome_is_a_line(gateways: Gateways, tailing: Tail) -> None
     await tailing.start()
     await gateway.callback(user_id="usr_secret", revenue_float="4.99", currency="USD")
     await gateway.callback(event_token="zzzzzz", user_id="usr_secret")
-    await gateway.callback(app_token="nowhere", cbtest="1")
+    await gateway.callback(app_token="nowhere")
     await gateway.callback(event_token="{event}")
     await gateway.callback(created_at="yesterday")
     await gateway.post(b"[1, 2]", "application/json")
@@ -106,10 +106,12 @@ async def test_each_outcome_is_a_line(gateways: Gateways, tailing: Tail) -> None
     assert "adjust abc123token g3mz3t written -> purchase user_id (hidden)" in written
     assert written.endswith("revenue_float 4.99 usd")
     assert 'add zzzzzz = "..." to events' in tailing.line("unmapped_event")
-    assert "the vendor's own test (cbtest)" in tailing.line("unknown_app")
-    assert "{event} dropped unfilled_placeholder" in tailing.line("unfilled_placeholder")
-    wrong = tailing.line(" 401 ")
-    assert wrong.endswith("401 wrong secret: 5 characters, configured are 6, from 127.0.0.1")
+    unknown_app = tailing.line("unknown_app")
+    assert "nowhere g3mz3t dropped unknown_app: add the app nowhere" in unknown_app
+    unfilled = tailing.line("unfilled_placeholder")
+    assert "{event} dropped unfilled_placeholder: correct the placeholder" in unfilled
+    assert "the vendor's own test (cbtest)" in unfilled
+    assert tailing.line(" 401 ").endswith("from 127.0.0.1")
     assert tailing.line("unknown path").endswith("404 unknown path, from 127.0.0.1")
     assert "404 unknown vendor" in tailing.line("unknown vendor")
     assert "usr_" not in tailing.out

@@ -10,7 +10,15 @@ from app.access import Access, PublicHeaders, sent_app_token, sent_secrets
 from app.commands import check
 from app.commands.report import Report
 from app.errors import NotConfigured, Unverified
-from app.settings import SECRET_MAX, SettingsError, VendorAccess, read_settings, secret_owner
+from app.secret_hints import SecretHints
+from app.settings import (
+    SECRET_MAX,
+    Settings,
+    SettingsError,
+    VendorAccess,
+    read_settings,
+    secret_owner,
+)
 from tests.gateways import SECRET, environment
 
 SHARED, OURS, THEIRS = "shared", "ours", "theirs"
@@ -80,7 +88,7 @@ def test_secret_is_read_where_its_name_is_literal(
 
 
 WITH_MARKS = 'Pass+wörd%41="9'
-HINTING = Access(
+HINTING = SecretHints(
     {
         "adjust": VendorAccess((WITH_MARKS,), (), {"WS_A": ("its-own-secret", "0123456789")}),
         "other": VendorAccess(("of-the-other",), (), {}),
@@ -128,9 +136,11 @@ def test_hint_is_about_the_secret_of_a_header_without_its_scheme() -> None:
         assert HINTING.hint(vendor, [b"y"]) == "no secret is configured for this vendor"
 
 
-def test_access_has_all_secrets() -> None:
+def test_settings_have_all_secrets() -> None:
     """The secrets of all vendors and workspaces are known, for redaction."""
-    assert set(ACCESS.secrets) == {SHARED, OURS, THEIRS, "b2"}
+    workspaces = {"WS_A": (OURS,), "WS_B": (THEIRS, "b2")}
+    settings = Settings(vendors={"adjust": VendorAccess((SHARED,), (), workspaces)})
+    assert settings.secrets == {SHARED, OURS, THEIRS, "b2"}
 
 
 def test_app_token_is_read_where_its_name_is_literal() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adapters
-from app.commands.explain.discretion import NOT_SHOWN, Discretion
+from app.commands.explain.discretion import NOT_SHOWN, SECRET_PART_MIN, Discretion
 from app.commands.explain.explainer import Explainer
 from app.commands.explain.explanation import Explanation, Verdict, as_text
 from app.commands.output import json_line
@@ -110,6 +110,12 @@ HINTS = {
     "case of the name": (EVENT.replace("secret=", "Secret="), "Secret is not secret"),
     "no secret": (EVENT.replace(f"secret={SECRET}&", ""), "add secret=... to the URL"),
     "wrong secret": (EVENT.replace(SECRET, f"{SECRET}%20"), "secret: begins or ends with"),
+    "secret in the body": ("curl -d secret=x h/ingest/adjust", "it is not read from the body"),
+    "app token in the body": (
+        f"curl -d app_token=x h/ingest/adjust?secret={SECRET}", "add app_token=... to the URL: it",
+    ),
+    "text as a body": (f"curl -H content-type:text/plain -d x 'h{EVENT}'", "flat JSON object"),
+    "too large": (f"{EVENT}&x={'x' * 70_000}", "65,535 bytes"),
     "unknown vendor": (EVENT.replace("/adjust", "/adjsut"), "/ingest/adjust"),
     "prefix": (f"/api{EVENT}", "a proxy must remove it"),
     "path": ("/callback?x=1", "the path of a callback is /ingest/adjust"),
@@ -127,6 +133,13 @@ async def test_hint_names_the_cause(explainer: Explainer, name: str) -> None:
     explanation = await explainer.explain(1, text)
     assert any(expected in hint for hint in explanation.hints), explanation.hints
     assert not (await explainer.explain(1, EVENT)).hints
+
+
+async def test_unfilled_token_is_the_event_that_is_shown(explainer: Explainer) -> None:
+    """The placeholder decides, although an activity stands beside it."""
+    text = EVENT.replace("g3mz3t", "{event_token}") + "&activity_kind=event"
+    explanation = await explainer.explain(1, text)
+    assert explanation.event == "event_token = {event_token} -> unfilled"
 
 
 async def test_escaped_ampersand_is_explained_as_sent_and_as_meant(explainer: Explainer) -> None:
@@ -150,6 +163,27 @@ async def test_app_of_another_vendor_is_named(
     explanation = await explainer.explain(1, EVENT.replace("/adjust", "/other"))
     await explainer.close()
     assert explanation.hints == ["abc123token is an app of adjust, not of other"]
+
+
+async def test_secret_of_a_workspace_is_named_by_its_owner(tmp_path: Path) -> None:
+    """A secret of one workspace is valid for its apps alone."""
+    explainer = make(tmp_path, ADJUST_CALLBACK_SECRET__WS_DEMO="emerald-city")
+    await explainer.start()
+    own = await explainer.explain(1, EVENT.replace(SECRET, "emerald-city"))
+    shared = await explainer.explain(2, EVENT)
+    await explainer.close()
+    assert own.secret == "valid, of workspace WS_DEMO (not shown)"  # noqa: S105 - a line of output
+    assert shared.verdict is Verdict.REJECTED
+
+
+async def test_vendor_without_a_secret_is_told_its_setting(tmp_path: Path) -> None:
+    """The fault is that of the gateway: 503, and the name of the variable."""
+    explainer = make(tmp_path, ADJUST_CALLBACK_SECRET="")
+    await explainer.start()
+    explanation = await explainer.explain(1, EVENT)
+    await explainer.close()
+    assert (explanation.verdict, explanation.status) == (Verdict.FAILED, 503)
+    assert "ADJUST_CALLBACK_SECRET" in explanation.hints[0]
 
 
 async def test_same_event_twice_is_noted(explainer: Explainer) -> None:
@@ -236,7 +270,7 @@ async def test_wrong_secret_is_shown_nowhere(explainer: Explainer, place: str) -
 
 
 @given(
-    secret=st.text(min_size=4, max_size=40).filter(str.strip),
+    secret=st.text(max_size=40).filter(lambda text: len(text.strip()) >= SECRET_PART_MIN),
     around=st.tuples(st.text(max_size=9), st.text(max_size=9)),
     rounds=st.integers(0, 3),
 )

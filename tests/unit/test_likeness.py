@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
+from msgspec.structs import replace
 
 from app.commands.likeness import (
     NO_TOKEN,
@@ -13,7 +14,7 @@ from app.commands.likeness import (
     likeness,
     parameters_of,
 )
-from app.commands.tail_lines import TEST, Line, line_of, text_of
+from app.commands.tail_lines import REMEDIES, Line, line_of, text_of
 from app.event import App
 from sinks.timescale.follow import Dropped, Rejected
 
@@ -97,8 +98,16 @@ LINES = [
      'a:b           dropped    unmapped_event: add  "a:b" = "..."  to activities'),
     (dropped("unmapped_event", "", b"adid=1"),
      f"-             dropped    unmapped_event: {NO_TOKEN}"),
-    (dropped("unfilled_placeholder", "{event}", b"cbtest=1&event_token={event}"),
-     f"{{event}}       dropped    unfilled_placeholder: {TEST}"),
+    (dropped("unfilled_placeholder", "{event}", b"event_token={event}"),
+     f"{{event}}       dropped    unfilled_placeholder: {REMEDIES['unfilled_placeholder']}"),
+    (dropped("unmapped_event", "click", b"activity_kind=click"),
+     'click         dropped    unmapped_event: add  "click"  to ignore, or map it in activities'),
+    (dropped("unknown_app", "abc", b"app_token=abc&event_token=g3mz3t"),
+     "g3mz3t        dropped    unknown_app: add the app abc to the workspaces file"),
+    (dropped("invalid_timestamp", "{0}", b"activity_kind=install&created_at={0}"),
+     "install       dropped    invalid_timestamp: created_at={0} is no time, too old, or ahead"),
+    (dropped("malformed", "malformed_body", b""),
+     "-             dropped    malformed: answered 400, malformed_body"),
     (dropped("refused", "purchase", b""),
      "purchase      dropped    refused: the database refuses the row, see the gateway's log"),
 ]  # fmt: skip
@@ -115,12 +124,15 @@ def test_rejected_request_is_a_line_with_its_hint() -> None:
     """The line of a rejected request has the status that was answered, the hint, the address."""
     row = Rejected(
         key=1, received_at=AT, vendor="adjust", reason="wrong_secret", address="192.0.2.1",
-        hint="15 characters, ours have 16",
+        hint="wrong secret: 15 characters, configured are 16",
     )  # fmt: skip
-    line = line_of(row, show_ids=False)
-    assert text_of(line) == (
+    assert text_of(line_of(row, show_ids=False)) == (
         "16:02:14  adjust    -             -             401        "
-        "wrong secret: 15 characters, ours have 16, from 192.0.2.1"
+        "wrong secret: 15 characters, configured are 16, from 192.0.2.1"
+    )
+    unknown = replace(row, vendor="", reason="unknown_vendor", hint="")
+    assert text_of(line_of(unknown, show_ids=False)) == (
+        "16:02:14  -         -             -             404        unknown vendor, from 192.0.2.1"
     )
 
 

@@ -1,11 +1,6 @@
 """From bytes to clean parameters: real senders' encodings, and worse."""
 
-import asyncio
 import json
-from collections.abc import Coroutine
-from contextlib import suppress
-from time import thread_time
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import pytest
@@ -16,6 +11,7 @@ from app.callbacks import Bodies, make_callback
 from app.errors import TooManyParameters
 from app.parameters import FORM, PARAMETERS_MAX, escape, parse_body, parse_form
 from tests.adapter_cases import RECEIVED_AT
+from tests.loop import longest_step_s
 
 JSON = "application/json"
 
@@ -281,21 +277,6 @@ def test_raw_bytes_read_like_escaped_ones(sent: dict[str, str]) -> None:
     """Values without an encoding are read as if they were encoded."""
     raw = "&".join(f"{name}={value}" for name, value in sent.items()).encode()
     assert parse_form(raw) == parse_form(escape(raw))
-
-
-async def longest_step_s(work: Coroutine[Any, Any, object]) -> float:
-    """The most CPU time that a piece of work takes the loop's thread before others have a turn."""
-    longest_s = 0.0
-    with suppress(StopIteration, TooManyParameters):
-        while True:
-            before = thread_time()
-            try:
-                future = work.send(None)
-            finally:
-                longest_s = max(longest_s, thread_time() - before)
-            future._asyncio_future_blocking = False  # ours to wait for
-            await asyncio.wait([future])
-    return longest_s
 
 
 @pytest.mark.no_cover

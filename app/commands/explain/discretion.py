@@ -63,9 +63,9 @@ class Discretion:
 
 
 def _spellings(text: str) -> Iterator[str]:
-    """Yield a text as it is, and decoded again and again; in lower case, without blanks around."""
+    """Yield a text as it is, and decoded again and again, without case and blanks around."""
     for _ in range(DECODINGS_MAX):
-        yield text.strip().lower()
+        yield text.strip().casefold()
         decoded = unescape(decode(text.encode("utf-8", "surrogateescape")))
         if decoded == text:
             return

@@ -80,7 +80,7 @@ class Explainer:
         return explanation
 
     async def _explain(self, number: int, request: HttpRequest) -> Explanation:
-        discretion = Discretion((*self._dry_run.gateway.access.secrets, *sent_as_secret(request)))
+        discretion = Discretion((*self._dry_run.gateway.settings.secrets, *sent_as_secret(request)))
         arrival = self._now()
         trace = await self._dry_run.send(request)
         vendor = trace.request.vendor if trace.request else ""

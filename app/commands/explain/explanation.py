@@ -65,7 +65,7 @@ def as_text(explanation: Explanation, *, is_numbered: bool = False) -> str:
     if is_numbered:
         lines.insert(0, f" {'input':<11} {explanation.input}")
     if explanation.mended:
-        lines += ["", " with & in the place of each of them:", as_text(explanation.mended)]
+        lines += ["", " the same with & in place of each of them:", as_text(explanation.mended)]
     return "\n".join(lines)
 
 

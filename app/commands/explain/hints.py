@@ -8,15 +8,18 @@ from datetime import datetime
 import msgspec
 
 from app import normalize
-from app.access import CREDENTIAL_HEADERS, sent_app_token, sent_secrets
+from app.access import CREDENTIAL_HEADERS, WRONG_SECRET, sent_app_token, sent_secrets
 from app.commands.explain.dry_run import Trace
 from app.commands.explain.http_request import HttpRequest
 from app.commands.explain.vendors import VendorNames, is_placeholder
 from app.commands.output import toml_key, toml_string
-from app.errors import NotConfigured, UnknownVendor, Unverified
+from app.errors import MalformedBody, NotConfigured, UnknownVendor, Unverified
 from app.event import AHEAD_MAX, Drop, DropReason
 from app.gateway import Gateway
+from app.http.head import HEAD_MAX_BYTES, HEADER_LINES_MAX
+from app.http.protocol import BODY_MAX_BYTES
 from app.parameters import clean, decode
+from app.secret_hints import SecretHints
 from app.settings import SECRET_SUFFIX
 from app.workspaces_file import Apps
 
@@ -55,7 +58,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 def hints(facts: Facts) -> Iterator[str]:
     """Yield the hints for a request."""
     for hint in (
-        _escaped, _names, _target, _repeated, _secret, _app, _unmapped, _time,
+        _escaped, _names, _target, _body, _repeated, _secret, _app, _unmapped, _time,
     ):  # fmt: skip
         yield from hint(facts)
     if facts.trace.callback is not None:
@@ -103,6 +106,16 @@ def _target(facts: Facts) -> Iterator[str]:
             yield f"the path of a callback is {vendors}"
 
 
+def _body(facts: Facts) -> Iterator[str]:
+    if isinstance(facts.trace.error, MalformedBody):
+        yield "the body must be a form or one flat JSON object, without compression"
+    elif facts.trace.answer is None and facts.trace.answered.reason == "too_large":
+        yield (
+            f"request line and headers have room for {HEAD_MAX_BYTES:,} bytes and "
+            f"{HEADER_LINES_MAX} lines, the body for {BODY_MAX_BYTES // 1024**2} MB"
+        )
+
+
 def _repeated(facts: Facts) -> Iterator[str]:
     found: defaultdict[str, list[str]] = defaultdict(list)
     for _, name, value in pairs(facts.raw_query):
@@ -130,13 +143,20 @@ def _secret(facts: Facts) -> Iterator[str]:
     if isinstance(error, NotConfigured):
         setting = request.vendor.upper() + SECRET_SUFFIX
         yield f"set {setting}, or for one workspace {setting}__<WORKSPACE>"
-    if not isinstance(error, Unverified) or error.reason != "wrong_secret":
+    if not isinstance(error, Unverified) or error.reason != WRONG_SECRET:
         return
     candidates = sent_secrets(request.query, request.headers)
     if not candidates:
-        yield "add secret=... to the URL, or send the header x-flokit-secret"
+        yield "add secret=... to the URL, or send the header x-flokit-secret" + _not_of_body(
+            facts, b"secret"
+        )
         return
-    yield f"secret: {facts.gateway.access.hint(request.vendor, candidates)}"
+    hints = SecretHints(facts.gateway.settings.vendors)
+    yield f"secret: {hints.hint(request.vendor, candidates)}"
+
+
+def _not_of_body(facts: Facts, name: bytes) -> str:
+    return ": it is not read from the body" if name in facts.request.body else ""
 
 
 def _app(facts: Facts) -> Iterator[str]:
@@ -147,7 +167,7 @@ def _app(facts: Facts) -> Iterator[str]:
     if facts.gateway.workspaces.find(request.vendor, token):
         return
     if not token:
-        yield "add app_token=... to the URL"
+        yield "add app_token=... to the URL" + _not_of_body(facts, b"app_token")
         return
     if is_placeholder(token):
         yield f"{facts.shown(token)} came unfilled: write the app token itself into the URL"

@@ -35,7 +35,7 @@ class Records:
                 return await _line(self._connection, trace)
         except (DatabaseError, TimeoutError) as error:
             self._database_url = ""
-            return f"the database is not read: {error or 'it does not answer in time'}"
+            return f"database: {error or 'does not answer in time'}"
 
     async def close(self) -> None:
         """Close the connection."""
@@ -55,7 +55,11 @@ async def _line(connection: hosts.Connection, trace: Trace) -> str:
     if trace.dropped is None:
         return ""
     received_at = await presence.drop_received_at(connection, trace.dropped)
-    return f"in quarantine, from {_utc(received_at)}" if received_at else "not in quarantine"
+    return (
+        f"in quarantine, from {_utc(received_at)}"
+        if received_at
+        else "not in quarantine at present"
+    )
 
 
 def _utc(moment: datetime) -> str:

@@ -3,22 +3,21 @@
 from collections.abc import Iterable, Mapping
 from uuid import UUID
 
-from msgspec.structs import asdict, replace
+from msgspec.structs import asdict
 
 from adapters import Adapter
 from app import normalize
 from app.access import CREDENTIAL_HEADERS, sent_app_token, sent_secrets
-from app.commands.explain.discretion import Discretion
+from app.commands.explain.discretion import NOT_SHOWN, Discretion
 from app.commands.explain.dry_run import Trace
 from app.commands.explain.explanation import Explanation, Verdict
 from app.commands.explain.hints import Facts, hints
+from app.commands.explain.identity import identity_of
 from app.commands.explain.vendors import VendorNames, is_placeholder
 from app.errors import NotConfigured, UnknownVendor, Unverified
-from app.event import App, Callback, Drop, DropReason, Event
+from app.event import Callback, Drop, DropReason, Event
 from app.settings import ALLOWLIST_SUFFIX
 
-# With more parameters, those of the identity are not searched.
-SEARCHED_MAX = 200
 _OK, _SERVER_ERROR = 200, 500
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 
@@ -69,7 +68,8 @@ def _add_answer(explanation: Explanation, facts: Facts, discretion: Discretion) 
         return
     explanation.status = trace.answer.status
     body = trace.answer.body.decode()
-    explanation.answer = body if trace.answer.status == _OK else shown(body)
+    is_hidden = isinstance(trace.error, UnknownVendor) and shown(trace.error.message) == NOT_SHOWN
+    explanation.answer = NOT_SHOWN if is_hidden else body
     match explanation.verdict:
         case Verdict.EVENT:
             pass  # the event is added later
@@ -95,7 +95,7 @@ def _add_answer(explanation: Explanation, facts: Facts, discretion: Discretion) 
 
 def _kept(facts: Facts) -> str:
     is_kept = facts.trace.dropped is not None and facts.gateway.settings.quarantine_d
-    return f"; kept in quarantine for {facts.gateway.settings.quarantine_d} days" if is_kept else ""
+    return f"; quarantine keeps it {facts.gateway.settings.quarantine_d} days" if is_kept else ""
 
 
 def _drop_of(trace: Trace) -> Drop:
@@ -127,13 +127,14 @@ def _secret(facts: Facts) -> str:
     if trace.request is None:
         return ""
     if (secret := trace.secret) is not None:
-        of_owner = f" of {secret.owner}" if secret.owner else ""
-        place = f", the {_ordinal(secret.position + 1)} of {secret.number}"
-        header = _credential_header(facts)
-        return (
-            f"valid{of_owner}{place if secret.number > 1 else ''}"
-            f"{f', in the header {header}' if header else ''} (not shown)"
-        )
+        found = ["valid"]
+        if secret.owner:
+            found.append(f"of workspace {secret.owner}")
+        if secret.number > 1:
+            found.append(f"the {_ordinal(secret.position + 1)} of {secret.number}")
+        if header := _credential_header(facts):
+            found.append(f"in the header {header}")
+        return ", ".join(found) + " (not shown)"
     if isinstance(trace.error, NotConfigured):
         return "none is configured: every callback is answered 503"
     if isinstance(trace.error, Unverified) and trace.error.reason == "address_not_allowed":
@@ -171,7 +172,7 @@ def _add_callback(
 ) -> None:
     trace, names, shown = facts.trace, facts.names, discretion.shown
     sent = callback.parameters
-    if name := _first(names.types, sent):
+    if name := _type_name(names, sent, trace.result):
         meaning = _meaning(name, sent[name], facts)
         explanation.event = f"{name} = {shown(sent[name])} -> {shown(meaning)}"
     if name := _first(names.times, sent):
@@ -182,6 +183,15 @@ def _add_callback(
         explanation.time = f"{name} = {shown(sent[name])} -> {meaning}"
     elif names.times and not isinstance(trace.result, Event):
         explanation.time = f"no {names.times[0]}"
+
+
+def _type_name(names: VendorNames, sent: Mapping[str, str], result: Event | Drop | None) -> str:
+    """Return the name of the parameter that decides the type: the one left unfilled, if any."""
+    if isinstance(result, Drop) and result.reason is DropReason.UNFILLED_PLACEHOLDER:
+        for name in names.types:
+            if sent.get(name) == result.subject:
+                return name
+    return _first(names.types, sent)
 
 
 def _first(names: Iterable[str], sent: Mapping[str, str]) -> str:
@@ -235,28 +245,6 @@ def _add_event(
         elif name not in columns and name not in (*names.times, "app_token"):
             explanation.not_kept.append(shown(name))
     explanation.kept = [shown(name) for name in dict.fromkeys((*kept, *event.properties))]
-
-
-def identity_of(
-    adapter: Adapter, callback: Callback, app: App, event: Event, names: VendorNames
-) -> list[str]:
-    """Return the parameters that the event ID depends on: without one of them it is another."""
-    sent = callback.parameters
-    if len(sent) > SEARCHED_MAX:
-        return []
-    found: list[str] = []
-    for name in reversed(list(sent)):
-        without = {other: value for other, value in sent.items() if other != name}
-        query = {other: value for other, value in callback.query.items() if other != name}
-        result = adapter.parse(replace(callback, parameters=without, query=query), app)
-        if isinstance(result, Drop):
-            # Without it there is no event; the time does not count beside a stable ID.
-            is_part = name not in names.times or not event.has_stable_id
-        else:
-            is_part = result.event_id != event.event_id
-        if is_part:
-            found.append(name)
-    return found
 
 
 def _ordinal(number: int) -> str:

@@ -27,7 +27,8 @@ $$;
 
 CREATE INDEX dropped_workspace_reason_subject_time
     ON dropped (workspace_id, reason, subject, received_at);
-CREATE INDEX dropped_received_at ON dropped USING brin (received_at);
+CREATE INDEX dropped_received_at ON dropped
+    USING brin (received_at) WITH (autosummarize = on);
 
 -- The size of the drops by day and account. Each writer has rows of its own, so that none waits
 -- for another.

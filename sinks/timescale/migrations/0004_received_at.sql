@@ -3,6 +3,6 @@
 -- a chunk, up to a fifth of it, would be read each time.
 --
 -- Writes wait while it reads the whole table. On a big one it is made before, chunk by chunk: see
--- docs/deploying-database.md.
+-- docs/loading.md.
 CREATE INDEX IF NOT EXISTS events_received_at ON events
     USING brin (received_at) WITH (autosummarize = on);
