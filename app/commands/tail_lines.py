@@ -30,6 +30,11 @@ REMEDIES: Mapping[str, str] = {
     DropReason.REFUSED.value: "the database refuses the row, see the gateway's log",
     DropReason.MALFORMED.value: "answered 400, {subject}",
 }
+# Remedies of drops without a subject: the URL lacks the parameter.
+REMEDIES_OF_ABSENT: Mapping[str, str] = {
+    DropReason.UNKNOWN_APP.value: "the URL has no app_token, or &amp; in place of &",
+    DropReason.INVALID_TIMESTAMP.value: "the URL has no created_at",
+}
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -101,7 +106,8 @@ def _dropped(row: Dropped) -> Line:
 def _hint(row: Dropped, parameters: Mapping[str, str]) -> str:
     """Return the remedy of a drop."""
     if row.reason != DropReason.UNMAPPED_EVENT.value:
-        return REMEDIES.get(row.reason, "").format(subject=row.subject)
+        remedies = REMEDIES if row.subject else REMEDIES_OF_ABSENT
+        return remedies.get(row.reason, "").format(subject=row.subject)
     kind = kind_of(row.subject, parameters)
     if kind is Kind.NONE:
         return NO_TOKEN
