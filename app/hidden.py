@@ -41,11 +41,16 @@ class Hidden(msgspec.Struct, frozen=True):
         if readings is None:
             return self
         every = "\n".join(readings)
+        for word in self.names | self.held | self.whole:
+            if word in every:
+                break
+        else:
+            return None
         names, held, whole = (
-            frozenset([text for text in texts if text in every])
+            frozenset(text for text in texts if text in every)
             for texts in (self.names, self.held, self.whole)
         )
-        return Hidden(names, held, whole) if names or held or whole else None
+        return Hidden(names, held, whole)
 
     def is_name(self, raw: bytes) -> bool:
         """Whether a member of this name goes."""

@@ -67,10 +67,9 @@ class Shares:
             self._add(account, size_bytes)
         return dropped, why
 
-    def release(self, dropped: Dropped) -> None:
-        """Note that an admitted drop is committed, or has failed."""
-        account = Account(dropped.workspace_id, dropped.reason.value, dropped.account)
-        self._pending[account] -= dropped.size_bytes
+    def release(self, account: Account, size_bytes: int) -> None:
+        """Note that an admitted drop of this size is committed, or has failed."""
+        self._pending[account] -= size_bytes
         if self._pending[account] <= 0:
             del self._pending[account]
 
