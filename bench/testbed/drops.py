@@ -111,7 +111,9 @@ def poison(sent: Sent, random: Random) -> Drop:
     else:
         # Random text does not compress: it exceeds the size of an index entry.
         sent["tracker_name"] = random.randbytes(6_000).hex()
-    return _kept(_any_request(sent, random), sent, "refused", EVENTS[sent["event_token"]], random)
+    # Without the secret once more: an attempt to write it leaves it in the database's files.
+    event_type, app_token = EVENTS[sent["event_token"]], sent["app_token"]
+    return Drop(any_request(sent, random), Kept("refused", event_type, APPS[app_token], app_token))
 
 
 def malformed(sent: Sent, random: Random) -> Drop:
