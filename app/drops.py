@@ -164,7 +164,7 @@ class Drops:
                     self._rejected = []
                     await quarantine.reject(rejected)
                 self._shares.begin()
-                self._shares.update(await quarantine.usage())
+                self._shares.update(await quarantine.usage(self._shares.small_bytes))
                 QUARANTINE_BYTES.set(self._shares.total_bytes)
             await asyncio.sleep(TICK_S)
 

@@ -7,13 +7,17 @@ from datetime import date
 from msgspec.structs import replace
 
 from app.dropped import Dropped
-from sinks import SMALL_BYTES, Account
+from sinks import Account
 
 # A longer callback is not kept.
 CALLBACK_MAX_BYTES = 64 * 1024
+# An account below this size is a small one.
+SMALL_BYTES = 1_000_000
 # Parts of quarantine: of one account, of one workspace, and the part beyond which only a small
 # account has a place.
 ACCOUNT_SHARE, WORKSPACE_SHARE, OPEN_SHARE = 1 / 4, 1 / 2, 3 / 4
+# Accounts below this part need not be read one by one: each may exceed its share by as much.
+UNREAD_SHARE = 1 / 100
 # Subjects of a workspace and reason that have an account of their own, each day; further ones
 # share one. A sender may make up a new subject for each callback.
 ACCOUNTS_MAX = 1_000
@@ -29,6 +33,8 @@ class Shares:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        # Below it, the accounts of a workspace may be read as one.
+        self.small_bytes = min(SMALL_BYTES, int(UNREAD_SHARE * max_bytes))
         self._workspaces: defaultdict[str, int] = defaultdict(int)
         self._accounts: defaultdict[Account, int] = defaultdict(int)
         # Admitted, and neither committed nor failed.

@@ -243,6 +243,24 @@ async def test_flood_is_kept_to_its_share(
     assert (await rows(connection))[-1]["subject"] == "single"
 
 
+async def test_flood_of_other_processes_counts_in_a_small_quarantine(
+    gateways: Gateways, connection: asyncpg.Connection
+) -> None:
+    """The quarter of a small quarantine is less than a megabyte, and holds for all processes."""
+    await connection.execute(
+        "INSERT INTO quarantine_usage VALUES"
+        " ('other', current_date, 'ws_test', 'unmapped_event', 'flood', 1, 249000)"
+    )
+    gateway = await gateways.start(QUARANTINE_MAX_MB="1")
+    async with asyncio.timeout(PATIENCE_S):
+        while (await gateway.metrics())["flokit_quarantine_bytes"] != 249_000:
+            await asyncio.sleep(0.02)
+    assert (await gateway.callback(event_token="flood", label="x" * 2_000)).body == DROPPED
+    assert await rows(connection) == []
+    assert (await gateway.callback(event_token="single", label="x" * 2_000)).body == DROPPED
+    assert len(await rows(connection)) == 1
+
+
 Send = Callable[[Running], Awaitable[Answer]]
 
 

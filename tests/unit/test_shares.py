@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from app.dropped import Dropped
 from app.event import DropReason
-from app.shares import ACCOUNTS_MAX, CALLBACK_MAX_BYTES, Shares
-from sinks import SMALL_BYTES, Account
+from app.shares import ACCOUNTS_MAX, CALLBACK_MAX_BYTES, SMALL_BYTES, Shares
+from sinks import Account
 from tests.adapter_cases import RECEIVED_AT
 
 MEGABYTE = 1_000_000
