@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from msgspec.structs import replace
 
 from app.buffer import WriteBuffer
-from app.dropped import SUBJECT_MAX, Dropped, RejectedRequest, decode_event, encode_event
+from app.dropped import Dropped, RejectedRequest, decode_event, encode_event
 from app.errors import QuarantineBusy, QuarantineFailed, Unavailable
 from app.parameters import clean
 from app.redaction import redact_body, redact_query, redact_text
@@ -144,15 +144,14 @@ class Drops:
 
     def _redacted(self, dropped: Dropped, omitted: Collection[str]) -> Dropped:
         secrets = self._secrets
-        content_type = clean(dropped.content_type)[:SUBJECT_MAX]
         return replace(
             dropped,
-            app_token=self._redact(dropped.app_token[:SUBJECT_MAX]),
+            app_token=self._redact(dropped.app_token),
             subject=self._redact(dropped.subject),
             account=self._redact(dropped.account),
             query=redact_query(dropped.query, omitted, secrets),
-            content_type=self._redact(content_type),
-            body=dropped.body and redact_body(content_type, dropped.body, omitted, secrets),
+            content_type=self._redact(dropped.content_type),
+            body=dropped.body and redact_body(dropped.content_type, dropped.body, omitted, secrets),
             event=dropped.event and _redacted_event(dropped.event, secrets),
         )
 

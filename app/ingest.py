@@ -22,6 +22,7 @@ from app.errors import (
     WriteFailed,
 )
 from app.event import App, Callback, Drop, DropReason, Event, Outcome
+from app.parameters import clean
 from app.telemetry.metrics import IDENTIFIERS_IGNORED, REJECTED
 from app.telemetry.observer import Submit, Verifier
 from app.telemetry.outcomes import count_drop, count_failure
@@ -114,7 +115,7 @@ class Ingest:
             body = await request.read_body() if request.read_body else b""
             in_body = await self._in_body(request, body) if body else {}
             callback = self._read(request.query, in_body, body, request.headers, self._now())
-            event = self._event(adapter, callback, app)
+            event = self._event(request, adapter, callback, app)
             if isinstance(event, Drop):
                 await self._drop(request, app, event, callback.received_at, body)
                 return DROPPED
@@ -162,7 +163,8 @@ class Ingest:
             received_at=received_at, vendor=request.vendor,
             workspace_id=app.workspace_id if app else "", app_token=app_token[:SUBJECT_MAX],
             reason=drop.reason, subject=drop.subject[:SUBJECT_MAX], method=request.method,
-            query=request.query, content_type=request.headers.get("content-type", ""), body=body,
+            query=request.query, body=body,
+            content_type=clean(request.headers.get("content-type", ""))[:SUBJECT_MAX],
         )  # fmt: skip
         await self._drops.keep(dropped, app.omit if app else ())
 
@@ -176,10 +178,12 @@ class Ingest:
         )  # fmt: skip
         await self._drops.keep(dropped)
 
-    def _event(self, adapter: Adapter, callback: Callback, app: App | None) -> Event | Drop:
+    def _event(
+        self, request: Request, adapter: Adapter, callback: Callback, app: App | None
+    ) -> Event | Drop:
         """Return the event of a callback, or the reason to drop it; raises Unavailable."""
         if app is None:
-            return Drop(DropReason.UNKNOWN_APP, callback.query.get("app_token", ""))
+            return Drop(DropReason.UNKNOWN_APP, sent_app_token(request.query) or "")
         try:
             event = adapter.parse(callback, app)
             if isinstance(event, Event):

@@ -12,7 +12,7 @@ from app.dropped import Dropped, decode_event
 from app.event import DropReason
 from app.parameters import FORM
 from app.telemetry.metrics import KEPT
-from bench.testbed.client import Answer, get, post
+from bench.testbed.client import Answer, exchange, get, post
 from bench.testbed.process import PATIENCE_S
 from tests.gateways import SECRET, Gateways, Running, query
 from tests.loop import longest_step_s
@@ -83,6 +83,36 @@ async def test_unreadable_body_is_kept(
     [row] = await rows(connection)
     assert (row["reason"], row["subject"]) == ("malformed", "malformed_body")
     assert (row["method"], row["body"], row["content_type"]) == ("POST", body, content_type)
+
+
+@pytest.mark.parametrize("body", ["x=1", "["])
+async def test_content_type_that_is_no_text_is_kept_as_far_as_it_is_one(
+    gateways: Gateways, connection: asyncpg.Connection, body: str
+) -> None:
+    """Bytes that no text has cost neither the drop nor its content type."""
+    gateway = await gateways.start()
+    head = f"POST /ingest/adjust?{query(event_token='zzzzzz')} HTTP/1.1\r\nHost: h\r\n"
+    length = f"Content-Length: {len(body)}\r\n\r\n{body}"
+    content_type = b"Content-Type: application/x-www-form-urlencoded; a=\xff\r\n"
+    answer = await exchange(gateway.port, head.encode() + content_type + length.encode())
+    assert answer.body == DROPPED
+    [row] = await rows(connection)
+    assert row["content_type"] == "application/x-www-form-urlencoded; a="
+    assert row["body"] == body.encode()
+
+
+async def test_unknown_app_has_the_token_that_the_gateway_searched(
+    gateways: Gateways, connection: asyncpg.Connection
+) -> None:
+    """A name that only decodes to `app_token` counts for nothing, in the subject too."""
+    gateway = await gateways.start()
+    await gateway.send(f"secret={SECRET}&app%5Ftoken=abc123token&app_token=nowhere")
+    [row] = await rows(connection)
+    assert (row["reason"], row["subject"], row["app_token"]) == (
+        "unknown_app",
+        "nowhere",
+        "nowhere",
+    )
 
 
 async def test_too_many_parameters_are_kept(
