@@ -52,6 +52,7 @@ class Malformed(GatewayError):
     """
 
     status = 400
+    message = "Malformed body."
 
     def __init__(self, reason: str, body: bytes = b"") -> None:
         super().__init__(reason)
@@ -60,8 +61,6 @@ class Malformed(GatewayError):
 
 class MalformedBody(Malformed):
     """The body is neither a form nor a JSON object."""
-
-    message = "Malformed body."
 
     def __init__(self, body: bytes = b"") -> None:
         super().__init__("malformed_body", body)
