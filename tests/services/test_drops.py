@@ -1,6 +1,7 @@
 """Dropped callbacks over HTTP: in quarantine before the answer, without secrets, within bounds."""
 
 import asyncio
+import gzip
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -113,6 +114,22 @@ async def test_unknown_app_has_the_token_that_the_gateway_searched(
         "nowhere",
         "nowhere",
     )
+
+
+async def test_compressed_body_is_not_kept(
+    gateways: Gateways, connection: asyncpg.Connection
+) -> None:
+    """Nobody can redact it: the rest of the callback is in quarantine."""
+    gateway = await gateways.start()
+    body = gzip.compress(query(event_token="zzzzzz").encode())
+    head = (
+        f"POST /ingest/adjust?{query()} HTTP/1.1\r\nHost: h\r\nContent-Encoding: gzip\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    assert (await exchange(gateway.port, head.encode() + body)).status == 400
+    [row] = await rows(connection)
+    assert (row["reason"], row["subject"], row["body"]) == ("malformed", "malformed_body", b"")
+    assert row["query"].decode() == query().replace(f"secret={SECRET}&", "")
 
 
 async def test_too_many_parameters_are_kept(
