@@ -93,15 +93,19 @@ class Drops:
         if why:
             _skip(dropped, why)
             return
-        if len(dropped.query) + len(dropped.body) <= REDACTED_AT_ONCE_BYTES:
-            dropped = self._redacted(dropped, omitted)
-        else:
-            dropped = await self._redacted_apart(dropped, omitted)
-        owner = Account(dropped.workspace_id, dropped.reason.value, dropped.account)
+        account = Account(dropped.workspace_id, dropped.reason.value, dropped.account)
+        size_bytes = dropped.size_bytes
         try:
-            await self._buffer.submit(dropped, owner, dropped.size_bytes)
+            if len(dropped.query) + len(dropped.body) <= REDACTED_AT_ONCE_BYTES:
+                dropped = self._redacted(dropped, omitted)
+            else:
+                dropped = await self._redacted_apart(dropped, omitted)
+            await self._buffer.submit(dropped, account, size_bytes)
         except Unavailable:
             raise _busy(dropped) from None
+        finally:
+            # Of a caller that hangs up earlier than of the others: the buffer keeps its drop.
+            self._shares.release(account, size_bytes)
 
     @property
     def wants_rejected(self) -> bool:

@@ -49,12 +49,11 @@ class Malformed(GatewayError):
     """A verified callback that cannot be read: kept in quarantine, and counted as dropped."""
 
     status = 400
+    message = "Malformed body."
 
 
 class MalformedBody(Malformed):
     """The body is neither a form nor a JSON object."""
-
-    message = "Malformed body."
 
     def __init__(self) -> None:
         super().__init__("malformed_body")

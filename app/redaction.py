@@ -2,26 +2,15 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import lru_cache, partial
-from urllib.parse import unquote_to_bytes
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
 from app.errors import TooManyParameters
+from app.hidden import Hidden, encoded, hidden_words
 from app.parameters import PARAMETERS_MAX, clean, decode, parse_body
 
-SECRET_NAME = "secret"  # noqa: S105 - the name of a parameter
-# Shorter secrets occur in ordinary text: they are found only where they are a whole text.
-_HELD_MIN = 8
-# Text that is escaped more often counts as a secret, so that its cost is bounded.
-_ROUNDS_MAX = 8
-
-# Bytes that are no part of an escape, and that every reader decodes to the same text.
-_PLAIN = bytes(set(range(0x21, 0x7F)) - set(b"%+\\"))
-# Runs are undone at once: surrogate pairs belong together, and backslashes may be many.
-_JSON_ESCAPE = re.compile(rb'\\(?:\\(?:\\\\)*|u[0-9a-fA-F]{4}(?:\\u[0-9a-fA-F]{4})*|["/bfnrt])')
-_CONTROLS = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+CREDENTIAL = b"secret="
 # A text, a bracket, or numbers and constants with the marks around them. For valid JSON only.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{}]|[^][{}"]++', re.DOTALL)
 _MARKS = b":, \t\n\r"
@@ -35,15 +24,16 @@ def redact_query(query: bytes, omitted: Collection[str], secrets: Collection[str
     same name goes too, since it would count in place of the first. A query with more pairs than
     `parse_form` accepts is returned empty if any pair of it would go.
     """
-    anything = _hidden(frozenset(omitted), frozenset(secrets))
+    anything = hidden_words(frozenset(omitted), frozenset(secrets))
     if query.count(b"&") >= PARAMETERS_MAX:
         return b"" if anything.is_named_in(query) else query
     # The credential as vendors send it goes first: few queries hold anything else to hide.
-    pairs = [pair for pair in query.split(b"&") if not pair.startswith(b"secret=")]
-    query = b"&".join(pairs)
+    if query.startswith(CREDENTIAL):
+        query = query.partition(b"&")[2]
     hidden = anything.found_in(query)
     if hidden is None:
         return query
+    pairs = query.split(b"&")
     members = [
         (clean(decode(name)), hidden.is_name(name) or hidden.is_value(value))
         for name, _, value in (pair.partition(b"=") for pair in pairs)
@@ -60,7 +50,7 @@ def redact_body(
     In a JSON object the innermost member goes that has such a name, or holds a secret. An
     unreadable body that holds a secret, or one of the names, is returned empty.
     """
-    hidden = _hidden(frozenset(omitted), frozenset(secrets)).found_in(body)
+    hidden = hidden_words(frozenset(omitted), frozenset(secrets)).found_in(body)
     if hidden is None:
         return body
     try:
@@ -75,128 +65,9 @@ def redact_body(
 
 def redact_text(text: str, secrets: Collection[str]) -> str:
     """Return a text; empty where it is or holds one of the secrets."""
-    raw = _encoded(text)
-    hidden = _hidden(frozenset(), frozenset(secrets)).found_in(raw)
+    raw = encoded(text)
+    hidden = hidden_words(frozenset(), frozenset(secrets)).found_in(raw)
     return "" if hidden is not None and hidden.is_value(raw) else text
-
-
-class _Hidden(msgspec.Struct, frozen=True):
-    """The names, and the forms of the secrets: to find within a text, or as a whole text."""
-
-    names: frozenset[str]
-    held: frozenset[str]
-    whole: frozenset[str]
-
-    def found_in(self, raw: bytes) -> "_Hidden | None":
-        """Return those that occur somewhere in `raw`, or None."""
-        readings = _readings(raw)
-        if readings is None:
-            return self
-        every = "\n".join(readings)
-        names, held, whole = (
-            frozenset([text for text in texts if text in every])
-            for texts in (self.names, self.held, self.whole)
-        )
-        return _Hidden(names, held, whole) if names or held or whole else None
-
-    def is_name(self, raw: bytes) -> bool:
-        """Whether a member of this name goes."""
-        readings = _readings(raw)
-        if readings is None:
-            return True
-        return not self.names.isdisjoint(map(clean, readings)) or self._is_secret(readings)
-
-    def is_value(self, raw: bytes) -> bool:
-        """Whether a value is or holds a secret."""
-        if not (self.held or self.whole):
-            return False
-        readings = _readings(raw)
-        return readings is None or self._is_secret(readings)
-
-    def is_named_in(self, raw: bytes) -> bool:
-        """Whether an unreadable body holds one of the names or secrets as a word."""
-        readings = _readings(raw)
-        if readings is None:
-            return True
-        pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, self.names | self.whole))})(?!\w)"
-        return self._is_secret(readings) or any(re.search(pattern, text) for text in readings)
-
-    def checked(self, redacted: bytes) -> bytes:
-        """Return redacted bytes; empty if a secret is spread over several of their members."""
-        held = _Hidden(frozenset(), self.held, frozenset())
-        return b"" if self.held and held.found_in(redacted) else redacted
-
-    def _is_secret(self, readings: Sequence[str]) -> bool:
-        for text in readings:
-            if self.whole and clean(text) in self.whole:
-                return True
-            if self.held and any(held in text for held in self.held):
-                return True
-        return False
-
-
-@lru_cache(maxsize=64)
-def _hidden(omitted: frozenset[str], secrets: frozenset[str]) -> _Hidden:
-    names = (clean(_text(_encoded(name))) for name in (SECRET_NAME, *omitted))
-    # A secret may itself look escaped, and is then undone together with the text that holds it.
-    forms: set[str] = set()
-    for raw in map(_encoded, secrets):
-        forms.update(_readings(raw) or (_text(raw),))
-    whole = {clean(form) for form in forms} - {""}
-    held = {form for form in forms | whole if len(form) >= _HELD_MIN}
-    return _Hidden(frozenset(names), frozenset(held), frozenset(whole))
-
-
-def _readings(raw: bytes) -> Sequence[str] | None:
-    """Return a text as it is, and with its escapes undone; None if it is escaped too often.
-
-    The escapes of forms and of JSON are undone in turn, until there are none.
-    """
-    if not raw.translate(None, _PLAIN):
-        return (raw.decode(),)
-    readings = [_text(raw)]
-    # A form may hold JSON, and JSON a form.
-    for steps in (_STEPS, _STEPS[::-1]):
-        undone = raw
-        for _ in range(_ROUNDS_MAX):
-            before = undone
-            for undo in steps:
-                after = undo(undone)
-                if after != undone:
-                    readings.append(_text(after))
-                undone = after
-            if undone == before:
-                break
-        else:
-            return None
-        if b"%" not in raw or b"\\" not in raw:
-            break  # the order is of no account
-    return readings
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _text(raw: bytes) -> str:
-    """Decode bytes as the most lenient reader would; a plus and a space are the same."""
-    return raw.decode("utf-8", "ignore").replace("\x00", "").replace("+", " ")
-
-
-def _unescaped(match: re.Match[bytes]) -> bytes:
-    escape = match[0]
-    if escape.startswith(b"\\u"):
-        units = bytes.fromhex(escape.replace(b"\\u", b"").decode())
-        return units.decode("utf-16-be", "ignore").encode()
-    if escape.startswith(b"\\\\"):
-        return escape[: len(escape) // 2]
-    return _CONTROLS.get(escape[1:], escape[1:])
-
-
-_STEPS: Sequence[Callable[[bytes], bytes]] = (
-    unquote_to_bytes,
-    partial(_JSON_ESCAPE.sub, _unescaped),
-)
 
 
 def _goes(members: Sequence[tuple[str, bool]]) -> Sequence[bool]:
@@ -220,7 +91,7 @@ class _Frame(msgspec.Struct):
     name: re.Match[bytes] | None = None
     is_hidden: bool = False
 
-    def add(self, end: int, hidden: _Hidden, *, is_hidden: bool) -> None:
+    def add(self, end: int, hidden: Hidden, *, is_hidden: bool) -> None:
         """Add a value that ends at `end`."""
         if self.name is None:
             self.is_hidden |= is_hidden
@@ -248,7 +119,7 @@ class _Frame(msgspec.Struct):
                 yield member.start, member.end
 
 
-def _cut(body: bytes, hidden: _Hidden) -> bytes:
+def _cut(body: bytes, hidden: Hidden) -> bytes:
     """Return a JSON object without the members that go."""
     cuts: list[tuple[int, int]] = []
     frames: list[_Frame] = [_Frame(is_object=False)]

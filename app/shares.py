@@ -37,7 +37,9 @@ class Shares:
         self.small_bytes = min(SMALL_BYTES, int(UNREAD_SHARE * max_bytes))
         self._workspaces: defaultdict[str, int] = defaultdict(int)
         self._accounts: defaultdict[Account, int] = defaultdict(int)
-        # Admitted since the usage was last read, or is being read.
+        # Admitted, and neither committed nor failed.
+        self._pending: defaultdict[Account, int] = defaultdict(int)
+        # Admitted since the usage was last read, or is being read, or pending at that moment.
         self._admitted: defaultdict[Account, int] = defaultdict(int)
         self._day = date.min
         self._subjects: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
@@ -46,7 +48,7 @@ class Shares:
 
     def begin(self) -> None:
         """Note that the usage is read from now on."""
-        self._admitted.clear()
+        self._admitted = self._pending.copy()
 
     def update(self, usage: Mapping[Account, int]) -> None:
         """Take over the usage that was read."""
@@ -67,8 +69,15 @@ class Shares:
         why = self._refusal(account, size_bytes)
         if not why:
             self._admitted[account] += size_bytes
+            self._pending[account] += size_bytes
             self._add(account, size_bytes)
         return dropped, why
+
+    def release(self, account: Account, size_bytes: int) -> None:
+        """Note that an admitted drop of this size is committed, or has failed."""
+        self._pending[account] -= size_bytes
+        if self._pending[account] <= 0:
+            del self._pending[account]
 
     def _refusal(self, account: Account, size_bytes: int) -> str:
         """Return the reason why a drop has no place; empty if it has."""

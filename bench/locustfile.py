@@ -13,7 +13,7 @@ In the environment:
     DURATION     seconds                                          (60)
     CALLERS      users of locust, each with a connection          (20)
     DUPLICATES   share of callbacks that were sent before, 0 to 1 (0)
-    UNMAPPED     share of unmapped events, 0 to 1                 (0)
+    UNMAPPED     share of unmapped events, 0 to 1, which fill quarantine (0)
     P99_MS       the threshold of the 99th percentile             (500)
     RUN          names the users of the app                       (the time)
 

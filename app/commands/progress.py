@@ -29,7 +29,7 @@ class Progress:
         if now - self._shown_at < (BAR_S if self._is_terminal else LINE_S):
             return
         self._shown_at = now
-        per_s = done / (now - self._started_at)
+        per_s = done / max(now - self._started_at, 1e-3)
         part = min(done / self._total, 1)
         left = f"{_duration((self._total - done) / per_s)} left" if 0 < done < self._total else ""
         if self._is_terminal:

@@ -31,8 +31,8 @@ BUSY = "delivered or locked by another writer at this moment"
 class Replay:
     """Replays a selection of quarantine.
 
-    The order is what makes a crash harmless: the days are announced in `imports`, the events are
-    committed, and then their rows leave quarantine. In between, the next replay finds duplicates.
+    By its order a crash is harmless: the days are announced in `imports`, then the events are
+    committed, then their rows leave quarantine. After a crash the next replay finds duplicates.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Replay:
         self._show = show
         self._announced: tuple[date, ...] = ()
         self._busy: list[Key] = []
+        self._started_at = 0.0
         self._sent = 0
         self.sums = Sums()
 

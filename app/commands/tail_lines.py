@@ -15,7 +15,7 @@ HINT_MAX = 200
 HIDDEN = "(hidden)"
 STATUS: Mapping[str, str] = {
     "wrong_secret": "401", "address_not_allowed": "401", "unknown_vendor": "404",
-    "not_found": "404", "method_not_allowed": "405",
+    "unknown_path": "404", "method_not_allowed": "405",
 }  # fmt: skip
 # Parameters with the vendor's name of an event, and the drops whose subject it is.
 EVENT_NAMES = ("event_token", "event", "activity_kind")
@@ -29,6 +29,11 @@ REMEDIES: Mapping[str, str] = {
     DropReason.INVALID_TIMESTAMP.value: "created_at={subject} is no time, too old, or ahead",
     DropReason.REFUSED.value: "the database refuses the row, see the gateway's log",
     DropReason.MALFORMED.value: "answered 400, {subject}",
+}
+# Remedies of drops without a subject: the URL lacks the parameter.
+REMEDIES_OF_ABSENT: Mapping[str, str] = {
+    DropReason.UNKNOWN_APP.value: "the URL has no app_token, or &amp; in place of &",
+    DropReason.INVALID_TIMESTAMP.value: "the URL has no created_at",
 }
 
 
@@ -101,7 +106,8 @@ def _dropped(row: Dropped) -> Line:
 def _hint(row: Dropped, parameters: Mapping[str, str]) -> str:
     """Return the remedy of a drop."""
     if row.reason != DropReason.UNMAPPED_EVENT.value:
-        return REMEDIES.get(row.reason, "").format(subject=row.subject)
+        remedies = REMEDIES if row.subject else REMEDIES_OF_ABSENT
+        return remedies.get(row.reason, "").format(subject=row.subject)
     kind = kind_of(row.subject, parameters)
     if kind is Kind.NONE:
         return NO_TOKEN

@@ -11,7 +11,7 @@
 //   RATE         callbacks a second; each script says of what (200)
 //   DURATION     how long, as in 30s or 5m; each script has its own default
 //   DUPLICATES   share that was sent before, 0 to 1     (0)
-//   UNMAPPED     share with a token that nobody has mapped (0)
+//   UNMAPPED     share with a token that nobody has mapped (0); these fill quarantine
 //   P99_MS       the threshold of the 99th percentile   (each script has its own default)
 //   CALLERS      connections that are opened ahead      (64); at most 4 times as many
 //   WARM_UP      so long RATE callbacks a second go ahead, which no threshold counts (0s)

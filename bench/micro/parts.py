@@ -179,7 +179,13 @@ PARTS = {
         Part("encode", f"encode {BATCH} rows for COPY", _in_process(_encode), BATCH),
         Part("claim", f"claim and settle {BATCH} events in Redis", _claiming, BATCH, True),
         Part("copy", f"write {BATCH} new events by COPY", _copying, BATCH, True),
-        Part("server", "the same, CPU time of the server", in_server(_copying), BATCH, True),
+        Part(
+            "server",
+            f"write {BATCH} new events by COPY: CPU time of the server",
+            in_server(_copying),
+            BATCH,
+            True,
+        ),
         Part(
             "unindexed",
             "the same without the index on `received_at`",

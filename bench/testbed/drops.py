@@ -43,9 +43,9 @@ _ONCE_MORE = (
     "",
     f"secret={SECRET}&",
     f"%73ecret={SECRET}&",
-    f"label={SECRET}&",
-    f"label=my+{_SPELLED}&",
 )
+# In a parameter that an event keeps: not of a callback that may become one.
+_AS_LABEL = (f"label={SECRET}&", f"label=my+{_SPELLED}&")
 
 Sent = dict[str, str]
 
@@ -111,7 +111,9 @@ def poison(sent: Sent, random: Random) -> Drop:
     else:
         # Random text does not compress: it exceeds the size of an index entry.
         sent["tracker_name"] = random.randbytes(6_000).hex()
-    return _kept(_any_request(sent, random), sent, "refused", EVENTS[sent["event_token"]], random)
+    # Without the secret once more: an attempt to write it leaves it in the database's files.
+    event_type, app_token = EVENTS[sent["event_token"]], sent["app_token"]
+    return Drop(any_request(sent, random), Kept("refused", event_type, APPS[app_token], app_token))
 
 
 def malformed(sent: Sent, random: Random) -> Drop:
@@ -144,6 +146,7 @@ def _any_request(sent: Sent, random: Random) -> bytes:
 def _kept(request: bytes, sent: Sent, reason: str, subject: str, random: Random) -> Drop:
     """Return a drop with its row; its URL may hold the secret once more."""
     app_token = sent["app_token"]
-    once_more = random.choice(_ONCE_MORE).encode()
+    may_be_written = reason == "refused"  # where the rules of the table are gone
+    once_more = random.choice(_ONCE_MORE if may_be_written else _ONCE_MORE + _AS_LABEL).encode()
     request = request.replace(b"?secret=", b"?" + once_more + b"secret=", 1)
     return Drop(request, Kept(reason, subject, APPS.get(app_token, ""), app_token))

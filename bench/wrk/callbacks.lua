@@ -9,7 +9,7 @@
 --   APP_TOKEN    an app of the workspaces file                    (abc123token)
 --   EVENT_TOKEN  one of its events                                (g3mz3t)
 --   DUPLICATES   share of callbacks that were sent before, 0 to 1 (0)
---   UNMAPPED     share with a token that nobody has mapped        (0)
+--   UNMAPPED     share with a token that nobody has mapped        (0); these fill quarantine
 --   RUN          names the users, so that no two runs share any   (the time)
 --   JSON         if set: print one line of JSON instead of the summary of wrk alone
 --

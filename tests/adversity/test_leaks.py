@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import asyncpg
 import pytest
@@ -82,4 +83,7 @@ def run(folder: Path, module: str, workers: int) -> subprocess.CompletedProcess[
         sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider",
         "--rootdir", str(ROOT), "--numprocesses", str(workers), str(folder),
     ]  # fmt: skip
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # Outside of our own folder, which is searched too, and of one that other runs may clean up.
+    with TemporaryDirectory() as base:
+        command.append(f"--basetemp={base}/run")
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
 """The SQL of the documentation: each block is run, on rows for which the right answer is known."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
-from app.event import Event
+from app.dropped import Dropped
+from app.event import DropReason, Event
 from bench.testbed.process import ROOT
 from sinks.timescale.sink import TimescaleSink
 from tests import deploying, pgbouncer
 from tests.events import event, write
+from tests.kept import drop, keep
 
 # The runbook's blocks are run by test_runbook, those of loading.md by test_loading;
 # test_deploying_database names the tests of its page.
@@ -53,6 +55,7 @@ class Answer(NamedTuple):
 
     given: list[Event]
     rows: list[tuple[Any, ...]]
+    dropped: Sequence[Dropped] = ()
 
 
 SPRING = {"network_name": "Network1", "campaign_name": "spring", "currency": "USD"}
@@ -135,6 +138,17 @@ ANSWERS = {
         ],
         [("abc123token", "null", 2, 1), ("abc123token", "guest", 1, 1)],
     ),
+    "Events without a mapping": Answer(
+        [],
+        [("abc123token", "zzzzzz", 2, NOON), ("abc123token", "", 1, NOON)],
+        [
+            drop("zzzzzz", workspace_id="ws_demo", received_at=NOON),
+            drop("zzzzzz", workspace_id="ws_demo"),
+            drop("", workspace_id="ws_demo", received_at=NOON),
+            drop("elsewhere"),
+            drop("nowhere", workspace_id="ws_demo", reason=DropReason.INVALID_TIMESTAMP),
+        ],
+    ),
 }  # fmt: skip
 # Blocks that set something up: why they are not run here, and the tests that run them.
 ADMINISTRATIVE: Mapping[str, tuple[str, set[str]]] = {
@@ -161,6 +175,8 @@ async def test_query_returns_the_right_rows(
     """A documented query returns the right rows, without those of the sandbox."""
     answer = ANSWERS[heading]
     await write(sink, answer.given, contested=True)  # their days may have no chunk yet
+    if answer.dropped:
+        await keep(connection, *answer.dropped)
     rows = await connection.fetch(dict(blocks())[f"docs/analysts.md: {heading}"])
     assert [tuple(row.values()) for row in rows] == answer.rows
 
@@ -180,3 +196,5 @@ async def test_columns_of_the_view_are_documented(connection: asyncpg.Connection
     more = {name for row in view.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     assert named == await columns("events")
     assert named | more == await columns("revenue_events")
+    [text] = re.findall(r"The view `unmapped_events` .*? Its columns:\n(.*?)\n\n", page, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", text)) == await columns("unmapped_events")

@@ -24,8 +24,9 @@ FORBIDDEN_ROOMS = {"utils", "util", "common", "core", "base", "helpers", "helper
 # The imports between rooms: floor, rooms, our rooms that they may import, and the libraries.
 # The first row that a room fits counts.
 VOCABULARY = (
-    "app.dropped", "app.errors", "app.event", "app.normalize", "app.parameters", "app.readiness",
-    "app.redaction", "app.settings", "app.signals", "app.version", "app.workspaces_file",
+    "app.dropped", "app.errors", "app.event", "app.hidden", "app.normalize", "app.parameters",
+    "app.readiness", "app.redaction", "app.settings", "app.signals", "app.version",
+    "app.workspaces_file",
 )  # fmt: skip
 COUNTERS = ("app.telemetry.metrics", "app.telemetry.outcomes", "app.telemetry.tallies")
 DOORS = ("adapters", "app.claims", "sinks")

@@ -96,9 +96,12 @@ async def test_each_outcome_is_a_line(gateways: Gateways, tailing: Tail) -> None
     await gateway.post(b"[1, 2]", "application/json")
     await gateway.callback(secret="wr0ng")
     await get(gateway.port, "/ingest/nobody")
+    await get(gateway.port, "/adjust")
     await post(gateway.port, "/healthz", b"")
     reasons = [reason.value for reason in DropReason if reason.value not in {"ignored", "refused"}]
-    await tailing.until_shown("written", *reasons, " 401 ", " 404 ", " 405 ")
+    await tailing.until_shown(
+        "written", *reasons, " 401 ", " 405 ", "unknown path", "unknown vendor"
+    )
     written = tailing.line("written")
     assert "adjust abc123token g3mz3t written -> purchase user_id (hidden)" in written
     assert written.endswith("revenue_float 4.99 usd")
@@ -109,6 +112,8 @@ async def test_each_outcome_is_a_line(gateways: Gateways, tailing: Tail) -> None
     assert "{event} dropped unfilled_placeholder: correct the placeholder" in unfilled
     assert "the vendor's own test (cbtest)" in unfilled
     assert tailing.line(" 401 ").endswith("from 127.0.0.1")
+    assert tailing.line("unknown path").endswith("404 unknown path, from 127.0.0.1")
+    assert "404 unknown vendor" in tailing.line("unknown vendor")
     assert "usr_" not in tailing.out
     assert SECRET not in tailing.out + tailing.err
 

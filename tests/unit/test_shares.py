@@ -16,6 +16,7 @@ from tests.adapter_cases import RECEIVED_AT
 MEGABYTE = 1_000_000
 MAX_BYTES = 40 * MEGABYTE
 UNMAPPED, TIME = DropReason.UNMAPPED_EVENT, DropReason.INVALID_TIMESTAMP
+FLOOD = Account("ws", UNMAPPED.value, "flood")
 
 
 def drop(
@@ -78,17 +79,25 @@ def test_long_callback_has_no_place() -> None:
 
 
 def test_usage_that_was_read_counts() -> None:
-    """The usage of all processes replaces the own count; drops admitted meanwhile are added."""
+    """The usage of all processes replaces the own count; pending and new drops are added."""
     shares = Shares(MAX_BYTES)
     fill(shares)
     shares.begin()
     shares.update({})
+    # Of drops that are not committed yet.
+    assert shares.admit(drop())[1] == "account_share"
+    admitted, _ = Shares(MAX_BYTES).admit(drop())
+    for _ in range(shares.total_bytes // admitted.size_bytes):
+        shares.release(FLOOD, admitted.size_bytes)
+    shares.begin()
+    shares.update({})
     assert shares.total_bytes == 0
     assert shares.admit(drop())[1] == ""
+    shares.release(FLOOD, admitted.size_bytes)
     shares.begin()
     shares.admit(drop())
     quarter = MAX_BYTES // 4
-    shares.update({Account("ws", "unmapped_event", "flood"): quarter, Account("x", "", ""): 7})
+    shares.update({FLOOD: quarter, Account("x", "", ""): 7})
     assert shares.total_bytes == quarter + 7 + drop().size_bytes
     assert shares.admit(drop())[1] == "account_share"
     assert shares.admit(drop("single"))[1] == ""
