@@ -1,13 +1,14 @@
 """From the bytes of a verified request to a callback: its parameters, clean and counted."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 from app.access import PublicHeaders
 from app.errors import MalformedBody, TooManyParameters, Unavailable
 from app.event import OLDEST_OCCURRED_AT, Callback
+from app.hidden import HELD_MIN
 from app.parameters import PARAMETERS_MAX, parse_body, parse_form
 from app.settings import ROW_LIFE_MIN_D
 
@@ -17,24 +18,29 @@ BODY_AT_ONCE_BYTES = 16 * 1024
 WAITING_MAX_BYTES = 64 * 1024 * 1024
 
 
-def make_callback(
+def make_callback(  # noqa: PLR0917 - by position: keywords cost more on the path
     query: bytes,
     in_body: dict[str, str],
     body: bytes,
     headers: Mapping[str, str],
     received_at: datetime,
+    accepted: Sequence[bytes] = (),
     *,
     retention_d: int,
 ) -> Callback:
     """Return the callback of a raw query and a body; the parameters of the URL win.
 
-    `in_body` are the parameters of `body`, and `retention_d` is the setting. Raises
-    TooManyParameters.
+    `in_body` are the parameters of `body`, and `retention_d` is the setting. A parameter that holds
+    the last of the `accepted` credentials is left out. Raises TooManyParameters.
     """
     in_query = parse_form(query)
     in_query.pop("secret", None)
     in_body.pop("secret", None)
     parameters = in_body | in_query if in_body else in_query
+    if accepted:
+        secret = accepted[-1].decode(errors="replace")
+        if secret in "\n".join(parameters.values()):
+            in_query, parameters = _without(secret, in_query), _without(secret, parameters)
     if len(parameters) > PARAMETERS_MAX:
         raise TooManyParameters
     occurred_from = OLDEST_OCCURRED_AT
@@ -49,6 +55,16 @@ def make_callback(
         headers=PublicHeaders(headers),
         body=body,
     )
+
+
+def _without(secret: str, parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the parameters that do not hold a secret; a short one may occur in ordinary text."""
+    is_short = len(secret) < HELD_MIN
+    return {
+        name: value
+        for name, value in parameters.items()
+        if not (value == secret if is_short else secret in value)
+    }
 
 
 class Bodies:

@@ -104,8 +104,8 @@ class Ingest:
             # Nothing of the request is parsed before its secret is verified.
             app = self._workspaces.find(request.vendor, sent_app_token(request.query))
             owner = app.workspace_id if app else None
-            secrets = sent_secrets(request.query, request.headers)
-            self._access.verify(request.vendor, owner, secrets, request.address)
+            sent = sent_secrets(request.query, request.headers)
+            self._access.verify(request.vendor, owner, sent, request.address)
         except Unverified as error:
             await _pause(self._traced(request, error))
             raise
@@ -114,7 +114,7 @@ class Ingest:
         try:
             body = await request.read_body() if request.read_body else b""
             in_body = await self._in_body(request, body) if body else {}
-            callback = self._read(request.query, in_body, body, request.headers, self._now())
+            callback = self._read(request.query, in_body, body, request.headers, self._now(), sent)
             event = self._event(request, adapter, callback, app)
             if isinstance(event, Drop):
                 await self._drop(request, app, event, callback.received_at, body)
