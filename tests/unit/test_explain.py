@@ -100,6 +100,10 @@ HINTS = {
         EVENT.replace("g3mz3t", "{event_token}"),
         "{event_token} is no placeholder of Adjust's, {event} is",
     ),
+    "another placeholder": (
+        EVENT.replace("g3mz3t", "{event_name}"), "event_token takes {event}, not {event_name}",
+    ),
+    "length of the secret": (EVENT.replace(SECRET, "x"), "secret: 1 characters, configured are"),
     "cbtest": (EVENT.replace("1750500000", "{created_at}"), "cbtest"),
     "ahead": (EVENT.replace("1750500000", "1752000000"), "is 7 days, 18:40:00 ahead of"),
     "too old": (EVENT.replace("1750500000", "1"), "is too old"),
