@@ -41,7 +41,10 @@ REMEDIES: Mapping[DropReason, Remedy] = {
     DropReason.UNMAPPED_EVENT: Remedy(
         "map the event in the workspaces file (`python -m app unmapped` prints the lines), then:"
     ),
-    DropReason.UNKNOWN_APP: Remedy("add the app to the workspaces file, then:"),
+    DropReason.UNKNOWN_APP: Remedy(
+        "add the app to the workspaces file, then (for a mistyped token correct the URL, and add "
+        "--set app_token=TOKEN):"
+    ),
     DropReason.UNFILLED_PLACEHOLDER: Remedy(
         "correct the placeholder in the callback URL at the vendor; then, with the missing value "
         "(never for the vendor's own test, cbtest, which would become an event):",

@@ -23,7 +23,9 @@ STATUS: Mapping[str, str] = {
 EVENT_NAMES = ("event_token", "event", "activity_kind")
 NAMED_BY_SUBJECT = ("unmapped_event", "unfilled_placeholder", "refused")
 REMEDIES: Mapping[str, str] = {
-    DropReason.UNKNOWN_APP.value: "add the app {subject} to the workspaces file",
+    DropReason.UNKNOWN_APP.value: (
+        "add the app {subject} to the workspaces file, or correct the URL"
+    ),
     DropReason.UNFILLED_PLACEHOLDER.value: (
         "correct the placeholder in the callback URL, unless this is the vendor's own test "
         "(cbtest), which fills none in: then the URL works"

@@ -125,7 +125,7 @@ async def test_mistyped_app_token_is_to_be_corrected(
     assert "ABC123token differs only in letter case or white space from abc123token" in out
     command = "    python -m app replay --reason unknown_app --app"
     assert f"{command} ABC123token --set app_token=abc123token --dry-run\n" in out
-    assert f"add the app to the workspaces file, then:\n{command} other --dry-run\n" in out
+    assert f"and add --set app_token=TOKEN):\n{command} other --dry-run\n" in out
 
 
 async def test_malformed_body_is_shown_and_not_replayed(

@@ -105,7 +105,7 @@ LINES = [
     (dropped("unmapped_event", "click", b"activity_kind=click"),
      'click         dropped    unmapped_event: add  "click"  to ignore, or map it in activities'),
     (dropped("unknown_app", "abc", b"app_token=abc&event_token=g3mz3t"),
-     "g3mz3t        dropped    unknown_app: add the app abc to the workspaces file"),
+     f"g3mz3t        dropped    unknown_app: {REMEDIES['unknown_app'].format(subject='abc')}"),
     (dropped("invalid_timestamp", "{0}", b"activity_kind=install&created_at={0}"),
      "install       dropped    invalid_timestamp: created_at={0} is no time, too old, or ahead"),
     (dropped("malformed", "malformed_body", b""),
