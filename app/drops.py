@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache, partial
+from time import monotonic
 
 from msgspec.structs import replace
 
@@ -29,6 +30,9 @@ BATCH_MAX, BUFFER_MAX = 1_000, 5_000
 BATCH_MAX_BYTES, BUFFER_MAX_BYTES = 1024 * 1024, 16 * 1024 * 1024
 # The interval at which the usage is read, and rejected requests are written.
 TICK_S = 1.0
+# The part of the time that reads of the usage may take: with very many accounts they are slow, and
+# drops wait meanwhile. But they are not put off for longer than the pause.
+USAGE_SHARE, USAGE_PAUSE_MAX_S = 0.05, 10.0
 # Texts whose redaction is remembered.
 TEXTS_MAX = 1_000
 REJECTED_PER_TICK = 5
@@ -156,17 +160,28 @@ class Drops:
         )
 
     async def _keep_up(self, quarantine: Quarantine) -> None:
-        """Read the usage, and write rejected requests, once a second; never returns."""
+        """Write rejected requests, and read the usage, once a second; never returns.
+
+        The usage is read less often where that is slow.
+        """
+        usage_from = 0.0
         while True:
             # The next drop fails for the same reason, and is logged.
             with suppress(Exception):
                 if rejected := self._rejected:
                     self._rejected = []
                     await quarantine.reject(rejected)
-                self._shares.begin()
-                self._shares.update(await quarantine.usage(self._shares.small_bytes))
-                QUARANTINE_BYTES.set(self._shares.total_bytes)
+                if (started := monotonic()) >= usage_from:
+                    self._shares.begin()
+                    self._shares.update(await quarantine.usage(self._shares.small_bytes))
+                    QUARANTINE_BYTES.set(self._shares.total_bytes)
+                    usage_from = monotonic() + usage_pause_s(monotonic() - started)
             await asyncio.sleep(TICK_S)
+
+
+def usage_pause_s(read_s: float) -> float:
+    """Return the least pause after a read of the usage that took `read_s`."""
+    return min(read_s / USAGE_SHARE, USAGE_PAUSE_MAX_S)
 
 
 def _redacted_event(encoded: bytes, secrets: Collection[str]) -> bytes:

@@ -130,7 +130,7 @@ class Ingest:
             return receipt
         except Malformed as error:
             drop = Drop(DropReason.MALFORMED, error.reason)
-            await self._drop(request, app, drop, self._now(), body or error.body)
+            await self._drop(request, app, drop, self._now(), body)
             raise
         except Unavailable as error:  # no write was attempted
             count_failure(request.vendor, owner or "", error.reason)

@@ -28,7 +28,7 @@ class Shares:
     """Admits drops by the last known usage of quarantine, and by the drops admitted since.
 
     Drops that other processes have kept since that usage was read are not counted: quarantine
-    may exceed a bound by as much as they keep in a second.
+    may exceed a bound by as much as they keep between two reads.
     """
 
     def __init__(self, max_bytes: int) -> None:

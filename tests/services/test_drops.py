@@ -1,6 +1,7 @@
 """Dropped callbacks over HTTP: in quarantine before the answer, without secrets, within bounds."""
 
 import asyncio
+import gzip
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -9,6 +10,7 @@ import asyncpg
 import pytest
 
 from app.dropped import Dropped, decode_event
+from app.drops import TICK_S, usage_pause_s
 from app.event import DropReason
 from app.parameters import FORM
 from app.telemetry.metrics import KEPT
@@ -113,6 +115,22 @@ async def test_unknown_app_has_the_token_that_the_gateway_searched(
         "nowhere",
         "nowhere",
     )
+
+
+async def test_compressed_body_is_not_kept(
+    gateways: Gateways, connection: asyncpg.Connection
+) -> None:
+    """Nobody can redact it: the rest of the callback is in quarantine."""
+    gateway = await gateways.start()
+    body = gzip.compress(query(event_token="zzzzzz").encode())
+    head = (
+        f"POST /ingest/adjust?{query()} HTTP/1.1\r\nHost: h\r\nContent-Encoding: gzip\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    assert (await exchange(gateway.port, head.encode() + body)).status == 400
+    [row] = await rows(connection)
+    assert (row["reason"], row["subject"], row["body"]) == ("malformed", "malformed_body", b"")
+    assert row["query"].decode() == query().replace(f"secret={SECRET}&", "")
 
 
 async def test_too_many_parameters_are_kept(
@@ -309,6 +327,13 @@ async def test_traces_of_rejected_requests_are_capped(
             count = await connection.fetchval("SELECT count(*) FROM rejected")
             await asyncio.sleep(0.02)
     assert count <= 5
+
+
+def test_slow_reads_of_the_usage_are_rare() -> None:
+    """They take a twentieth of the time, and are ten seconds apart at most."""
+    assert usage_pause_s(0.01) < TICK_S
+    assert usage_pause_s(0.2) == pytest.approx(4)
+    assert usage_pause_s(3) == 10
 
 
 def test_every_reason_but_ignored_is_exposed_from_the_start() -> None:

@@ -7,10 +7,9 @@ from typing import NamedTuple
 from urllib.parse import unquote, unquote_plus
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from app.hidden import hidden_words
 from app.parameters import FORM, PARAMETERS_MAX, clean, parse_body, parse_form
 from app.redaction import redact_body, redact_query, redact_text
 
@@ -253,11 +252,13 @@ def test_no_decoding_of_an_object_holds_a_secret(pairs: list[Member]) -> None:
     assert_redacted(parse_body(JSON, body), kept, redacted, parse_body(JSON, redacted))
 
 
-@given(st.binary(max_size=60), st.sampled_from([FORM, JSON, "", "text/plain"]))
+# Byte by byte: `st.binary` also draws constants of the code, such as the name of the secret.
+@given(
+    st.lists(st.integers(0, 255), max_size=60).map(bytes),
+    st.sampled_from([FORM, JSON, "", "text/plain"]),
+)
 def test_bytes_without_a_secret_are_unchanged(raw: bytes, content_type: str) -> None:
     """Whatever the bytes, they stay as they are where no secret and no name of one is in them."""
-    # Hypothesis also draws texts of the modules under test, such as the name of the secret.
-    assume(hidden_words(frozenset(OMITTED), frozenset(PLANTED)).found_in(raw) is None)
     assert redact_query(raw, OMITTED, PLANTED) == raw
     assert redact_body(content_type, raw, OMITTED, PLANTED) == raw
     assert redact_text(raw.decode("latin-1"), PLANTED) == raw.decode("latin-1")
