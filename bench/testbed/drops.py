@@ -78,7 +78,8 @@ def unmapped(sent: Sent, random: Random) -> Drop:
         sent["event_token"] = token
     else:
         del sent["event_token"]
-    subject = "" if token == SECRET else token or sent["activity_kind"]
+    # A parameter that holds the secret is left out.
+    subject = token if token and token != SECRET else sent["activity_kind"]
     return _kept(_any_request(sent, random), sent, "unmapped_event", subject, random)
 
 

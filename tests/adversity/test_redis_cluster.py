@@ -17,9 +17,8 @@ from app.claims.redis import RedisClaims
 from app.dev.processes import Server
 from app.telemetry.metrics import CLAIMS_BYPASSED
 from bench.testbed.callbacks import SECRET, WORKSPACES
-from bench.testbed.ledger import AnswerKind
 from bench.testbed.process import PATIENCE_S
-from tests.adversity.test_rolling import assert_exactly_once, calling
+from tests.adversity.test_rolling import assert_all_final, assert_exactly_once, calling
 from tests.gateways import PATIENT, Process
 from tests.redis_topologies import PASSWORD, SLOTS, Cluster, client_of
 
@@ -283,9 +282,5 @@ async def test_killed_primary_fails_no_callback(
         finally:
             await redis_cluster.mend()
         await until_claims_work(processes)
-    assert vendor.ledger.tally().keys() == {
-        AnswerKind.WRITTEN,
-        AnswerKind.DUPLICATE,
-        AnswerKind.DROPPED,
-    }
+    assert_all_final(vendor)
     await assert_exactly_once(vendor, connection)

@@ -11,7 +11,6 @@ import pytest
 from app.claims import Claim
 from app.claims.redis import RedisClaims
 from bench.testbed.callbacks import SECRET, WORKSPACES
-from bench.testbed.ledger import AnswerKind
 from tests.adversity.test_redis_cluster import (
     BYPASSED,
     MAKE,
@@ -19,7 +18,7 @@ from tests.adversity.test_redis_cluster import (
     until_all_answer,
     until_claims_work,
 )
-from tests.adversity.test_rolling import assert_exactly_once, calling
+from tests.adversity.test_rolling import assert_all_final, assert_exactly_once, calling
 from tests.gateways import PATIENT, Process
 from tests.ports import free_port
 from tests.redis_topologies import COMMON, PASSWORD, SERVICE, Watched, client_of, starting, url_of
@@ -63,11 +62,7 @@ async def test_killed_primary_behind_sentinels_fails_no_callback(
             finally:
                 await redis_watched.mend()
             await until_claims_work([process])
-    assert vendor.ledger.tally().keys() == {
-        AnswerKind.WRITTEN,
-        AnswerKind.DUPLICATE,
-        AnswerKind.DROPPED,
-    }
+    assert_all_final(vendor)
     await assert_exactly_once(vendor, connection)
 
 

@@ -59,7 +59,7 @@ async def test_signals_are_handled_from_the_first_moment(run: RUNS) -> None:
     ("command", "needed", "not_needed"),
     [
         (["-m", "app", "--version"], "app.version", {"asyncpg", "msgspec", "redis", "sanic"}),
-        (["-m", "app", "serve"], "app.commands.serve", {"app.commands.check"}),
+        (["-m", "app", "serve"], "app.http.lifecycle", {"app.claims.status", "app.replay"}),
         (["-c", "import app.commands.migrate"], "asyncpg", {"redis", "sanic"}),
         (["-c", "import app.commands.check"], "asyncpg", {"sanic"}),
     ],
@@ -190,7 +190,7 @@ async def test_file_whose_read_hangs_does_not_delay_the_end(run: RUNS) -> None:
 
 
 HANGING_THREAD = """
-import asyncio, sys, threading
+import argparse, asyncio, sys, threading
 from app.http.server import Server
 
 async def start(server):
@@ -200,7 +200,7 @@ async def start(server):
 go_on, Server.start = Server.start, start
 from app.commands.serve import run
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(run(argparse.Namespace()))
 """
 
 
