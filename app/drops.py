@@ -25,8 +25,9 @@ from app.telemetry.metrics import QUARANTINE_BYTES, QUARANTINE_SKIPPED
 from app.telemetry.outcomes import count_drop, count_failure, count_kept
 from sinks import Account, Quarantine
 
-# Rows committed together, and drops that wait at most.
-BATCH_MAX, BUFFER_MAX = 1_000, 5_000
+# Rows committed together, and drops that wait at most. Batches are small, since the answers to one
+# are sent in one turn of the event loop: events wait for it (`python -m bench flood`).
+BATCH_MAX, BUFFER_MAX = 64, 5_000
 BATCH_MAX_BYTES, BUFFER_MAX_BYTES = 1024 * 1024, 16 * 1024 * 1024
 # The interval at which the usage is read, and rejected requests are written.
 TICK_S = 1.0

@@ -14,6 +14,7 @@ BLOCK = re.compile(
 MEASURED = {
     "faults": "verification.md",
     "compare": "performance.md",
+    "flood": "performance.md",
     "curves": "performance.md",
     "neighbours": "performance.md",
     "capacity": "capacity.md",
