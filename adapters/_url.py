@@ -23,11 +23,6 @@ USERS: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 # The canonical spelling of those that have one.
 _SPELLINGS: Mapping[str, Callable[[str], str]] = {"gps_adid": str.lower, "idfa": str.upper}
-NO_USER = ("nobody", "")
-
-
-def _no_activities(_: Values) -> Sequence[str]:
-    return ()
 
 
 class Names(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -39,7 +34,7 @@ class Names(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """
 
     event: tuple[str, ...] = ("event_token",)
-    activities: Callable[[Values], Sequence[str]] = _no_activities
+    activities: Callable[[Values], Sequence[str]] = lambda _: ()
     time: str = "created_at"
     users: Mapping[str, str] = USERS
     os_name: str = "os_name"
@@ -54,8 +49,8 @@ class Names(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def columns(self) -> Mapping[str, str]:
         """The column of each parameter that has one, and that an app may leave empty."""
-        columns = {name: column for column, name in self.users.items()}
-        return {**columns, self.os_name: "os_name", self.country: "country"}
+        columns = {**self.users, "os_name": self.os_name, "country": self.country}
+        return {name: column for column, name in columns.items()}
 
     @cached_property
     def not_kept(self) -> frozenset[str]:
@@ -104,7 +99,9 @@ def make_event(
     entries = names.stable_id if app.stable_id is None else app.stable_id
     stable_names, stable_id = _stable_id(present, entries, ignored)
     is_own = app.stable_id is not None and stable_id is not None
-    user = user or (NO_USER if is_own else _fingerprint(present, {names.time, *stable_names}))
+    user = user or (
+        ("nobody", "") if is_own else _fingerprint(present, {names.time, *stable_names})
+    )
     os_name = names.os_names.get(present.get(names.os_name, "").lower())
     country = normalize.country(present[names.country]) if names.country in present else None
     properties = _properties(present, names, os_name, country, ignored)
@@ -178,21 +175,14 @@ def _fingerprint(present: Values, left_out: Iterable[str]) -> tuple[str, str]:
 
 
 def _properties(
-    present: Values,
-    names: Names,
-    os_name: str | None,
-    country: str | None,
-    ignored: Iterable[str],
+    present: Values, names: Names, os_name: str | None, country: str | None, ignored: Iterable[str]
 ) -> dict[str, str]:
     """Return every parameter that has no column, as it was sent."""
-    not_kept = names.not_kept
-    properties = {name: value for name, value in present.items() if name not in not_kept}
+    properties = {name: value for name, value in present.items() if name not in names.not_kept}
     event = names.event[0]
-    if event not in properties:  # one name for analysts
-        for other in names.event:
-            if other in properties:
-                properties[event] = properties.pop(other)
-                break
+    for other in names.event[1:]:  # one name for analysts
+        if other in properties and event not in properties:
+            properties[event] = properties.pop(other)
     # The text is kept too if the column does not hold all of it.
     if names.os_name in present and present[names.os_name].lower() != os_name:
         properties[names.os_name] = present[names.os_name]
@@ -219,6 +209,5 @@ def _kept(
 def _without(event: Event, omitted: Iterable[str], names: Names) -> Event:
     """Return the event without the parameters that are never stored; its ID does not change."""
     properties = {name: event.properties[name] for name in event.properties.keys() - set(omitted)}
-    columns = {*names.columns.values()}
-    empty = {names.columns.get(name, name) for name in omitted} & columns
+    empty = {names.columns.get(name, name) for name in omitted} & {*names.columns.values()}
     return msgspec.structs.replace(event, properties=properties, **dict.fromkeys(empty))

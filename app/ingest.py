@@ -21,7 +21,7 @@ from app.errors import (
     WriteFailed,
 )
 from app.event import App, Callback, Drop, DropReason, Event, Outcome, Retries
-from app.parameters import NO_BODY, Body
+from app.parameters import NO_BODY
 from app.telemetry.metrics import IDENTIFIERS_IGNORED, REJECTED
 from app.telemetry.observer import Submit, Verifier
 from app.telemetry.outcomes import count_drop, count_failure
@@ -113,7 +113,7 @@ class Ingest:
         body = b""
         try:
             body = await request.read_body() if request.read_body else b""
-            readable = await self._readable(request, body) if body else NO_BODY
+            readable = await self.bodies.read(request.headers, body) if body else NO_BODY
             callback = self._read(vendor, request.query, readable, request.headers, self._now())
             event = self._event(vendor, callback, app)
             if isinstance(event, Drop):
@@ -137,9 +137,6 @@ class Ingest:
             raise
         finally:
             self.in_flight -= 1
-
-    async def _readable(self, request: Request, body: bytes) -> Body:
-        return await self.bodies.read(request.headers.get("content-type", ""), body)
 
     def _traced(self, request: Request, error: Rejected) -> Rejected:
         """Return the error of a request that is turned away; its trace is kept, within limits."""
