@@ -99,9 +99,8 @@ def make_event(
     entries = names.stable_id if app.stable_id is None else app.stable_id
     stable_names, stable_id = _stable_id(present, entries, ignored)
     is_own = app.stable_id is not None and stable_id is not None
-    user = user or (
-        ("nobody", "") if is_own else _fingerprint(present, {names.time, *stable_names})
-    )
+    if user is None:
+        user = ("nobody", "") if is_own else _fingerprint(present, {names.time, *stable_names})
     os_name = names.os_names.get(present.get(names.os_name, "").lower())
     country = normalize.country(present[names.country]) if names.country in present else None
     properties = _properties(present, names, os_name, country, ignored)
@@ -141,8 +140,7 @@ def _identifiers(
             if value is None:
                 ignored.append(name)
             else:
-                spell = _SPELLINGS.get(column)
-                value = spell(value) if spell else value
+                value = _SPELLINGS.get(column, str)(value)
                 user = user or (column, value)
         identifiers.append(value)
     return identifiers, user, ignored
