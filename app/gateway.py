@@ -126,7 +126,8 @@ class Gateway:
         for vendor in self.vendors:
             access = self.settings.vendors.get(vendor)
             if access is None or not access.has_secret:
-                log.warning("no secret: every callback is answered 503", extra={"vendor": vendor})
+                note = log.warning if self.workspaces.has_apps_of(vendor) else log.info
+                note("no secret: every callback is answered 503", extra={"vendor": vendor})
         for work in (self._ping_sink(), self._keep_gauges(), self.workspaces.watch()):
             self._tasks.append(asyncio.create_task(work))
 

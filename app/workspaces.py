@@ -61,7 +61,7 @@ class _Table:
     def __init__(self) -> None:
         self.digest = b""
         self.apps: dict[str, bytes] = {}
-        self.callbacks: set[tuple[str, ...]] = set()
+        self.callbacks: set[tuple[str, str]] = set()
         self.is_complete = False
 
     def add(self, lines: list[bytes]) -> None:
@@ -72,7 +72,8 @@ class _Table:
                 key, _, row = rest.partition(b"\t")
                 self.apps[key.decode()] = row
             elif kind == b"callbacks":
-                self.callbacks.add(tuple(rest.decode().split("\t")))
+                vendor, _, workspace = rest.decode().partition("\t")
+                self.callbacks.add((vendor, workspace))
             elif kind == b"digest":
                 self.digest = bytes.fromhex(rest.decode())
             elif kind == b"end":
@@ -112,6 +113,10 @@ class Workspaces:
                 self._decoded.clear()
             app = self._decoded[vendor, app_token] = decode_row(row, self._vendors[vendor])
         return app
+
+    def has_apps_of(self, vendor: str) -> bool:
+        """Return whether an app of the vendor is in the file."""
+        return any(name == vendor for name, _ in self._callbacks)
 
     async def watch(self) -> None:
         """Poll the file, and load each change; never returns."""
@@ -201,6 +206,7 @@ class Workspaces:
 
     def _use(self, table: _Table) -> None:
         self._apps: Mapping[str, bytes] = table.apps
+        self._callbacks = table.callbacks
         self._decoded.clear()
         BY_WORKSPACE.in_use = table.callbacks
         WORKSPACES_LOADED.set(time.time())

@@ -56,7 +56,7 @@ def run(_: argparse.Namespace) -> int:
     for name in sorted(vendors.keys() | settings.vendors.keys()):
         _check_vendor(report, settings, name, vendors, used)
         if name in used:
-            _check_retries(report, settings, name, vendors[name])
+            _check_sending(report, settings, name, vendors[name])
     asyncio.run(_check_services(report, settings))
     return report.exit_code
 
@@ -138,10 +138,17 @@ def _check_vendor(
         )
 
 
-def _check_retries(report: Report, settings: Settings, name: str, vendor: Vendor) -> None:
-    """Report the loss of events while the gateway does not answer, or answers too late."""
+def _check_sending(report: Report, settings: Settings, name: str, vendor: Vendor) -> None:
+    """Report the default of `stable_id`, and the events lost while the gateway does not answer."""
     finding = report.ok if vendor.retries is Retries.AFTER_5XX else report.warn
     finding(f"vendor {name}", OUTAGES[vendor.retries])
+    names = (
+        entry if isinstance(entry, str) else " with ".join(entry) for entry in vendor.stable_id
+    )
+    report.ok(
+        f"vendor {name}",
+        f"where an app lists no stable_id, an event is identified by {' or '.join(names)}",
+    )
     if vendor.retries is Retries.AFTER_TIMEOUT and settings.commit_timeout_s > VENDOR_TIMEOUT_S:
         report.warn(
             f"vendor {name}",
