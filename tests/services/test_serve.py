@@ -282,7 +282,7 @@ async def test_repeated_signals_end_the_process_once(run: RUNS, workers: str) ->
 
 
 WORST_MOMENTS = """
-import os, signal, sys
+import argparse, os, signal, sys
 
 change = signal.signal
 
@@ -294,7 +294,7 @@ def change_and_tell(number, handler):
 
 signal.signal = change_and_tell
 from app.commands.serve import run
-sys.exit(run())
+sys.exit(run(argparse.Namespace()))
 """
 
 
