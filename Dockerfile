@@ -7,7 +7,7 @@ COPY ${LOCK} requirements.lock
 # Wheels only, each with its hash. The image has no compiler and no installer.
 RUN python -m venv --without-pip venv \
     && pip --python venv/bin/python install --no-cache-dir --disable-pip-version-check \
-        --require-hashes --only-binary :all: --requirement requirements.lock
+        --no-deps --require-hashes --only-binary :all: --requirement requirements.lock
 COPY LICENSE LICENSE
 COPY app app
 COPY adapters adapters

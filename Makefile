@@ -56,7 +56,8 @@ LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --
 clean: ## remove the virtual environment (the events stay in data/)
 	@rm -rf $(VENV)
 
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	--no-deps --require-hashes
 
 $(VENV)/run-ready: requirements-run.lock
 	@echo "installing what the gateway and its servers need into $(VENV) (once)"

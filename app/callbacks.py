@@ -1,37 +1,35 @@
 """From the bytes of a verified request to a callback: its parameters, clean and counted."""
 
-import asyncio
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
 from app.access import PublicHeaders
-from app.errors import MalformedBody, TooManyParameters, Unavailable
+from app.errors import TooManyParameters
 from app.event import OLDEST_OCCURRED_AT, Callback
-from app.parameters import AT_ONCE_BYTES, NO_BODY, PARAMETERS_MAX, Body, parse_form, read_body
+from app.hidden import HELD_MIN
+from app.parameters import NO_BODY, PARAMETERS_MAX, Body, parse_form
 from app.settings import ROW_LIFE_MIN_D
 from app.vendor import Vendor
 
-# Limit on large bodies that wait for the thread: the connections' budget counts them no longer.
-WAITING_MAX_BYTES = 64 * 1024 * 1024
 
-
-def make_callback(
+def make_callback(  # noqa: PLR0917 - by position: keywords cost more on the path
     vendor: Vendor,
     query: bytes,
     body: Body,
     headers: Mapping[str, str],
     received_at: datetime,
+    accepted: Sequence[bytes] = (),
     *,
     retention_d: int,
 ) -> Callback:
     """Return the callback of a raw query and a body.
 
-    `retention_d` is the setting. Raises TooManyParameters.
+    `retention_d` is the setting. A parameter that holds the last of the `accepted` credentials is
+    left out. Raises TooManyParameters.
     """
-    in_query = parse_form(query)
-    in_query.pop("secret", None)
+    secret = accepted[-1].decode(errors="replace") if accepted else ""
+    in_query = _without(secret, parse_form(query))
     occurred_from = OLDEST_OCCURRED_AT
     if retention_d:
         kept_d = retention_d - ROW_LIFE_MIN_D
@@ -42,7 +40,7 @@ def make_callback(
         occurred_from=occurred_from,
         headers=PublicHeaders(headers),
         body=body.json,
-        in_body=None if body is NO_BODY else partial(_in_body, body),
+        in_body=None if body is NO_BODY else partial(_in_body, body, secret),
         unfilled=vendor.unfilled,
     )
     may_be_many = body is not NO_BODY and len(in_query) + body.members_max > PARAMETERS_MAX
@@ -51,40 +49,18 @@ def make_callback(
     return callback
 
 
-def _in_body(body: Body) -> Mapping[str, str]:
-    return {name: value for name, value in body.parse().items() if name != "secret"}
+def _in_body(body: Body, secret: str) -> Mapping[str, str]:
+    return _without(secret, dict(body.parse()))
 
 
-class Bodies:
-    """Reads bodies: small ones at once, large ones in a thread, within a limit on their bytes."""
-
-    def __init__(self) -> None:
-        # One thread: several would compete with the event loop for the interpreter's lock.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
-        self._waiting_bytes = 0
-
-    async def read(self, headers: Mapping[str, str], body: bytes) -> Body:
-        """Return a readable body; raises MalformedBody, TooManyParameters, Unavailable."""
-        content_type = headers.get("content-type", "")
-        if len(body) <= AT_ONCE_BYTES:
-            readable = read_body(content_type, body)
-        else:
-            readable = await self._read_large(content_type, body)
-        if readable is None:
-            raise MalformedBody
-        return readable
-
-    async def _read_large(self, content_type: str, body: bytes) -> Body | None:
-        if self._waiting_bytes + len(body) > WAITING_MAX_BYTES:
-            raise Unavailable("buffer_full")
-        self._waiting_bytes += (size_bytes := len(body))
-
-        def release(_: object) -> None:
-            self._waiting_bytes -= size_bytes
-
-        reading = asyncio.get_running_loop().run_in_executor(
-            self._thread, read_body, content_type, body
-        )
-        reading.add_done_callback(release)
-        # Shielded: the queued body stays in memory, and is counted, even if the caller hangs up.
-        return await asyncio.shield(reading)
+def _without(secret: str, parameters: dict[str, str]) -> dict[str, str]:
+    """Return the parameters that do not hold a secret; a short one may occur in ordinary text."""
+    parameters.pop("secret", None)
+    if not secret or secret not in "\n".join(parameters.values()):
+        return parameters
+    is_short = len(secret) < HELD_MIN
+    return {
+        name: value
+        for name, value in parameters.items()
+        if not (value == secret if is_short else secret in value)
+    }

@@ -19,7 +19,7 @@ from app.buffer import WriteBuffer
 from app.dropped import Dropped, RejectedRequest, decode_event, encode_event
 from app.errors import QuarantineBusy, QuarantineFailed, Unavailable
 from app.normalize import clean
-from app.redaction import redact_body, redact_query, redact_text
+from app.redaction import omitted_stand_in, redact_body, redact_query, redact_text
 from app.shares import Shares
 from app.telemetry.metrics import QUARANTINE_BYTES, QUARANTINE_SKIPPED
 from app.telemetry.outcomes import count_drop, count_failure, count_kept
@@ -148,12 +148,17 @@ class Drops:
 
     def _redacted(self, dropped: Dropped, omitted: Collection[str]) -> Dropped:
         secrets = self._secrets
+        query = redact_query(dropped.query, omitted, secrets)
+        if omitted:
+            content_type, body = dropped.content_type, dropped.body
+            stand_in = omitted_stand_in(dropped.query, content_type, body, omitted)
+            query = b"&".join(filter(None, (query, stand_in)))
         return replace(
             dropped,
             app_token=self._redact(dropped.app_token),
             subject=self._redact(dropped.subject),
             account=self._redact(dropped.account),
-            query=redact_query(dropped.query, omitted, secrets),
+            query=query,
             content_type=self._redact(dropped.content_type),
             body=dropped.body and redact_body(dropped.content_type, dropped.body, omitted, secrets),
             event=dropped.event and _redacted_event(dropped.event, secrets),

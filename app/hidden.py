@@ -12,7 +12,7 @@ from app.normalize import clean
 
 SECRET_NAME = "secret"  # noqa: S105 - the name of a parameter
 # Shorter secrets occur in ordinary text: they are found only where they are a whole text.
-_HELD_MIN = 6
+HELD_MIN = 6
 # Text that is escaped more often counts as a secret, so that its cost is bounded.
 _ROUNDS_MAX = 8
 
@@ -97,7 +97,7 @@ def hidden_words(omitted: frozenset[str], secrets: frozenset[str]) -> Hidden:
     for raw in map(encoded, secrets):
         forms.update(_readings(raw) or (_text(raw),))
     whole = {clean(form) for form in forms} - {""}
-    held = {form for form in forms | whole if len(form) >= _HELD_MIN}
+    held = {form for form in forms | whole if len(form) >= HELD_MIN}
     harmless = _harmless("".join(names | whole | held))
     return Hidden(names, frozenset(held), frozenset(whole), harmless)
 

@@ -9,7 +9,8 @@ import msgspec
 from msgspec.structs import replace
 
 from app.access import WRONG_SECRET, sent_app_token, sent_secrets
-from app.callbacks import Bodies, make_callback
+from app.bodies import Bodies
+from app.callbacks import make_callback
 from app.dropped import SUBJECT_MAX, Dropped, encode_event
 from app.drops import Drops
 from app.errors import (
@@ -105,8 +106,8 @@ class Ingest:
             # Nothing of the request is parsed before its secret is verified.
             app = self._workspaces.find(request.vendor, sent_app_token(request.query))
             owner = app.workspace_id if app else None
-            secrets = sent_secrets(request.query, request.headers)
-            self._access.verify(request.vendor, owner, secrets, request.address)
+            sent = sent_secrets(request.query, request.headers)
+            self._access.verify(request.vendor, owner, sent, request.address)
         except Unverified as error:
             await _pause(self._traced(request, error))
             raise
@@ -114,14 +115,14 @@ class Ingest:
         body = b""
         try:
             body = await request.read_body() if request.read_body else b""
-            readable = await self.bodies.read(request.headers, body) if body else NO_BODY
-            callback = self._read(vendor, request.query, readable, request.headers, self._now())
+            parsed = await self.bodies.read(request.headers, body, sent) if body else NO_BODY
+            callback = self._read(vendor, request.query, parsed, request.headers, self._now(), sent)
             event = self._event(request, vendor, callback, app)
             if isinstance(event, Drop):
                 await self._drop(request, app, event, callback.received_at, body)
                 return DROPPED
             size_bytes = len(request.query) + len(body)
-            body, readable = b"", NO_BODY  # up to megabytes, unused while the event waits
+            body, parsed = b"", NO_BODY  # up to megabytes, unused while the event waits
             del callback
             outcome = await self._submit(event, owner or "", size_bytes)
             if (receipt := RECEIPTS.get(outcome)) is None:

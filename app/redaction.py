@@ -7,11 +7,14 @@ from collections.abc import Collection, Iterator, Sequence
 import msgspec
 
 from app.errors import TooManyParameters
+from app.event import digest
 from app.hidden import Hidden, encoded, hidden_words
 from app.normalize import clean
-from app.parameters import PARAMETERS_MAX, decode, parse_body
+from app.parameters import PARAMETERS_MAX, decode, parse_body, parse_form
 
 CREDENTIAL = b"secret="
+# A parameter that stands for the omitted ones.
+STAND_IN = "flokit_omitted"
 # A text, a bracket, or numbers and constants with the marks around them. For valid JSON only.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{}]|[^][{}"]++', re.DOTALL)
 _MARKS = b":, \t\n\r"
@@ -62,6 +65,21 @@ def redact_body(
     except TooManyParameters:
         pass  # as unreadable as any other body
     return b"" if hidden.is_named_in(body) else body
+
+
+def omitted_stand_in(
+    query: bytes, content_type: str, body: bytes, omitted: Collection[str]
+) -> bytes:
+    """Return a parameter with a hash of the omitted ones; empty where none of them was sent.
+
+    Without it, callbacks that differ only in an omitted identifier would be one event in a replay.
+    """
+    try:
+        sent = (parse_body(content_type, body) or {}) | parse_form(query)
+    except TooManyParameters:
+        return b""
+    values = sorted((name, sent[name]) for name in omitted if sent.get(name))
+    return f"{STAND_IN}={digest(values).hex()}".encode() if values else b""
 
 
 def redact_text(text: str, secrets: Collection[str]) -> str:

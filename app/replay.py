@@ -14,6 +14,7 @@ from app.dropped import Dropped, decode_event
 from app.errors import Malformed
 from app.event import App, Callback, Drop, DropReason, Event, Outcome
 from app.parameters import NO_BODY, read_body
+from app.redaction import STAND_IN
 from app.set_parameters import set_parameters
 from app.vendor import Vendor, Vendors
 from sinks import Sink
@@ -80,10 +81,13 @@ class Restorer:
             event = vendor.parse(callback, app)
         except Exception as error:
             raise NotRestored(f"the adapter fails: {type(error).__name__}") from error
-        if self._set and isinstance(event, Event):
-            marked = {**event.properties, SET_PROPERTY: ",".join(self._set)}
-            return replace(event, properties=marked)
-        return event
+        if isinstance(event, Drop):
+            return event
+        properties = dict(event.properties)
+        properties.pop(STAND_IN, None)  # it has served the identity
+        if self._set:
+            properties[SET_PROPERTY] = ",".join(self._set)
+        return replace(event, properties=properties)
 
     def _callback(self, dropped: Dropped, vendor: Vendor) -> Callback:
         """Return the callback of a drop, with its parameters set; raises Malformed."""

@@ -66,6 +66,8 @@ def _mistake(sent: str, configured: Sequence[bytes]) -> str:
     if _is_one_of(_folded(sent), [_folded(text.decode()) for text in configured]):
         return "differs only in letter case"
     end = "; begins or ends with white space" if sent != sent.strip() else ""
+    if not end and len(sent) in {len(secret.decode()) for secret in configured}:
+        return f"another secret of the same length: {len(sent)} characters"
     return f"wrong secret: {len(sent)} characters, configured are {_lengths(configured)}{end}"
 
 

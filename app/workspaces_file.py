@@ -29,9 +29,12 @@ NEVER_OMITTED = frozenset({
     "app_token", "created_at", "event_token", "event", "activity_kind", "revenue", "currency",
 })  # fmt: skip
 
+OUTSIDE = " (is it an entry of `events` outside of its braces?)"
+
 Apps = Mapping[tuple[str, str], App]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_UNKNOWN_IN_APP = re.compile(r"unknown field .* - at `\$\.workspaces\[[^]]*\]\.apps\[[^]]*\]`")
 
 
 class WorkspacesError(Exception):
@@ -80,7 +83,8 @@ def decode(text: bytes, vendors: Vendors) -> Apps:
     except RecursionError:
         raise WorkspacesError("nested too deeply") from None
     except (ValueError, msgspec.ValidationError) as error:
-        raise WorkspacesError(str(error)) from None
+        hint = OUTSIDE if _UNKNOWN_IN_APP.search(str(error)) else ""
+        raise WorkspacesError(f"{error}{hint}") from None
     apps: dict[tuple[str, str], App] = {}
     owners: dict[str, str] = {}
     if sum(len(workspace.apps) for workspace in file.workspaces) > APPS_MAX:

@@ -2,15 +2,16 @@
 
 import argparse
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
-from shlex import quote
 from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
+from app.commands.known_apps import KnownApps
 from app.commands.output import NOTHING, json_line, minute, printable, printable_form, table
+from app.commands.remedies import Unfilled, read_unfilled, remedies
 from app.commands.selection import add_selection, selection_of, whole
 from app.dropped import decode_event
 from app.event import DropReason
@@ -33,42 +34,11 @@ unknown app token, the placeholder left unfilled, or the time that is none. Then
 callbacks as they were sent, without their secret. They hold personal data: `--show 0` leaves them
 out.
 
-Needs DATABASE_URL. Times are UTC.
+Needs DATABASE_URL. With WORKSPACES_FILE it also finds app tokens that differ only in letter case
+from a known one. Times are UTC.
 """
 HEAD = ("app", "reason", "subject", "callbacks", "first", "last")
 NUMBERS = (3,)
-
-
-class Remedy(NamedTuple):
-    """What to do about a reason, and the options of `replay` for it."""
-
-    text: str
-    options: str = ""
-    is_replayable: bool = True
-
-
-REMEDIES: Mapping[DropReason, Remedy] = {
-    DropReason.UNMAPPED_EVENT: Remedy(
-        "map the event in the workspaces file (`python -m app unmapped` prints the lines), then:"
-    ),
-    DropReason.UNKNOWN_APP: Remedy("add the app to the workspaces file, then:"),
-    DropReason.UNFILLED_PLACEHOLDER: Remedy(
-        "correct the placeholder in the callback URL at the vendor (its own test, cbtest, fills "
-        "none in); then, with the missing value:",
-        " --set event_token=TOKEN",
-    ),
-    DropReason.INVALID_TIMESTAMP: Remedy(
-        "send {created_at_milli} as created_at; to take the time of arrival in its place:",
-        " --set created_at=@arrival",
-    ),
-    DropReason.REFUSED: Remedy(
-        "mend the table of the database (a foreign trigger, index or column), then:"
-    ),
-    DropReason.MALFORMED: Remedy(
-        "correct the sender: the body is unreadable, or has too many parameters",
-        is_replayable=False,
-    ),
-}
 
 
 class Callback(msgspec.Struct, frozen=True, kw_only=True, tag="callback", tag_field="kind"):
@@ -96,6 +66,7 @@ class _Options(msgspec.Struct):
 class _Read(NamedTuple):
     counts: drops.DropCounts
     newest: Sequence[drops.KeptDrop]
+    unfilled: Sequence[Unfilled]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,16 +87,15 @@ def run(arguments: argparse.Namespace) -> int:
     selection = selection_of(arguments)
     show = whole("--show", options.show, SHOWN_MAX)
     settings = read_settings(required=["DATABASE_URL"])
-    counts, newest = asyncio.run(_read(settings.database_url, selection, show))
-    secrets = settings.secrets
-    read = _Read(counts, [_redacted(drop, secrets) for drop in newest])
+    read = asyncio.run(_read(settings.database_url, selection, show))
+    newest = [_redacted(drop, settings.secrets) for drop in read.newest]
     if options.json:
         for count in read.counts.largest:
             print(json_line(count))
-        for drop in read.newest:
+        for drop in newest:
             print(json_line(_callback(drop)))
     else:
-        _print(read, selection)
+        _print(read._replace(newest=newest), selection, KnownApps(settings.workspaces_file))
     return 0
 
 
@@ -143,10 +113,11 @@ async def _read(database_url: str, selection: drops.Selection, show: int) -> _Re
         await drops.require_quarantine(connection)
         counts = await drops.count(connection, selection, GROUPS_MAX)
         newest = await drops.newest(connection, selection, show) if show else []
-        return _Read(counts, newest)
+        unfilled = await read_unfilled(connection, counts.largest, selection)
+        return _Read(counts, newest, unfilled)
 
 
-def _print(read: _Read, selection: drops.Selection) -> None:
+def _print(read: _Read, selection: drops.Selection, known: KnownApps) -> None:
     counts = read.counts
     since = f" since {minute(selection.since)} UTC" if selection.since else ""
     if not counts.largest:
@@ -170,31 +141,13 @@ def _print(read: _Read, selection: drops.Selection) -> None:
     if (more := counts.groups - len(rows)) > 0:
         print(f"... and {more:,} more subjects")
     print()
-    for line in _remedies(counts.largest, selection):
+    for line in remedies(counts.largest, read.unfilled, known, selection):
         print(line)
     if read.newest:
         print(f"\nthe newest {len(read.newest)}:")
     for drop in read.newest:
         for line in _shown(drop):
             print(line)
-
-
-def _remedies(counts: Sequence[drops.DropCount], selection: drops.Selection) -> Sequence[str]:
-    """Return two lines for each reason: the remedy, and the command to type."""
-    lines: list[str] = []
-    for reason in dict.fromkeys(count.reason for count in counts):
-        remedy = REMEDIES[reason]
-        lines.append(f"{reason.value}: {remedy.text}")
-        if not remedy.is_replayable:
-            continue
-        apps = {count.app_token for count in counts if count.reason is reason}
-        command = f"    python -m app replay --reason {reason.value}"
-        if len(apps) == 1 and (app := apps.pop()).isprintable() and app:
-            command += f" --app {quote(app)}"
-        if selection.subject is not None and selection.subject.isprintable():
-            command += f" --subject {quote(selection.subject)}"
-        lines.append(command + remedy.options)
-    return lines
 
 
 def _shown(drop: drops.KeptDrop) -> Sequence[str]:

@@ -1,5 +1,6 @@
 """The likely meaning of a vendor's event that has no mapping."""
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
@@ -22,6 +23,7 @@ _MEANINGS: Mapping[str, str] = {
     "tutorial": "a tutorial",
 }  # fmt: skip
 NAME_MAX = 40
+_WHITE_SPACE = re.compile(r"\s+")
 NO_TOKEN = "no token: add event_token={event} to the callback URL"  # noqa: S105 - no password
 
 
@@ -60,6 +62,15 @@ def parameters_of(query: bytes, content_type: str, body: bytes) -> Mapping[str, 
     except TooManyParameters:
         return {}
     return {name: value for name, value in sent.items() if value and value[0] != "{"}
+
+
+def is_alike(one: str, other: str) -> bool:
+    """Whether two names differ in letter case and white space at most."""
+    return _plain(one) == _plain(other)
+
+
+def _plain(text: str) -> str:
+    return _WHITE_SPACE.sub("", text).casefold()
 
 
 def kind_of(subject: str, parameters: Mapping[str, str]) -> Kind:
@@ -125,5 +136,5 @@ def _activity(subject: str) -> Likeness:
 
 
 def _meaning(name: str) -> str:
-    plain = "".join(filter(str.isalnum, name.lower()))
-    return next((meaning for part, meaning in _MEANINGS.items() if part in plain), "")
+    letters = "".join(filter(str.isalnum, name.lower()))
+    return next((meaning for part, meaning in _MEANINGS.items() if part in letters), "")

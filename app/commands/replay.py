@@ -47,10 +47,13 @@ and has the event ID and the arrival that it always had, so that a second replay
 First look at what would happen, with --dry-run; on a terminal that is what happens without --yes.
 The arrival of a replayed row is old: a report that reads by arrival must read the days again that
 are named at the end, and in the table `imports`.
+
+Needs DATABASE_URL, REDIS_URL and WORKSPACES_FILE.
 """
 EXAMPLES = """\
 examples:
-  python -m app replay --reason unmapped_event --app abc123token --subject zzzzzz
+  python -m app replay --reason unmapped_event --app abc123token --subject zzzzzz --dry-run
+  python -m app replay --reason unknown_app --app ABC123token --set app_token=abc123token --yes
   python -m app replay --reason unfilled_placeholder --set event_token=g3mz3t --yes
   python -m app replay --reason invalid_timestamp --set created_at=@arrival --yes
 
@@ -76,8 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help=f"set a parameter of each callback before it is read; {ARRIVAL} is its arrival. "
-        f"The property {SET_PROPERTY} names what was set; refused events stay as they are",
+        help=f"set a parameter of each callback before it is read (may be repeated); {ARRIVAL} is "
+        f"its arrival. The property {SET_PROPERTY} has the names; refused events stay as they are",
     )
     parser.add_argument("--dry-run", action="store_true", help="report, and write nothing")
     parser.add_argument("--yes", action="store_true", help="write, also from a terminal")

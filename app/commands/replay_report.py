@@ -79,7 +79,7 @@ def report_lines(sums: Sums, *, is_dry: bool) -> Sequence[str]:
         first, last = sums.unfinished
         lines.append(f"days of replays that were killed or are under way: {first} .. {last}")
     if is_dry and sums.written:
-        lines.append("the same command with --yes writes")
+        lines.append("to write: --yes, in place of --dry-run")
     return lines
 
 

@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 import msgspec
 
+from app.commands.known_apps import KnownApps
 from app.commands.output import json_line
 from app.commands.tail_lines import Line, line_of, text_of
 from app.settings import read_settings
@@ -27,6 +28,7 @@ DESCRIPTION = """\
 Shows each callback a second or two after its arrival, of all gateways on DATABASE_URL, until
 Ctrl-C: written events, dropped callbacks with what to do about them, and requests that were turned
 away unverified (401, 404, 405), which keep no parameters. Start it, call the URL, and read why.
+Callbacks from before its start are not shown: `dropped` lists those.
 
  16:02:11  adjust    abc123token   g3mz3t        written    -> purchase  user_id (hidden)
  16:02:14  adjust    abc123token   zzzzzz        dropped    unmapped_event: add  zzzzzz = "..." ...
@@ -70,11 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Print lines until the process is interrupted."""
     options = msgspec.convert(vars(arguments), Options)
     settings = read_settings(required=["DATABASE_URL"])
-    asyncio.run(tail(settings.database_url, options))
+    asyncio.run(tail(settings.database_url, options, KnownApps(settings.workspaces_file)))
     return 0
 
 
-async def tail(database_url: str, options: Options) -> None:
+async def tail(database_url: str, options: Options, known: KnownApps) -> None:
     """Print a line for each row that becomes visible; on standard error, the connection's state."""
     wanted = Wanted(options.vendor, options.app)
     followers = {"rejected": Follower(follow.rejected(wanted), LINES_MAX)}
@@ -82,18 +84,19 @@ async def tail(database_url: str, options: Options) -> None:
         followers["dropped"] = Follower(follow.drops(wanted), LINES_MAX)
         followers["written"] = Follower(follow.events(wanted), LINES_MAX)
     # Printed outside of the connection: the end of a pipe is no failure of the database.
-    async with aclosing(_lines(database_url, followers, show_ids=options.show_ids)) as lines:
-        async for line in lines:
-            if isinstance(line, str):
-                print(line, file=sys.stderr, flush=True)
-            else:
+    async with aclosing(_arrivals(database_url, followers)) as found:
+        async for arrived in found:
+            if isinstance(arrived, str):
+                print(arrived, file=sys.stderr, flush=True)
+                continue
+            for line in _ordered(arrived, known, show_ids=options.show_ids):
                 print(json_line(line) if options.json else text_of(line), flush=True)
 
 
-async def _lines(
-    database_url: str, followers: Followers, *, show_ids: bool
-) -> AsyncGenerator[Line | str, None]:
-    """Yield new lines every second, and texts about the connection, which is opened again.
+async def _arrivals(
+    database_url: str, followers: Followers
+) -> AsyncGenerator[Mapping[str, Arrivals] | str, None]:
+    """Yield new rows every second, and texts about the connection, which is opened again.
 
     Raises DatabaseError for a failure before the first read.
     """
@@ -112,8 +115,8 @@ async def _lines(
                     pause_s = min((time.monotonic() - started) / READ_SHARE, POLL_MAX_S)
                     if failures or not has_started:
                         yield "connected again" if failures else "waiting for callbacks"
-                    for line in _ordered(arrived, show_ids=show_ids) if has_started else ():
-                        yield line
+                    if has_started:
+                        yield arrived
                     arrived.clear()
                     has_started, failures = True, 0
                     await asyncio.sleep(max(pause_s, POLL_S))
@@ -121,8 +124,7 @@ async def _lines(
             if not has_started:
                 raise
             # The first of its reads may have succeeded, and their rows are not returned again.
-            for line in _ordered(arrived, show_ids=show_ids):
-                yield line
+            yield arrived
             arrived.clear()
             if not failures:
                 yield f"database: {error}; trying again"
@@ -138,11 +140,14 @@ async def _read(
         arrived[name] = await each.read(connection, now)
 
 
-def _ordered(arrived: Mapping[str, Arrivals], *, show_ids: bool) -> Sequence[Line]:
+def _ordered(
+    arrived: Mapping[str, Arrivals], known: KnownApps, *, show_ids: bool
+) -> Sequence[Line]:
     """Return the lines of one read in the order of arrival, and the counts of rows left out."""
     rows = [row for arrivals in arrived.values() for row in arrivals.rows]
     lines = [
-        line_of(row, show_ids=show_ids) for row in sorted(rows, key=lambda row: row.received_at)
+        line_of(row, known, show_ids=show_ids)
+        for row in sorted(rows, key=lambda row: row.received_at)
     ]
     for outcome, arrivals in arrived.items():
         if arrivals.left_out:

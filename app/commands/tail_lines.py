@@ -5,8 +5,10 @@ from datetime import datetime
 
 import msgspec
 
+from app.commands.known_apps import KnownApps
 from app.commands.likeness import NO_TOKEN, UNWANTED, Kind, kind_of, parameters_of
 from app.commands.output import NOTHING, printable, toml_key
+from app.commands.remedies import CASE_ONLY
 from app.event import DropReason
 from sinks.timescale.follow import Dropped, Rejected, Row, Written
 
@@ -21,7 +23,9 @@ STATUS: Mapping[str, str] = {
 EVENT_NAMES = ("event_token", "event", "activity_kind")
 NAMED_BY_SUBJECT = ("unmapped_event", "unfilled_placeholder", "refused")
 REMEDIES: Mapping[str, str] = {
-    DropReason.UNKNOWN_APP.value: "add the app {subject} to the workspaces file",
+    DropReason.UNKNOWN_APP.value: (
+        "add the app {subject} to the workspaces file, or correct the URL"
+    ),
     DropReason.UNFILLED_PLACEHOLDER.value: (
         "correct the placeholder in the callback URL, unless this is the vendor's own test "
         "(cbtest), which fills none in: then the URL works"
@@ -64,13 +68,13 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     left_out: int = 0
 
 
-def line_of(row: Row, *, show_ids: bool) -> Line:
+def line_of(row: Row, known: KnownApps, *, show_ids: bool) -> Line:
     """Return the line about a row; users and devices are hidden unless `show_ids`."""
     match row:
         case Written():
             return _written(row, show_ids=show_ids)
         case Dropped():
-            return _dropped(row)
+            return _dropped(row, known)
         case Rejected():
             return Line(
                 outcome="rejected", received_at=row.received_at, vendor=row.vendor,
@@ -92,19 +96,22 @@ def _written(row: Written, *, show_ids: bool) -> Line:
     )  # fmt: skip
 
 
-def _dropped(row: Dropped) -> Line:
+def _dropped(row: Dropped, known: KnownApps) -> Line:
     parameters = parameters_of(row.query, "", b"")
     names = (parameters.get(name) for name in EVENT_NAMES)
     event = row.subject if row.reason in NAMED_BY_SUBJECT else next(filter(None, names), "")
     return Line(
         outcome="dropped", received_at=row.received_at, vendor=row.vendor,
         workspace_id=row.workspace_id, app_token=row.app_token, event=event,
-        reason=row.reason, subject=row.subject, drop_id=row.key, hint=_hint(row, parameters),
+        reason=row.reason, subject=row.subject, drop_id=row.key, hint=_hint(row, parameters, known),
     )  # fmt: skip
 
 
-def _hint(row: Dropped, parameters: Mapping[str, str]) -> str:
+def _hint(row: Dropped, parameters: Mapping[str, str], known: KnownApps) -> str:
     """Return the remedy of a drop."""
+    is_unknown = row.reason == DropReason.UNKNOWN_APP.value
+    if is_unknown and (app := known.alike(row.vendor, row.subject)):
+        return CASE_ONLY.format(sent=row.subject, known=app)
     if row.reason != DropReason.UNMAPPED_EVENT.value:
         remedies = REMEDIES if row.subject else REMEDIES_OF_ABSENT
         return remedies.get(row.reason, "").format(subject=row.subject)

@@ -2,11 +2,13 @@
 
 import argparse
 import asyncio
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from shlex import quote
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,6 +25,7 @@ from app.commands.output import (
     toml_string,
 )
 from app.commands.selection import add_apps, add_times, selection_of
+from app.event import App
 from app.settings import Settings, read_settings
 from sinks.timescale import drops, hosts
 
@@ -40,8 +43,16 @@ counted here, but in the metric flokit_quarantine_skipped_total. Times are UTC.
 """
 HEAD = ("app", "event", "kind", "in quarantine", "first", "last", "looks like")
 NUMBERS = (3,)
+PASTE = 'to paste into the workspaces file; an event type goes into each "", or it is refused:'
 
 Found = Sequence[tuple[drops.UnmappedEvent, Likeness]]
+
+
+class File(NamedTuple):
+    """The workspaces file; empty where there is none."""
+
+    apps: workspaces_file.Apps
+    text: str
 
 
 class UnmappedLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,24 +88,25 @@ def run(arguments: argparse.Namespace) -> int:
     options = msgspec.convert(vars(arguments), _Options)
     selection = selection_of(arguments)
     settings = read_settings(required=["DATABASE_URL"])
-    apps = _read_apps(settings)
+    file = _read_file(settings)
     events = asyncio.run(_read(settings.database_url, selection))
     found = [
-        (event, likeness(event.subject, _parameters(event), apps.get(_key(event))))
+        (event, likeness(event.subject, _parameters(event), file.apps.get(_key(event))))
         for event in events
     ]
     if options.json:
         for event, like in found:
             print(json_line(_line(event, like)))
     else:
-        _print(found, selection)
+        _print(found, selection, file)
     return 0
 
 
-def _read_apps(settings: Settings) -> workspaces_file.Apps:
+def _read_file(settings: Settings) -> File:
     if not settings.workspaces_file:
-        return {}
-    return workspaces_file.read(Path(settings.workspaces_file), adapters.load())
+        return File({}, "")
+    text = workspaces_file.read_bytes(Path(settings.workspaces_file))
+    return File(workspaces_file.decode(text, adapters.load()), text.decode())
 
 
 async def _read(database_url: str, selection: drops.Selection) -> Sequence[drops.UnmappedEvent]:
@@ -127,7 +139,7 @@ def _line(event: drops.UnmappedEvent, like: Likeness) -> UnmappedLine:
     )
 
 
-def _print(found: Found, selection: drops.Selection) -> None:
+def _print(found: Found, selection: drops.Selection, file: File) -> None:
     since = f" since {minute(selection.since)} UTC" if selection.since else ""
     if not found:
         print(f"no unmapped events in quarantine{since}")
@@ -148,31 +160,61 @@ def _print(found: Found, selection: drops.Selection) -> None:
         print(line)
     if len(found) == EVENTS_MAX:
         print(f"(the {EVENTS_MAX} most frequent)")
-    for line in _lines_to_paste(found):
+    for line in _lines_to_paste(found, file):
         print(line)
 
 
-def _lines_to_paste(found: Found) -> Sequence[str]:
+def _lines_to_paste(found: Found, file: File) -> Sequence[str]:
     """Return the entries for the workspaces file by app and section, and the replay."""
     places: defaultdict[tuple[str, str, Section], list[str]] = defaultdict(list)
     for event, like in found:
         # The workspaces file refuses a name with control characters.
         if like.section and event.subject.isprintable():
             entry = (
-                f"{toml_string(event.subject)},"
+                toml_string(event.subject)
                 if like.section is Section.IGNORE
                 else f"{toml_key(event.subject)} = {toml_string(like.event_type)}"
             )
             places[event.vendor, event.app_token, like.section].append(entry)
     if not places:
         return []
-    lines = ["", "to paste into the workspaces file, with an event type between the quotes:"]
-    for (vendor, app_token, section), entries in sorted(places.items(), key=_place):
-        lines += ["", f"# {vendor}, app {printable(app_token)}: {section.value}", *entries]
+    lines = ["", PASTE]
+    for place, entries in sorted(places.items(), key=_place):
+        lines += ["", *_entries(*place, entries, file)]
     tokens = sorted({place[1] for place in places if place[1].isprintable()})
     lines += ["", "then, five seconds later:"]
-    lines += [f"python -m app replay --reason unmapped_event --app {quote(t)}" for t in tokens]
+    lines += [
+        f"python -m app replay --reason unmapped_event --app {quote(token)} --dry-run"
+        for token in tokens
+    ]
     return lines
+
+
+def _entries(
+    vendor: str, app_token: str, section: Section, entries: Sequence[str], file: File
+) -> Sequence[str]:
+    """Return a comment that names the place, and the entries in the form of that place."""
+    name, of_app = section.value, f"of app {printable(app_token)} ({vendor})"
+    opening, closing = ("[", "]") if section is Section.IGNORE else ("{", "}")
+    listed = ", ".join(entries)
+    app = file.apps.get((vendor, app_token))
+    if app is not None and not _mapped(app, section):
+        return [f"# as a line below app_token, {of_app}:", f"{name} = {opening} {listed} {closing}"]
+    header = rf"^[ \t]*\[[ \t]*workspaces\.apps\.{name}[ \t]*\]"
+    if re.search(header, file.text, re.MULTILINE):
+        return [f"# below  [workspaces.apps.{name}]  {of_app}:", *entries]
+    # An inline table is one line, and refuses a comma at its end.
+    return [f"# right after  {name} = {opening}  {of_app}:", f"{listed},"]
+
+
+def _mapped(app: App, section: Section) -> Collection[str]:
+    match section:
+        case Section.EVENTS:
+            return app.events
+        case Section.ACTIVITIES:
+            return app.activities
+        case Section.IGNORE:
+            return app.ignore
 
 
 def _place(item: tuple[tuple[str, str, Section], list[str]]) -> tuple[str, str, str]:

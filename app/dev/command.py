@@ -5,7 +5,7 @@ import asyncio
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -43,6 +43,22 @@ CALLBACK = (
 )
 QUERY = "SELECT occurred_at, event_type, user_id, properties FROM events"
 
+# The settings that commands in another terminal need.
+SERVERS = ("DATABASE_URL", "REDIS_URL")
+SETTINGS = ("WORKSPACES_FILE", "ADJUST_CALLBACK_SECRET")
+DESCRIPTION = """\
+Run a database, a Redis and the gateway on this machine, for a first look, until Ctrl-C. It prints a
+callback to send, and a line that gives other commands its settings, such as `tail`.
+
+The gateway listens on PORT (8000). Everything is stored in the folder data/, where the next start
+finds it; delete the folder to begin anew. With DATABASE_URL and REDIS_URL no servers are started.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the description; there are no arguments."""
+    parser.description = DESCRIPTION
+
 
 def run(_: argparse.Namespace) -> int:
     """Start the servers, a demo workspace and the gateway; Ctrl-C stops all of them."""
@@ -60,6 +76,8 @@ def run(_: argparse.Namespace) -> int:
             print(
                 f"\nThe gateway is ready. Send a callback:\n\n  curl {shlex.quote(url)}\n\n"
                 f"Read the row:\n\n  {psql} -c {shlex.quote(QUERY)}\n\n"
+                f"Use the other commands, such as `tail`, in another terminal, after:\n\n"
+                f"  {_export(environ)}\n\n"
                 f"The workspaces are in {settings.workspaces_file}, all other data in {FOLDER}/.\n"
                 "Ctrl-C stops the gateway and its servers; the events stay.\n",
                 flush=True,
@@ -75,13 +93,23 @@ def run(_: argparse.Namespace) -> int:
 @contextmanager
 def _services(environ: dict[str, str]) -> Iterator[str]:
     """Start the servers and add their URLs to `environ`; yields the command line of psql."""
-    if environ.get("DATABASE_URL") and environ.get("REDIS_URL"):
+    if _has_servers(environ):
         yield 'psql "$DATABASE_URL"'  # without the password of the user's own server
         return
     with embedded.start(FOLDER) as servers:
         print(servers.description, flush=True)
         environ |= {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url}
         yield f"{servers.psql} {servers.database_url}"
+
+
+def _has_servers(environ: Mapping[str, str]) -> bool:
+    return all(map(environ.get, SERVERS))
+
+
+def _export(environ: Mapping[str, str]) -> str:
+    """Return the line that gives a shell the settings, without the URLs of the user's servers."""
+    names = SETTINGS if _has_servers(os.environ) else (*SERVERS, *SETTINGS)
+    return f"export {' '.join(f'{name}={shlex.quote(environ[name])}' for name in names)}"
 
 
 def _write_workspaces(path: Path) -> None:

@@ -103,3 +103,15 @@ def test_issue_template_has_a_name(path: Path) -> None:
     _, front, body = path.read_text().split("---\n", 2)
     assert {"name", "about"} <= yaml.safe_load(front).keys()
     assert body.strip()
+
+
+@pytest.mark.parametrize("name", ["Makefile", "Dockerfile", "docs/deploying.md"])
+def test_locks_are_installed_without_a_resolution(name: str) -> None:
+    """A lock holds every dependency: pip must not prefer a release that came out since.
+
+    With a package as an extra of itself (`coverage[toml]`) an older pip does, and fails.
+    """
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    installs = [line for line in text.splitlines() if "--require-hashes" in line]
+    assert installs
+    assert [line for line in installs if "--no-deps" not in line] == []

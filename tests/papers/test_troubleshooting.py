@@ -55,6 +55,13 @@ def plain(text: str) -> str:
     return TIME.sub("TIME", text).rstrip()
 
 
+def map_events(path: Path, block: Block) -> None:
+    """Put the line `events` of a page into the workspaces file; a whole file is left as it is."""
+    if block.text.startswith("events = "):
+        file = path.read_text()
+        path.write_text(re.sub(r"^events = .*\n", block.text, file, flags=re.MULTILINE))
+
+
 class Terminal:
     """Runs commands of a page against a gateway."""
 
@@ -100,7 +107,7 @@ def terminal(
     database_url: str, services: Services, postgres_programs: Programs, tmp_path: Path
 ) -> Iterator[Terminal]:
     """A terminal beside a gateway with the demonstration's settings."""
-    [workspaces] = [block.text for block in blocks(PAGE) if block.kind == "toml"]
+    workspaces = next(block.text for block in blocks(PAGE) if block.kind == "toml")
     (tmp_path / "workspaces.toml").write_text(workspaces)
     with Process(database_url, services.redis_url, tmp_path, **SETTINGS) as process:
         process.wait_until_ready()
@@ -120,10 +127,7 @@ def test_lost_purchases_come_back(terminal: Terminal, tmp_path: Path) -> None:
         terminal.run(f'curl -g "{BASE}/ingest/adjust?{token}&created_at={sent}&revenue=4.99"')
     for block in blocks(STORY):
         if block.kind == "toml":
-            path = tmp_path / "workspaces.toml"
-            path.write_text(
-                re.sub(r"^events = .*\n", block.text, path.read_text(), flags=re.MULTILINE)
-            )
+            map_events(tmp_path / "workspaces.toml", block)
         else:
             terminal.compare(block)
 
@@ -140,9 +144,11 @@ def test_symptoms_are_those_of_the_page(terminal: Terminal, tmp_path: Path) -> N
     with Program(words, log, environ=terminal.environ) as tail:
         tail.wait_until(lambda: WAITING in log.read_text())
         for block in blocks(PAGE):
-            if block.kind == "console":
+            if block.kind == "toml":
+                map_events(tmp_path / "workspaces.toml", block)
+            elif block.kind == "console":
                 shown.extend(terminal.compare(block))
-            elif not block.kind:
+            else:
                 shown.extend(plain(block.text).splitlines())
                 # Of the requests that are turned away within a second, five leave a trace.
                 tail.wait_until(lambda: Counter(shown) <= lines())

@@ -93,6 +93,10 @@ def test_pasted_line_answers_written_then_duplicate(tmp_path: Path, port: int) -
         assert paste(lines["curl"]) == WRITTEN
         assert paste(lines["curl"]) == DUPLICATE
         assert b"usr_abc123" in paste(lines["psql"])
+        check = f"{lines['export']}; {sys.executable} -m app check"
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+        shell = ("bash", "-c", check)
+        assert subprocess.run(shell, cwd=tmp_path, env=environ, check=False).returncode == 0
     with running(tmp_path, port) as lines:
         assert paste(lines["curl"]) == DUPLICATE
     shutil.rmtree(tmp_path / "data")
@@ -124,6 +128,9 @@ def test_servers_in_the_environment_are_used(tmp_path: Path, port: int, services
     with running(tmp_path, port, more) as lines:
         assert paste(lines["curl"]) == WRITTEN
         assert lines["psql"].startswith('psql "$DATABASE_URL" -c ')
+        assert lines["export"] == (
+            "export WORKSPACES_FILE=data/workspaces.toml ADJUST_CALLBACK_SECRET='a&b'"
+        )
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["workspaces.toml"]
     asyncio.run(services.execute(None, f"DROP DATABASE {database} WITH (FORCE)"))
 

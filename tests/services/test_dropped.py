@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from app.dropped import encode_event
 from app.event import DropReason
 from tests.events import event
+from tests.gateways import workspaces_toml
 from tests.kept import drop, invoke, keep
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -75,6 +77,55 @@ async def test_reason_comes_with_its_remedy(
         place = next(n for n, line in enumerate(lines) if line.startswith(f"{reason.value}: "))
         assert lines[place + 1].startswith("    python -m app replay ")
         assert command in lines[place + 1]
+
+
+async def test_replay_of_unfilled_placeholder_sets_all_that_is_missing(
+    connection: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each placeholder has a command of its own, with the values that its callback lacks."""
+    reason, app = DropReason.UNFILLED_PLACEHOLDER, b"app_token=abc123token&"
+    both = app + b"event_token={event}&created_at={created_at}"
+    token = app + b"event_token={event_name}&created_at=1750500000"
+    time = app + b"event_token=g3mz3t&created_at={time}"
+    await keep(
+        connection,
+        drop("{event}", reason=reason, query=both),
+        drop("{event_name}", reason=reason, query=token),
+        drop("{time}", reason=reason, query=time),
+    )
+    assert await dropped() == 0
+    out = capsys.readouterr().out
+    command = "    python -m app replay --reason unfilled_placeholder --app abc123token --subject "
+    for subject, options in (
+        ("{event}", "--set event_token=TOKEN --set created_at=@arrival"),
+        ("{event_name}", "--set event_token=TOKEN"),
+        ("{time}", "--set created_at=@arrival"),
+    ):
+        assert f"{command}'{subject}' {options} --dry-run\n" in out
+
+
+async def test_mistyped_app_token_is_to_be_corrected(
+    connection: asyncpg.Connection,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A token that resembles a known one is no app to be added; the replay sets the known one."""
+    path = tmp_path / "workspaces.toml"
+    path.write_text(workspaces_toml("abc123token"))
+    monkeypatch.setenv("WORKSPACES_FILE", str(path))
+    reason = DropReason.UNKNOWN_APP
+    await keep(
+        connection,
+        drop("ABC123token", reason=reason, workspace_id="", app_token="ABC123token"),
+        drop("other", reason=reason, workspace_id="", app_token="other"),
+    )
+    assert await dropped() == 0
+    out = capsys.readouterr().out
+    assert "ABC123token differs only in letter case or white space from abc123token" in out
+    command = "    python -m app replay --reason unknown_app --app"
+    assert f"{command} ABC123token --set app_token=abc123token --dry-run\n" in out
+    assert f"and add --set app_token=TOKEN):\n{command} other --dry-run\n" in out
 
 
 async def test_malformed_body_is_shown_and_not_replayed(

@@ -177,6 +177,20 @@ async def test_refused_event_is_kept_without_secrets(
     assert set(event.properties) == {"activity_kind", "event_token", "network"}
 
 
+@pytest.mark.parametrize("body", [b"", b'{"note": {"nested": "s3cr3t"}, "kept": "1"}'])
+async def test_secret_under_another_name_is_not_stored(
+    gateways: Gateways, connection: asyncpg.Connection, body: bytes
+) -> None:
+    """A parameter of an event that holds the secret, in any spelling, is left out."""
+    gateway = await gateways.start()
+    sent = query(label=SECRET, note=f"my+%73{SECRET[1:]}", other="kept")
+    answer = await post(gateway.port, f"/ingest/adjust?{sent}", body, "application/json")
+    assert b'"written":1' in answer.body
+    properties = await connection.fetchval("SELECT properties FROM events")
+    assert SECRET not in properties
+    assert "kept" in properties
+
+
 async def test_omitted_parameter_is_not_kept(
     gateways: Gateways, connection: asyncpg.Connection
 ) -> None:

@@ -11,7 +11,7 @@ from app.dropped import encode_event
 from app.event import DropReason
 from app.redaction import redact_query
 from tests.events import event
-from tests.gateways import SECRET, Gateways
+from tests.gateways import SECRET, Gateways, workspaces_toml
 from tests.replays import ARRIVED_AT, Replays, arrivals, drop, drops, in_quarantine, keep
 from tests.vectors import VECTORS, app_token, with_app
 
@@ -55,6 +55,27 @@ async def test_second_replay_writes_nothing(
     assert ended.report["days"] == []
     assert len(await arrivals(connection)) == 60
     assert await in_quarantine(connection) == 0
+
+
+async def test_omitted_users_stay_apart(
+    replays: Replays, connection: asyncpg.Connection, gateways: Gateways
+) -> None:
+    """Callbacks that differ only in what the app omits are events of their own, twice as once."""
+    omitting = 'omit = ["user_id", "adid"]\n'
+    workspaces = gateways.folder / "workspaces.toml"
+    workspaces.write_text(workspaces_toml("abc123token", more=omitting))
+    gateway = await gateways.start()
+    for user in ("u1", "u2", "u1"):
+        assert (await gateway.callback(event_token="unmapped", user_id=user)).body == DROPPED
+    kept = [bytes(row[0]) for row in await connection.fetch("SELECT query FROM dropped")]
+    assert len(set(kept)) == 2
+    assert not any(b"u1" in query or b"u2" in query for query in kept)
+    mapped = workspaces_toml("abc123token", more=omitting).replace("g3mz3t", "unmapped")
+    replays.write(mapped)
+    assert replays.run().counts == (3, 2, 1, 0, 0)
+    records = await connection.fetch("SELECT user_id, properties FROM events")
+    assert [record["user_id"] for record in records] == [None, None]
+    assert not any("omitted" in record["properties"] for record in records)
 
 
 async def test_pages_of_any_arrival_are_all_read(

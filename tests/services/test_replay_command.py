@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from app.commands.replay_report import listed
+from app.event import DropReason
 from bench.testbed.process import PATIENCE_S, POLL_S, ROOT, inherited
 from sinks.timescale import schema
 from tests.gateways import Services
@@ -68,7 +69,7 @@ async def test_terminal_gets_a_dry_run(replays: Replays, connection: asyncpg.Con
         os.close(ours)
         os.close(theirs)
     assert "dry run, nothing is written: would be written 3 " in output
-    assert output.splitlines()[-1] == "the same command with --yes writes"
+    assert output.splitlines()[-1] == "to write: --yes, in place of --dry-run"
     assert await in_quarantine(connection) == 3
 
 
@@ -97,6 +98,25 @@ async def test_interrupt_stops_between_batches(
     imports = "SELECT written FROM imports WHERE finished_at IS NOT NULL"
     assert await connection.fetchval(imports) == written
     assert replays.run().counts == (250, 250, 0, 0, 0)
+
+
+async def test_mistyped_app_token_is_set(replays: Replays, connection: asyncpg.Connection) -> None:
+    """Callbacks with a mistyped app token are written as those of the app that was meant."""
+    rows = [
+        msgspec.structs.replace(
+            each, reason=DropReason.UNKNOWN_APP, subject="ABC123token", workspace_id="",
+            app_token="ABC123token",
+            query=each.query.replace(b"app_token=abc123token", b"app_token=ABC123token"),
+        )
+        for each in drops(2)
+    ]  # fmt: skip
+    await keep(replays.database_url, rows)
+    selection = ("--yes", "--json", "--reason", "unknown_app", "--app", "ABC123token")
+    assert replays.run(*selection).counts == (2, 0, 0, 2, 0)
+    ended = replays.run(*selection, "--set", "app_token=abc123token")
+    assert ended.counts == (2, 2, 0, 0, 0)
+    tokens = await connection.fetch("SELECT DISTINCT app_token FROM events")
+    assert [record[0] for record in tokens] == ["abc123token"]
 
 
 async def test_redis_out_of_reach_costs_only_speed(

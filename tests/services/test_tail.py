@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
+from app.commands.known_apps import KnownApps
 from app.commands.tail import Options, tail
 from app.dropped import RejectedRequest
 from app.event import DropReason
@@ -21,7 +23,7 @@ from sinks.timescale import follow
 from sinks.timescale.schema import keep_chunk_ahead
 from sinks.timescale.sink import TimescaleSink
 from tests.events import event
-from tests.gateways import SECRET, Gateways, Services
+from tests.gateways import SECRET, Gateways, Services, workspaces_toml
 from tests.kept import drop, keep, reject
 
 
@@ -31,15 +33,16 @@ class Tail:
     def __init__(self, capsys: pytest.CaptureFixture[str], database_url: str) -> None:
         self.out = ""
         self.err = ""
+        self.workspaces_file = ""
         self._capsys = capsys
         self._database_url = database_url
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, **options: Any) -> None:
         """Start it, and return once it waits for callbacks."""
-        chosen = Options(**options)
+        chosen, known = Options(**options), KnownApps(self.workspaces_file)
         self.err = ""
-        self._task = asyncio.create_task(tail(self._database_url, chosen))
+        self._task = asyncio.create_task(tail(self._database_url, chosen, known))
         await self.until(lambda: "waiting for callbacks" in self.err)
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -116,6 +119,29 @@ async def test_each_outcome_is_a_line(gateways: Gateways, tailing: Tail) -> None
     assert "404 unknown vendor" in tailing.line("unknown vendor")
     assert "usr_" not in tailing.out
     assert SECRET not in tailing.out + tailing.err
+
+
+async def test_mistyped_app_token_is_to_be_corrected(
+    tailing: Tail, connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """A token that resembles one of the present workspaces file is no app to be added."""
+    path = tmp_path / "workspaces.toml"
+    tailing.workspaces_file = str(path)
+    await tailing.start()
+    for token, known in (("ABC123token", "abc123token"), ("X9", "x9")):
+        path.write_text(workspaces_toml(known))
+        await keep(
+            connection,
+            drop(token, reason=DropReason.UNKNOWN_APP, app_token=token, received_at=now()),
+        )
+        await tailing.until_shown(
+            f"{token} differs only in letter case or white space from {known}"
+        )
+    path.unlink()
+    await keep(
+        connection, drop("X9", reason=DropReason.UNKNOWN_APP, app_token="X9", received_at=now())
+    )
+    await tailing.until_shown("add the app X9 to the workspaces file")
 
 
 async def test_json_hides_ids_unless_they_are_wanted(

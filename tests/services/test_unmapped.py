@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+import adapters
+from app import workspaces_file
 from app.event import DropReason
 from sinks.timescale import drops
 from sinks.timescale.schema import timescaledb_version
@@ -30,6 +31,11 @@ def environ(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 async def unmapped(*words: str) -> int:
     """Run the command."""
     return await asyncio.to_thread(invoke, "unmapped", *words)
+
+
+def after(lines: list[str], line: str) -> str:
+    """The line after another one."""
+    return lines[lines.index(line) + 1]
 
 
 def words(line: str) -> str:
@@ -77,12 +83,50 @@ async def test_events_come_with_their_likely_meaning_and_lines_to_paste(
     assert words(click).startswith("abc123token click activity kind 2 ")
     assert click.endswith("not wanted? add it to ignore")
     assert case.endswith("differs only in letter case from g3mz3t (purchase)")
-    place = lines.index("# adjust, app abc123token: events")
-    assert tomllib.loads("\n".join(lines[place + 1 : place + 3])) == {
-        "zzzzzz": "", "G3MZ3T": "purchase",
-    }  # fmt: skip
-    assert lines[lines.index("# adjust, app abc123token: ignore") + 1] == '"click",'
-    assert lines[-1] == "python -m app replay --reason unmapped_event --app abc123token"
+    place = "of app abc123token (adjust):"
+    assert (
+        after(lines, f"# right after  events = {{  {place}") == 'zzzzzz = "", G3MZ3T = "purchase",'
+    )
+    assert after(lines, f"# as a line below app_token, {place}") == 'ignore = [ "click" ]'
+    assert lines[-1] == "python -m app replay --reason unmapped_event --app abc123token --dry-run"
+
+
+FORMS = [
+    # The section of the app, the comment, and the text that the lines come right after.
+    ('events = { g3mz3t = "purchase" }\n', "# right after  events = {  ", "events = {"),
+    (
+        '[workspaces.apps.events]\ng3mz3t = "purchase"\n',
+        "# below  [workspaces.apps.events]  ",
+        "[workspaces.apps.events]\n",
+    ),
+    ("", "# as a line below app_token, ", 'app_token = "abc123token"\n'),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_pasted_lines_are_accepted(
+    connection: asyncpg.Connection,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    form: tuple[str, str, str],
+) -> None:
+    """Where the comment directs them, the lines fit the form of the file."""
+    section, comment, before = form
+    path = tmp_path / "workspaces.toml"
+    app = '[[workspaces]]\nid = "w"\n[[workspaces.apps]]\nvendor = "adjust"\n'
+    path.write_text(f'{app}app_token = "abc123token"\n{section}')
+    monkeypatch.setenv("WORKSPACES_FILE", str(path))
+    await keep(connection, drop("zzzzzz"), drop("yyyyyy"))
+    assert await unmapped() == 0
+    pasted = capsys.readouterr().out.partition(f"{comment}of app abc123token (adjust):\n")[2]
+    pasted = pasted.partition("\n\n")[0].replace('""', '"order"')
+    if before.endswith("\n"):
+        pasted += "\n"
+    path.write_text(path.read_text().replace(before, before + pasted))
+    [found] = workspaces_file.read(path, adapters.load()).values()
+    expected = {"zzzzzz": "order", "yyyyyy": "order"}
+    assert found.events == expected | ({"g3mz3t": "purchase"} if section else {})
 
 
 async def test_event_that_is_mapped_by_now_is_to_be_replayed(
@@ -116,7 +160,9 @@ async def test_hostile_token_is_harmless_to_terminal_file_and_shell(
     assert all(line.isprintable() for line in out.splitlines())
     assert '"c\\" = \\"x" = ""' in out
     assert '"b' not in out
-    assert "\npython -m app replay --reason unmapped_event --app 'e; rm -rf $HOME'\n" in out
+    assert (
+        "\npython -m app replay --reason unmapped_event --app 'e; rm -rf $HOME' --dry-run\n" in out
+    )
     assert await unmapped("--json") == 0
     out = capsys.readouterr().out
     assert out.isascii()

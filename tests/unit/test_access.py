@@ -116,6 +116,7 @@ HINTS: list[tuple[bytes, str]] = [
     (b"secret=Its-Own-SECRET", "differs only in letter case"),
     (b"secret=its-own-secreT+", WRONG_LENGTH.format(15) + "; begins or ends with white space"),
     (b"secret=its-own-secre", WRONG_LENGTH.format(13)),
+    (b"secret=its-0wn-secret", "another secret of the same length: 14 characters"),
     (b"secret=%FF", WRONG_LENGTH.format(1)),
 ]  # fmt: skip
 

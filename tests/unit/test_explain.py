@@ -13,6 +13,8 @@ import adapters
 from app.commands.explain.discretion import NOT_SHOWN, SECRET_PART_MIN, Discretion
 from app.commands.explain.explainer import Explainer
 from app.commands.explain.explanation import Explanation, Verdict, as_text
+from app.commands.explain.http_request import UnreadableInput
+from app.commands.explain.requests_in_text import read_request
 from app.commands.output import json_line
 from app.normalize import time
 from app.settings import read_settings
@@ -100,6 +102,10 @@ HINTS = {
         EVENT.replace("g3mz3t", "{event_token}"),
         "{event_token} is no placeholder of Adjust's, {event} is",
     ),
+    "another placeholder": (
+        EVENT.replace("g3mz3t", "{event_name}"), "event_token takes {event}, not {event_name}",
+    ),
+    "length of the secret": (EVENT.replace(SECRET, "x"), "secret: 1 characters, configured are"),
     "cbtest": (EVENT.replace("1750500000", "{created_at}"), "cbtest"),
     "ahead": (EVENT.replace("1750500000", "1752000000"), "is 7 days, 18:40:00 ahead of"),
     "too old": (EVENT.replace("1750500000", "1"), "is too old"),
@@ -289,6 +295,12 @@ def test_shown_text_is_one_line(text: str) -> None:
     """Nothing of a value reaches the terminal as a control character."""
     shown = Discretion([SECRET]).shown(text)
     assert shown == NOT_SHOWN or shown.isprintable()
+
+
+def test_rest_of_a_url_is_to_be_joined() -> None:
+    """The second line of a URL that was pasted as two has a hint of its own."""
+    with pytest.raises(UnreadableInput, match="begins with &, the rest of a URL"):
+        read_request("&event_token=g3mz3t&created_at=1750500000")
 
 
 def test_exit_codes() -> None:

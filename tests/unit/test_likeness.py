@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pytest
 from msgspec.structs import replace
 
+from app.commands.known_apps import KnownApps
 from app.commands.likeness import (
     NO_TOKEN,
     Kind,
@@ -27,6 +28,7 @@ APP = App(
     ignore=("impression",),
 )
 TOKEN = {"event_token": "zzzzzz", "activity_kind": "event"}
+NO_APPS = KnownApps("")
 AT = datetime(2026, 11, 21, 16, 2, 14, tzinfo=UTC)
 
 LIKENESSES = [
@@ -103,7 +105,7 @@ LINES = [
     (dropped("unmapped_event", "click", b"activity_kind=click"),
      'click         dropped    unmapped_event: add  "click"  to ignore, or map it in activities'),
     (dropped("unknown_app", "abc", b"app_token=abc&event_token=g3mz3t"),
-     "g3mz3t        dropped    unknown_app: add the app abc to the workspaces file"),
+     f"g3mz3t        dropped    unknown_app: {REMEDIES['unknown_app'].format(subject='abc')}"),
     (dropped("invalid_timestamp", "{0}", b"activity_kind=install&created_at={0}"),
      "install       dropped    invalid_timestamp: created_at={0} is no time, too old, or ahead"),
     (dropped("malformed", "malformed_body", b""),
@@ -116,7 +118,7 @@ LINES = [
 @pytest.mark.parametrize(("row", "expected"), LINES)
 def test_drop_is_a_line_with_its_remedy(row: Dropped, expected: str) -> None:
     """The line of a drop has its time, vendor, app and subject, and what to do about it."""
-    text = text_of(line_of(row, show_ids=False))
+    text = text_of(line_of(row, NO_APPS, show_ids=False))
     assert text == f"16:02:14  adjust    abc123token   {expected}"
 
 
@@ -126,12 +128,12 @@ def test_rejected_request_is_a_line_with_its_hint() -> None:
         key=1, received_at=AT, vendor="adjust", reason="wrong_secret", address="192.0.2.1",
         hint="wrong secret: 15 characters, configured are 16",
     )  # fmt: skip
-    assert text_of(line_of(row, show_ids=False)) == (
+    assert text_of(line_of(row, NO_APPS, show_ids=False)) == (
         "16:02:14  adjust    -             -             401        "
         "wrong secret: 15 characters, configured are 16, from 192.0.2.1"
     )
     unknown = replace(row, vendor="", reason="unknown_vendor", hint="")
-    assert text_of(line_of(unknown, show_ids=False)) == (
+    assert text_of(line_of(unknown, NO_APPS, show_ids=False)) == (
         "16:02:14  -         -             -             404        unknown vendor, from 192.0.2.1"
     )
 

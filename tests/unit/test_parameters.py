@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import adapters
-from app.callbacks import Bodies, make_callback
+from app.bodies import Bodies
+from app.callbacks import make_callback
 from app.errors import TooManyParameters
 from app.json_objects import DEPTH_MAX
 from app.normalize import clean

@@ -111,7 +111,7 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     "no workspace": ("workspaces = []", "$.workspaces"),
     "another root": ("workspaces = 1", "$.workspaces"),
     "an unknown key at the root": (f"other = 1\n{app()}", "other"),
-    "an unknown key": (app("event = {}"), f"{APP}"),
+    "an unknown key": (app("event = {}"), f"{APP}` (is it an entry of `events`"),
     "an unknown key of a workspace": (f'[[workspaces]]\nname = "x"\n{app()}', "$.workspaces[0]"),
     "no ID": ("[[workspaces]]\n" + table(), "$.workspaces[0]"),
     "an empty ID": (app().replace('"ws"', '""'), "$.workspaces[0].id"),

@@ -12,6 +12,7 @@ from app.access import CREDENTIAL_HEADERS, WRONG_SECRET, sent_app_token, sent_se
 from app.commands.explain.dry_run import Trace
 from app.commands.explain.http_request import HttpRequest
 from app.commands.explain.vendors import VendorNames
+from app.commands.likeness import is_alike
 from app.commands.output import toml_key, toml_string
 from app.errors import MalformedBody, NotConfigured, UnknownVendor, Unverified
 from app.event import AHEAD_MAX, Drop, DropReason
@@ -28,7 +29,6 @@ ESCAPED_AMPERSAND = re.compile(r"&(?:amp|#38|#x26);|\\u0026", re.IGNORECASE)
 # Names that the gateway searches in the raw query.
 _LITERAL = ("secret", "app_token")
 _REPEATED_MAX = 5
-_WHITE_SPACE = re.compile(r"\s+")
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +153,8 @@ def _secret(facts: Facts) -> Iterator[str]:
         )
         return
     hints = SecretHints(facts.gateway.settings.vendors)
-    yield f"secret: {hints.hint(request.vendor, candidates)}"
+    hint = hints.hint(request.vendor, candidates).removeprefix("wrong secret: ")
+    yield f"secret: {hint}"
 
 
 def _not_of_body(facts: Facts, name: bytes) -> str:
@@ -175,7 +176,7 @@ def _app(facts: Facts) -> Iterator[str]:
         return
     apps = facts.read_apps()
     others = [vendor for vendor, known in apps if known == token]
-    near = [known for vendor, known in apps if vendor == request.vendor and _alike(known, token)]
+    near = [known for vendor, known in apps if vendor == request.vendor and is_alike(known, token)]
     shown = facts.shown(token)
     if near:
         yield f"the app token {shown} differs from {near[0]} only in case or white space"
@@ -202,7 +203,7 @@ def _unmapped(facts: Facts) -> Iterator[str]:
         if name not in facts.names.activities
     )
     mapping, section = (app.events, "events") if is_type else (app.activities, "activities")
-    near = [known for known in mapping if _alike(known, sent)]
+    near = [known for known in mapping if is_alike(known, sent)]
     if near:
         yield f"{shown} differs from the mapped {near[0]} only in case or white space"
     yield (
@@ -230,11 +231,3 @@ def _time(facts: Facts) -> Iterator[str]:
         yield f"{name} is {ahead} ahead of the arrival; up to {AHEAD_MAX} is accepted"
     elif moment < callback.occurred_from:
         yield f"{name} is too old: accepted from {callback.occurred_from:%Y-%m-%d} on"
-
-
-def _alike(one: str, other: str) -> bool:
-    return _plain(one) == _plain(other)
-
-
-def _plain(text: str) -> str:
-    return _WHITE_SPACE.sub("", text).casefold()

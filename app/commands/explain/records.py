@@ -47,8 +47,8 @@ async def _line(connection: hosts.Connection, trace: Trace) -> str:
     if isinstance(trace.result, Event):
         found = await presence.presence_of(connection, trace.result)
         if found.received_at:
-            since = _utc(found.received_at)
-            return f"in the table since {since}: the vendor would be told `duplicate`"
+            arrived = _utc(found.received_at)
+            return f"in the table, arrived {arrived}: the vendor would be told `duplicate`"
         if found.is_known:
             return "not in the table, but its stable ID is: the vendor would be told `duplicate`"
         return "not in the table"

@@ -45,6 +45,7 @@ _JSON_VALUES_MAX = 1_000
 
 CUT = "the log line ends within the request: explained as far as it goes"
 NO_BODY = "a log line has no body: parameters that the POST carried there are not known"
+REST_OF_URL = "begins with &, the rest of a URL: join its lines into one"
 JOINED = "line breaks within the URL were removed"
 
 
@@ -77,6 +78,8 @@ def _in_target(text: str, vendor: str) -> HttpRequest:
         if not vendor:
             raise UnreadableInput("a query without a path: --vendor names its vendor")
         return HttpRequest("GET", f"/ingest/{vendor}?{text.removeprefix('?')}", notes=notes)
+    if text.startswith("&"):
+        raise UnreadableInput(REST_OF_URL)
     raise UnreadableInput("no URL, log line or curl command")
 
 

@@ -41,6 +41,8 @@ def _unfilled(parameters: Parameters) -> Iterator[str]:
     for name, value in unfilled:
         if value in _ADJUST_NAMES:
             yield f"{name}: {value} is no placeholder of Adjust's, {_ADJUST_NAMES[value]} is"
+        elif name == "event_token" and value != "{event}":
+            yield f"event_token takes {{event}}, not {value}"
     needed = [value for name, value in unfilled if name in ("event_token", "event", "created_at")]
     if needed:
         yield (
