@@ -29,7 +29,10 @@ def make_callback(  # noqa: PLR0917 - by position: keywords cost more on the pat
     left out. Raises TooManyParameters.
     """
     secret = accepted[-1].decode(errors="replace") if accepted else ""
-    in_query = _without(secret, parse_form(query))
+    in_query = parse_form(query)
+    in_query.pop("secret", None)
+    if secret and secret in "\n".join(in_query.values()):
+        in_query = _without(secret, in_query)
     occurred_from = OLDEST_OCCURRED_AT
     if retention_d:
         kept_d = retention_d - ROW_LIFE_MIN_D
@@ -50,14 +53,12 @@ def make_callback(  # noqa: PLR0917 - by position: keywords cost more on the pat
 
 
 def _in_body(body: Body, secret: str) -> Mapping[str, str]:
-    return _without(secret, dict(body.parse()))
+    parameters = {name: value for name, value in body.parse().items() if name != "secret"}
+    return _without(secret, parameters) if secret else parameters
 
 
-def _without(secret: str, parameters: dict[str, str]) -> dict[str, str]:
+def _without(secret: str, parameters: Mapping[str, str]) -> dict[str, str]:
     """Return the parameters that do not hold a secret; a short one may occur in ordinary text."""
-    parameters.pop("secret", None)
-    if not secret or secret not in "\n".join(parameters.values()):
-        return parameters
     is_short = len(secret) < HELD_MIN
     return {
         name: value
