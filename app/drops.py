@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from app.buffer import WriteBuffer
 from app.dropped import Dropped, RejectedRequest, decode_event, encode_event
 from app.errors import QuarantineBusy, QuarantineFailed, Unavailable
-from app.parameters import clean
+from app.normalize import clean
 from app.redaction import omitted_stand_in, redact_body, redact_query, redact_text
 from app.shares import Shares
 from app.telemetry.metrics import QUARANTINE_BYTES, QUARANTINE_SKIPPED

@@ -9,7 +9,8 @@ import msgspec
 from app.errors import TooManyParameters
 from app.event import digest
 from app.hidden import Hidden, encoded, hidden_words
-from app.parameters import PARAMETERS_MAX, clean, decode, parse_body, parse_form
+from app.normalize import clean
+from app.parameters import PARAMETERS_MAX, decode, parse_body, parse_form
 
 CREDENTIAL = b"secret="
 # A parameter that stands for the omitted ones.

@@ -15,7 +15,7 @@ class KnownApps:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._vendors = adapters.load().keys()
+        self._vendors = adapters.load()
         self._version: tuple[int, int] | None = None
         self._apps: workspaces_file.Apps = {}
 

@@ -106,7 +106,7 @@ def _read_file(settings: Settings) -> File:
     if not settings.workspaces_file:
         return File({}, "")
     text = workspaces_file.read_bytes(Path(settings.workspaces_file))
-    return File(workspaces_file.decode(text, adapters.load().keys()), text.decode())
+    return File(workspaces_file.decode(text, adapters.load()), text.decode())
 
 
 async def _read(database_url: str, selection: drops.Selection) -> Sequence[drops.UnmappedEvent]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+import adapters
 from app import workspaces_file
 from app.event import DropReason
 from sinks.timescale import drops
@@ -123,7 +124,7 @@ async def test_pasted_lines_are_accepted(
     if before.endswith("\n"):
         pasted += "\n"
     path.write_text(path.read_text().replace(before, before + pasted))
-    [found] = workspaces_file.read(path, ["adjust"]).values()
+    [found] = workspaces_file.read(path, adapters.load()).values()
     expected = {"zzzzzz": "order", "yyyyyy": "order"}
     assert found.events == expected | ({"g3mz3t": "purchase"} if section else {})
 
