@@ -2,10 +2,10 @@
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from app.event import App, Callback, Drop, Event
+from app.vendor import Vendor, Vendors, read_vendor
 
 
 @runtime_checkable
@@ -17,18 +17,21 @@ class Adapter(Protocol):
         ...
 
 
-def load() -> Mapping[str, Adapter]:
-    """Return every adapter of this folder by its vendor's name.
+def load() -> Vendors:
+    """Return every vendor of this folder by its name.
 
     Modules with a leading underscore hold code that vendors share. Raises TypeError for an adapter
-    without `parse`.
+    without `parse`, or with an optional name of a wrong type.
     """
-    found: dict[str, Adapter] = {}
+    found: dict[str, Vendor] = {}
     for name in (module.name for module in pkgutil.iter_modules(__path__)):
         if name.startswith("_"):
             continue
         adapter: object = importlib.import_module(f"{__name__}.{name}")
         if not isinstance(adapter, Adapter):
             raise TypeError(f"adapters/{name}.py has no function parse")
-        found[name] = adapter
+        try:
+            found[name] = read_vendor(adapter.parse, vars(adapter))
+        except TypeError as error:
+            raise TypeError(f"adapters/{name}.py: {error}") from None
     return found

@@ -8,7 +8,8 @@ from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
 from app.errors import NotConfigured, Unverified
-from app.parameters import clean, decode
+from app.normalize import clean
+from app.parameters import decode
 from app.settings import SECRET_MAX, Network, VendorAccess, secret_owner
 
 # A character has up to four bytes, each of which may be escaped. Longer values are not decoded.

@@ -1,75 +1,94 @@
 """From the bytes of a verified request to a callback: its parameters, clean and counted."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 
 from app.access import PublicHeaders
 from app.errors import MalformedBody, TooManyParameters, Unavailable
 from app.event import OLDEST_OCCURRED_AT, Callback
-from app.parameters import PARAMETERS_MAX, parse_body, parse_form
+from app.parameters import (
+    NO_BODY,
+    PARAMETERS_MAX,
+    UNCOUNTED_BYTES,
+    Body,
+    parse_form,
+    read_body,
+)
 from app.settings import ROW_LIFE_MIN_D
+from app.vendor import Vendor
 
 # A larger body is parsed in a thread, since it would block the event loop too long.
-BODY_AT_ONCE_BYTES = 16 * 1024
+BODY_AT_ONCE_BYTES = UNCOUNTED_BYTES
 # Limit on large bodies that wait for the thread: the connections' budget counts them no longer.
 WAITING_MAX_BYTES = 64 * 1024 * 1024
 
 
 def make_callback(
+    vendor: Vendor,
     query: bytes,
-    in_body: dict[str, str],
-    body: bytes,
+    body: Body,
     headers: Mapping[str, str],
     received_at: datetime,
     *,
     retention_d: int,
 ) -> Callback:
-    """Return the callback of a raw query and a body; the parameters of the URL win.
+    """Return the callback of a raw query and a body.
 
-    `in_body` are the parameters of `body`, and `retention_d` is the setting. Raises
-    TooManyParameters.
+    `retention_d` is the setting. Raises TooManyParameters.
     """
     in_query = parse_form(query)
     in_query.pop("secret", None)
-    in_body.pop("secret", None)
-    parameters = in_body | in_query if in_body else in_query
-    if len(parameters) > PARAMETERS_MAX:
-        raise TooManyParameters
     occurred_from = OLDEST_OCCURRED_AT
     if retention_d:
         kept_d = retention_d - ROW_LIFE_MIN_D
         occurred_from = max(OLDEST_OCCURRED_AT, received_at - timedelta(days=kept_d))
-    return Callback(
+    callback = Callback(
         query=in_query,
-        parameters=parameters,
         received_at=received_at,
         occurred_from=occurred_from,
         headers=PublicHeaders(headers),
-        body=body,
+        body=body.json,
+        in_body=None if body is NO_BODY else partial(_in_body, body),
+        unfilled=vendor.unfilled,
     )
+    if body is not NO_BODY and len(in_query) + body.members_max > PARAMETERS_MAX:
+        _count(callback.parameters)
+    return callback
+
+
+def _count(parameters: Collection[str]) -> None:
+    if len(parameters) > PARAMETERS_MAX:
+        raise TooManyParameters
+
+
+def _in_body(body: Body) -> Mapping[str, str]:
+    parameters = body.parse()
+    parameters.pop("secret", None)
+    return parameters
 
 
 class Bodies:
-    """Parses bodies: small ones at once, large ones in a thread, within a limit on their bytes."""
+    """Reads bodies: small ones at once, large ones in a thread, within a limit on their bytes."""
 
     def __init__(self) -> None:
         # One thread: several would compete with the event loop for the interpreter's lock.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._waiting_bytes = 0
 
-    async def parse(self, content_type: str, body: bytes) -> dict[str, str]:
-        """Return the parameters of a body; raises MalformedBody, TooManyParameters, Unavailable."""
+    async def read(self, content_type: str, body: bytes) -> Body:
+        """Return a readable body; raises MalformedBody, TooManyParameters, Unavailable."""
         if len(body) <= BODY_AT_ONCE_BYTES:
-            parameters = parse_body(content_type, body)
+            readable = read_body(content_type, body)
         else:
-            parameters = await self._parse_large(content_type, body)
-        if parameters is None:
+            readable = await self._read_large(content_type, body)
+        if readable is None:
             raise MalformedBody
-        return parameters
+        return readable
 
-    async def _parse_large(self, content_type: str, body: bytes) -> dict[str, str] | None:
+    async def _read_large(self, content_type: str, body: bytes) -> Body | None:
         if self._waiting_bytes + len(body) > WAITING_MAX_BYTES:
             raise Unavailable("buffer_full")
         self._waiting_bytes += (size_bytes := len(body))
@@ -77,9 +96,9 @@ class Bodies:
         def release(_: object) -> None:
             self._waiting_bytes -= size_bytes
 
-        parsed = asyncio.get_running_loop().run_in_executor(
-            self._thread, parse_body, content_type, body
+        reading = asyncio.get_running_loop().run_in_executor(
+            self._thread, read_body, content_type, body
         )
-        parsed.add_done_callback(release)
+        reading.add_done_callback(release)
         # Shielded: the queued body stays in memory, and is counted, even if the caller hangs up.
-        return await asyncio.shield(parsed)
+        return await asyncio.shield(reading)

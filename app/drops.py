@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from app.buffer import WriteBuffer
 from app.dropped import SUBJECT_MAX, Dropped, RejectedRequest, decode_event, encode_event
 from app.errors import QuarantineBusy, QuarantineFailed, Unavailable
-from app.parameters import clean
+from app.normalize import clean
 from app.redaction import redact_body, redact_query, redact_text
 from app.shares import Shares
 from app.telemetry.metrics import QUARANTINE_BYTES, QUARANTINE_SKIPPED

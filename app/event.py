@@ -1,8 +1,10 @@
 """The vocabulary: callbacks, apps, events, outcomes, and the identity of an event."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from functools import cached_property
 from hashlib import blake2b
 
 import msgspec
@@ -16,23 +18,71 @@ OLDEST_OCCURRED_AT = datetime(2010, 1, 1, tzinfo=UTC)
 AHEAD_MAX = timedelta(hours=24)
 
 
-class Callback(msgspec.Struct, frozen=True, kw_only=True):
+class Retries(Enum):
+    """When a vendor sends a callback again that has not been answered 200."""
+
+    AFTER_5XX = "5xx"  # after a 5xx, and without an answer
+    AFTER_TIMEOUT = "timeout"  # only without an answer in time
+    NEVER = "never"  # or it is not known
+
+
+# A placeholder in braces: vendors send one that they do not know unfilled. No JSON object has this
+# form.
+UNFILLED = re.compile(r"\{[A-Za-z0-9_|. -]{1,80}\}")
+
+
+class Callback(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One request of a vendor, decoded, verified, and without its credential.
 
-    `query` holds the parameters of the URL, `parameters` those and the body's (the URL's win).
-    Both are clean: no NUL, no lone surrogate, no white space around a value. `headers` (names
-    in lower case) and `body` are for vendors that put more than parameters there.
-    `occurred_from` is the oldest accepted `occurred_at`; `any_time` accepts all of them, for a
-    gateway that cannot trust its own clock.
+    `query` holds the parameters of the URL. `body` is for vendors that send more than parameters;
+    a JSON object in it is UTF-8 without BOM and lone surrogates, so that msgspec reads it, but it
+    is not clean otherwise. The names in `headers` are in lower case. `occurred_from` is the oldest
+    accepted `occurred_at`; `any_time` accepts all of them, for a gateway that cannot trust its own
+    clock. `unfilled` is the vendor's pattern; `in_body` reads the parameters of the body.
     """
 
     query: Mapping[str, str]
-    parameters: Mapping[str, str]
     received_at: datetime
     occurred_from: datetime = OLDEST_OCCURRED_AT
     any_time: bool = False
     headers: Mapping[str, str] = {}
     body: bytes = b""
+    in_body: Callable[[], Mapping[str, str]] | None = None
+    unfilled: re.Pattern[str] = UNFILLED
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """The parameters of the URL and of a form or JSON body; those of the URL take precedence.
+
+        They are clean: no NUL, no lone surrogate, no white space around a value.
+        """
+        if self.in_body is None:
+            return self.query
+        return self._parameters_of_both
+
+    @cached_property
+    def _parameters_of_both(self) -> Mapping[str, str]:
+        return {**self.in_body(), **self.query} if self.in_body is not None else self.query
+
+    @property
+    def present(self) -> Mapping[str, str]:
+        """The parameters that are neither empty nor a placeholder left unfilled."""
+        unfilled = self.unfilled.fullmatch
+        sent = self.query if self.in_body is None else self.parameters
+        return {
+            name: value
+            for name, value in sent.items()
+            if value and (value[0].isalnum() or not unfilled(value))
+        }
+
+    @property
+    def content_type(self) -> str:
+        """The content type of the body, as sent; empty without one."""
+        return self.headers.get("content-type", "")
+
+    def is_unfilled(self, value: str) -> bool:
+        """Whether a value is a placeholder that the vendor did not fill."""
+        return self.unfilled.fullmatch(value) is not None
 
     def accepts(self, occurred_at: datetime) -> bool:
         """Whether the time of an event is acceptable: neither too old nor in the future."""
@@ -50,6 +100,7 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
     """One app of a workspace: its names, and how its callbacks map to events.
 
     `keep` None keeps every parameter that is sent; `stable_id` None is the vendor's default.
+    `options` is the vendor's own struct, None for a vendor without options.
     """
 
     workspace_id: str
@@ -61,6 +112,7 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
     keep: tuple[str, ...] | None = None
     omit: tuple[str, ...] = ()
     stable_id: tuple[StableName, ...] | None = None
+    options: msgspec.Struct | None = None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -25,6 +25,7 @@ from app.secret_hints import SecretHints
 from app.settings import Settings
 from app.telemetry import metrics
 from app.telemetry.observer import UNOBSERVED, Observer
+from app.vendor import Vendors
 from app.workspaces import Workspaces
 from sinks import Quarantine, Sink
 from sinks.timescale.quarantine import TimescaleQuarantine
@@ -45,7 +46,7 @@ class Gateway:
         self,
         settings: Settings,
         *,
-        vendors: Mapping[str, adapters.Adapter],
+        vendors: Vendors,
         workspaces: Workspaces,
         claims: Claims,
         sink: Sink,
@@ -69,7 +70,7 @@ class Gateway:
             now=now,
         )
         self.ingest = Ingest(
-            adapters=vendors,
+            vendors=vendors,
             access=observer.access(self.access),
             workspaces=workspaces,
             submit=observer.submit(self.buffer.submit),
@@ -204,7 +205,7 @@ class Gateway:
 def create_gateway(
     settings: Settings,
     *,
-    vendors: Mapping[str, adapters.Adapter] | None = None,
+    vendors: Vendors | None = None,
     claims: Claims | None = None,
     sink: Sink | None = None,
     quarantine: Quarantine | None = None,
@@ -225,7 +226,7 @@ def create_gateway(
     return Gateway(
         settings,
         vendors=vendors,
-        workspaces=Workspaces(Path(settings.workspaces_file), vendors.keys()),
+        workspaces=Workspaces(Path(settings.workspaces_file), vendors),
         claims=claims,
         sink=sink,
         quarantine=quarantine,

@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from app.parameters import clean
+from app.normalize import clean
 
 SECRET_NAME = "secret"  # noqa: S105 - the name of a parameter
 # Shorter secrets occur in ordinary text: they are found only where they are a whole text.

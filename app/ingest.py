@@ -8,7 +8,6 @@ from functools import partial
 import msgspec
 from msgspec.structs import replace
 
-from adapters import Adapter
 from app.access import WRONG_SECRET, sent_app_token, sent_secrets
 from app.callbacks import Bodies, make_callback
 from app.dropped import SUBJECT_MAX, Dropped, encode_event
@@ -21,10 +20,12 @@ from app.errors import (
     Unverified,
     WriteFailed,
 )
-from app.event import App, Callback, Drop, DropReason, Event, Outcome
+from app.event import App, Callback, Drop, DropReason, Event, Outcome, Retries
+from app.parameters import NO_BODY, Body
 from app.telemetry.metrics import IDENTIFIERS_IGNORED, REJECTED
 from app.telemetry.observer import Submit, Verifier
 from app.telemetry.outcomes import count_drop, count_failure
+from app.vendor import Vendor, Vendors
 from app.workspaces import Workspaces
 
 # Delay of the answer to an unverified callback.
@@ -72,7 +73,7 @@ class Ingest:
     def __init__(
         self,
         *,
-        adapters: Mapping[str, Adapter],
+        vendors: Vendors,
         access: Verifier,
         workspaces: Workspaces,
         submit: Submit,
@@ -82,7 +83,7 @@ class Ingest:
         retention_d: int = 0,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        self._adapters = adapters
+        self._vendors = vendors
         self._access = access
         self._workspaces = workspaces
         self._submit = submit
@@ -96,8 +97,8 @@ class Ingest:
 
     async def handle(self, request: Request) -> bytes:
         """Return the receipt of a callback once it is committed or dropped; raises GatewayError."""
-        adapter = self._adapters.get(request.vendor)
-        if adapter is None:
+        vendor = self._vendors.get(request.vendor)
+        if vendor is None:
             raise self._traced(request, UnknownVendor(request.vendor))
         try:
             # Nothing of the request is parsed before its secret is verified.
@@ -112,14 +113,14 @@ class Ingest:
         body = b""
         try:
             body = await request.read_body() if request.read_body else b""
-            in_body = await self._in_body(request, body) if body else {}
-            callback = self._read(request.query, in_body, body, request.headers, self._now())
-            event = self._event(adapter, callback, app)
+            readable = await self._readable(request, body) if body else NO_BODY
+            callback = self._read(vendor, request.query, readable, request.headers, self._now())
+            event = self._event(vendor, callback, app)
             if isinstance(event, Drop):
                 await self._drop(request, app, event, callback.received_at, body)
                 return DROPPED
             size_bytes = len(request.query) + len(body)
-            body, in_body = b"", {}  # up to megabytes, unused while the event waits
+            body, readable = b"", NO_BODY  # up to megabytes, unused while the event waits
             del callback
             outcome = await self._submit(event, owner or "", size_bytes)
             if (receipt := RECEIPTS.get(outcome)) is None:
@@ -137,13 +138,13 @@ class Ingest:
         finally:
             self.in_flight -= 1
 
-    async def _in_body(self, request: Request, body: bytes) -> dict[str, str]:
-        return await self.bodies.parse(request.headers.get("content-type", ""), body)
+    async def _readable(self, request: Request, body: bytes) -> Body:
+        return await self.bodies.read(request.headers.get("content-type", ""), body)
 
     def _traced(self, request: Request, error: Rejected) -> Rejected:
         """Return the error of a request that is turned away; its trace is kept, within limits."""
         if self._drops.wants_rejected:
-            vendor = request.vendor if request.vendor in self._adapters else ""
+            vendor = request.vendor if request.vendor in self._vendors else ""
             hint = ""
             if error.reason == WRONG_SECRET:
                 hint = self._hint(vendor, sent_secrets(request.query, request.headers))
@@ -176,21 +177,23 @@ class Ingest:
         )  # fmt: skip
         await self._drops.keep(dropped)
 
-    def _event(self, adapter: Adapter, callback: Callback, app: App | None) -> Event | Drop:
+    def _event(self, vendor: Vendor, callback: Callback, app: App | None) -> Event | Drop:
         """Return the event of a callback, or the reason to drop it; raises Unavailable."""
         if app is None:
             return Drop(DropReason.UNKNOWN_APP, callback.query.get("app_token", ""))
         try:
-            event = adapter.parse(callback, app)
+            event = vendor.parse(callback, app)
             if isinstance(event, Event):
                 for name in event.ignored:
                     IDENTIFIERS_IGNORED.labels(app.vendor, name).inc()
                 return event
-            # Dropped for its time alone while our clock may be wrong: answered 503 instead.
+            # Dropped for its time alone while our clock may be wrong: answered 503 instead, where
+            # the vendor then tries again.
             depends_on_clock = (
                 event.reason is DropReason.INVALID_TIMESTAMP
+                and vendor.retries is Retries.AFTER_5XX
                 and not self._is_clock_right()
-                and isinstance(adapter.parse(replace(callback, any_time=True), app), Event)
+                and isinstance(vendor.parse(replace(callback, any_time=True), app), Event)
             )
         except Exception:
             count_failure(app.vendor, app.workspace_id, "adapter_error")

@@ -1,9 +1,12 @@
-"""Values that every vendor sends in its own spelling: times, identifiers, countries, OS names."""
+"""Values that every vendor sends in its own spelling: texts, times, identifiers, countries, OS."""
 
 import re
 from datetime import UTC, datetime, timedelta, timezone
 
 from app.event import EPOCH
+
+WHITE_SPACE = " \t\n\r\x0b\x0c"
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 OS_NAMES = {"ios": "ios", "ipados": "ios", "android": "android"}
 # Null-like words, which programs print for a missing value: `null` in Java's and Dart's string
@@ -30,6 +33,13 @@ _ISO = re.compile(
     # The SDKs write a Z before the offset; form decoding turns its + into a space.
     r"(?:Z|Z?([+ -])([0-9]{2}):?([0-9]{2}))?"
 )
+
+
+def clean(text: str) -> str:
+    """Return text that any database can store: no NUL, no lone surrogate, no space around it."""
+    if not text.isascii():
+        text = _LONE_SURROGATE.sub("", text)
+    return text.replace("\x00", "").strip(WHITE_SPACE)
 
 
 def identifier(text: str) -> str | None:

@@ -8,7 +8,8 @@ import msgspec
 
 from app.errors import TooManyParameters
 from app.hidden import Hidden, encoded, hidden_words
-from app.parameters import PARAMETERS_MAX, clean, decode, parse_body
+from app.normalize import clean
+from app.parameters import PARAMETERS_MAX, decode, parse_body
 
 # A text, a bracket, or numbers and constants with the marks around them. For valid JSON only.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{}]|[^][{}"]++', re.DOTALL)

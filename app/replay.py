@@ -7,14 +7,15 @@ from operator import attrgetter
 import msgspec
 from msgspec.structs import replace
 
-from adapters import Adapter
 from app.access import sent_app_token
 from app.callbacks import make_callback
 from app.claims import Claim, Claims
 from app.dropped import Dropped, decode_event
 from app.errors import Malformed
 from app.event import App, Callback, Drop, DropReason, Event, Outcome
-from app.parameters import parse_body
+from app.parameters import NO_BODY, read_body
+from app.set_parameters import set_parameters
+from app.vendor import Vendor, Vendors
 from sinks import Sink
 
 # The value of a parameter that stands for the time of arrival.
@@ -40,12 +41,12 @@ class Restorer:
     def __init__(
         self,
         *,
-        adapters: Mapping[str, Adapter],
+        vendors: Vendors,
         apps: Mapping[tuple[str, str], App],
         retention_d: int,
         set_parameters: Mapping[str, str],
     ) -> None:
-        self._adapters = adapters
+        self._vendors = vendors
         self._apps = apps
         self._retention_d = retention_d
         self._set = set_parameters
@@ -67,13 +68,16 @@ class Restorer:
             return Drop(DropReason.MALFORMED, error.reason)
 
     def _parse(self, dropped: Dropped) -> Event | Drop:
-        callback = self._callback(dropped)
+        vendor = self._vendors.get(dropped.vendor)
+        if vendor is None:
+            return Drop(DropReason.UNKNOWN_APP, sent_app_token(dropped.query) or "")
+        callback = self._callback(dropped, vendor)
         app_token = self._set.get("app_token") or sent_app_token(dropped.query)
         app = self._apps.get((dropped.vendor, app_token or ""))
         if app is None:
             return Drop(DropReason.UNKNOWN_APP, app_token or "")
         try:
-            event = self._adapters[app.vendor].parse(callback, app)
+            event = vendor.parse(callback, app)
         except Exception as error:
             raise NotRestored(f"the adapter fails: {type(error).__name__}") from error
         if self._set and isinstance(event, Event):
@@ -81,22 +85,21 @@ class Restorer:
             return replace(event, properties=marked)
         return event
 
-    def _callback(self, dropped: Dropped) -> Callback:
+    def _callback(self, dropped: Dropped, vendor: Vendor) -> Callback:
         """Return the callback of a drop, with its parameters set; raises Malformed."""
-        in_body = parse_body(dropped.content_type, dropped.body) if dropped.body else {}
-        if in_body is None:
+        body = read_body(dropped.content_type, dropped.body) if dropped.body else NO_BODY
+        if body is None:
             raise Malformed(dropped.subject)
+        headers = {"content-type": dropped.content_type}
         callback = make_callback(
-            dropped.query, in_body, dropped.body, {}, dropped.received_at,
+            vendor, dropped.query, body, headers, dropped.received_at,
             retention_d=self._retention_d,
         )  # fmt: skip
         if not self._set:
             return callback
         arrival = f"{dropped.received_at:%Y-%m-%dT%H:%M:%S.%fZ}"
         given = {n: arrival if value == ARRIVAL else value for n, value in self._set.items()}
-        return replace(
-            callback, query={**callback.query, **given}, parameters={**callback.parameters, **given}
-        )
+        return set_parameters(callback, given)
 
 
 async def write(events: Sequence[Event], claims: Claims, sink: Sink) -> Mapping[bytes, Outcome]:

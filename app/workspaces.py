@@ -11,11 +11,9 @@ import sys
 import threading
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-
-import msgspec
 
 from app.event import App
 from app.telemetry.metrics import (
@@ -24,9 +22,11 @@ from app.telemetry.metrics import (
     WORKSPACES_REFUSED,
     WORKSPACES_VERSION,
 )
+from app.vendor import Vendors
 from app.workspaces_file import (
     WorkspacesError,
     decode,
+    decode_row,
     digest_of,
     key_of,
     read_bytes,
@@ -40,7 +40,7 @@ POLL_BYTES = 16 * 1024 * 1024
 # A poll that takes longer is logged: the volume hangs.
 POLL_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 25.0
-READER = "app.workspaces_file"
+READER = "app.workspaces_reader"
 # Limit on decoded apps; any other app is decoded at its next callback.
 DECODED_MAX = 4_096
 CHUNK_BYTES = 64 * 1024
@@ -50,9 +50,6 @@ log = logging.getLogger(__name__)
 
 class _NotReadError(WorkspacesError):
     """The file could not be judged: the reload is retried."""
-
-
-_decode_app = msgspec.json.Decoder(App).decode
 
 
 class _Table:
@@ -89,10 +86,10 @@ class _Table:
 class Workspaces:
     """The apps of the current file; a wrong file leaves the last good one in use."""
 
-    def __init__(self, path: Path, vendors: Collection[str]) -> None:
+    def __init__(self, path: Path, vendors: Vendors) -> None:
         """Read the file in this process; raises WorkspacesError."""
         self._path = path
-        self._vendors = sorted(vendors)
+        self._vendors = vendors
         self._decoded: dict[tuple[str, str], App] = {}
         table = _Table()
         text = read_bytes(path)
@@ -113,7 +110,7 @@ class Workspaces:
         if app is None and (row := self._apps.get(key_of(vendor, app_token))) is not None:
             if len(self._decoded) >= DECODED_MAX:
                 self._decoded.clear()
-            app = self._decoded[vendor, app_token] = _decode_app(row)
+            app = self._decoded[vendor, app_token] = decode_row(row, self._vendors[vendor])
         return app
 
     async def watch(self) -> None:
@@ -182,7 +179,7 @@ class Workspaces:
 
     async def _run_reader(self) -> _Table:
         """Decode the file in another process; raises WorkspacesError."""
-        command = (sys.executable, "-m", READER, str(self._path.absolute()), *self._vendors)
+        command = (sys.executable, "-m", READER, str(self._path.absolute()), *sorted(self._vendors))
         root = Path(__file__).parent.parent
         try:
             reader = await asyncio.create_subprocess_exec(

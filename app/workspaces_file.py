@@ -1,14 +1,9 @@
-"""The workspaces file: its form and its checks. As a program, the reader of a running gateway.
-
-Decoding 50,000 apps takes seconds, and holds the interpreter's lock: hence another process.
-"""
+"""The workspaces file: its form and its checks, and its apps as rows."""
 
 import os
 import re
-import signal
-import sys
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -16,16 +11,16 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import asdict, replace
 
 from app.event import App, StableName
-from app.parameters import WHITE_SPACE
+from app.normalize import WHITE_SPACE
 from app.settings import secret_owner
+from app.vendor import Vendor, Vendors
 
 FILE_MAX_BYTES = 64 * 1024 * 1024
 APPS_MAX = 50_000
 PIECE_BYTES = 32 * 1024
-# The gateway has precedence where they share a core.
-NICE = 10
 
 # Values that end up in an index or a metric are short, and can be stored.
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -37,7 +32,6 @@ NEVER_OMITTED = frozenset({
 Apps = Mapping[tuple[str, str], App]
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_PLACEHOLDER = re.compile(r"\{[A-Za-z0-9_|. -]{1,80}\}")
 
 
 class WorkspacesError(Exception):
@@ -53,6 +47,17 @@ class _App(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep: tuple[Name, ...] | None = None
     omit: tuple[Name, ...] = ()
     stable_id: tuple[Name | Annotated[tuple[Name, ...], Meta(min_length=1)], ...] | None = None
+    options: Mapping[str, object] = {}
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """An app as JSON: only its vendor knows the type of its options."""
+
+    app: App
+    options: msgspec.Raw
+
+
+_decode_row = msgspec.json.Decoder(_Row).decode
 
 
 class _Workspace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,7 +69,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workspaces: Annotated[tuple[_Workspace, ...], Meta(min_length=1)]
 
 
-def decode(text: bytes, vendors: Collection[str]) -> Apps:
+def decode(text: bytes, vendors: Vendors) -> Apps:
     """Return the apps of a workspaces file; `vendors` are those that have an adapter.
 
     Raises WorkspacesError.
@@ -91,22 +96,44 @@ def decode(text: bytes, vendors: Collection[str]) -> Apps:
         for a, app in enumerate(workspace.apps):
             place = f"$.workspaces[{w}].apps[{a}]"
             key = (app.vendor, app.app_token)
-            _check_app(app, vendors, place)
+            vendor = vendors.get(app.vendor)
+            if vendor is None:
+                raise WorkspacesError(f"No adapter for vendor {app.vendor!r} - at `{place}.vendor`")
+            _check_app(app, vendor, place)
             if key in apps:
                 raise WorkspacesError(
                     f"App token {app.app_token!r} of {app.vendor} is also in workspace "
                     f"{apps[key].workspace_id!r} - at `{place}.app_token`"
                 )
-            apps[key] = App(workspace_id=workspace.id, **msgspec.structs.asdict(app))
+            fields = asdict(app) | {"options": _options(app, vendor, f"{place}.options")}
+            apps[key] = App(workspace_id=workspace.id, **fields)
     return apps
 
 
-def _check_app(app: _App, vendors: Collection[str], place: str) -> None:
+def _options(app: _App, vendor: Vendor, place: str) -> msgspec.Struct | None:
+    """Return the options of an app, in the vendor's own struct; raises WorkspacesError."""
+    if vendor.options is None:
+        if app.options:
+            raise WorkspacesError(f"Vendor {app.vendor!r} has no options - at `{place}`")
+        return None
+    try:
+        return msgspec.convert(app.options, vendor.options)
+    except msgspec.ValidationError as error:
+        # The path ends the message, and begins with the options as its root.
+        message, _, path = str(error).rpartition(" - at `$")
+        raise WorkspacesError(
+            f"{message or path} - at `{place}{path if message else '`'}"
+        ) from None
+
+
+def _check_app(app: _App, vendor: Vendor, place: str) -> None:
     """Raise WorkspacesError for an entry without effect, or with a harmful one."""
-    if app.vendor not in vendors:
-        raise WorkspacesError(f"No adapter for vendor {app.vendor!r} - at `{place}.vendor`")
     for name, text in _entries(app):
         _check_text(text, f"{place}.{name}")
+        if vendor.unfilled.fullmatch(text):
+            raise WorkspacesError(
+                f"{text!r} is a placeholder, which counts as absent - at `{place}.{name}`"
+            )
         if text == "secret" and name.startswith(("keep", "stable_id")):
             raise WorkspacesError(f"The secret is never kept - at `{place}.{name}`")
         if name.startswith("ignore") and (text in app.events or text in app.activities):
@@ -138,11 +165,9 @@ def _check_text(text: str, place: str) -> None:
         raise WorkspacesError(f"{text!r} holds a control character - at `{place}`")
     if text != text.strip(WHITE_SPACE):
         raise WorkspacesError(f"{text!r} begins or ends with white space - at `{place}`")
-    if _PLACEHOLDER.fullmatch(text):
-        raise WorkspacesError(f"{text!r} is a placeholder, which counts as absent - at `{place}`")
 
 
-def read(path: Path, vendors: Collection[str]) -> Apps:
+def read(path: Path, vendors: Vendors) -> Apps:
     """Return the apps of the workspaces file at `path`; raises WorkspacesError."""
     return decode(read_bytes(path), vendors)
 
@@ -191,33 +216,14 @@ def key_of(vendor: str, app_token: str) -> str:
 def rows(apps: Apps) -> Iterator[tuple[str, bytes]]:
     """Yield key and JSON of each app."""
     for (vendor, app_token), app in apps.items():
-        yield key_of(vendor, app_token), msgspec.json.encode(app)
+        options = msgspec.Raw(msgspec.json.encode(app.options))
+        row = _Row(app=replace(app, options=None), options=options)
+        yield key_of(vendor, app_token), msgspec.json.encode(row)
 
 
-def main(path: str, *vendors: str) -> int:
-    """Write the decoded file to standard output, in lines of tab-separated fields.
-
-    First `digest`; then `callbacks` with vendor and workspace, and `app` with key and JSON; last
-    `end`. For a wrong file, only `error` with the message.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the gateway
-    os.nice(NICE)
-    write = sys.stdout.buffer.write
-    try:
-        text = read_bytes(Path(path))
-        digest = digest_of(text)
-        apps = decode(text, vendors)
-    except WorkspacesError as error:
-        write(f"error\t{error}\n".encode())
-        return 1
-    write(f"digest\t{digest.hex()}\n".encode())
-    for vendor, workspace in {(app.vendor, app.workspace_id) for app in apps.values()}:
-        write(f"callbacks\t{vendor}\t{workspace}\n".encode())
-    for key, row in rows(apps):
-        write(b"app\t%b\t%b\n" % (key.encode(), row))
-    write(b"end\t\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+def decode_row(row: bytes, vendor: Vendor) -> App:
+    """Return the app of a row, with the options in the vendor's own struct."""
+    decoded = _decode_row(row)
+    if vendor.options is None:
+        return decoded.app
+    return replace(decoded.app, options=msgspec.json.decode(decoded.options, type=vendor.options))

@@ -13,6 +13,7 @@ from app.claims.discovery import Kind
 from app.claims.status import ServerStatus, read_status
 from app.commands.check_database import check_database
 from app.commands.report import Report
+from app.event import Retries
 from app.settings import (
     ALLOWLIST_SUFFIX,
     OWNER_SEPARATOR,
@@ -23,11 +24,25 @@ from app.settings import (
     read_settings,
     secret_owner,
 )
+from app.vendor import Vendor, Vendors
 from app.version import PYTHON_VERSION, VERSION
 
 TIMEOUT_S = 3.0
 # Workspaces named in one line.
 LISTED_MAX = 10
+# The time after which a vendor gives up that sends again only after a time-out.
+VENDOR_TIMEOUT_S = 2
+OUTAGES = {
+    Retries.AFTER_5XX: "an event sent while the gateway does not answer is sent again",
+    Retries.AFTER_TIMEOUT: (
+        "an event sent while the gateway does not answer is lost: it is tried once more, only "
+        "after a time-out, and never after an error"
+    ),
+    Retries.NEVER: (
+        "an event sent while the gateway does not answer is lost: the vendor is not known to try "
+        "again"
+    ),
+}
 
 
 def run(_: argparse.Namespace) -> int:
@@ -36,17 +51,17 @@ def run(_: argparse.Namespace) -> int:
     report.ok("version", f"{VERSION}, on Python {PYTHON_VERSION}")
     settings = read_settings()
     report.ok("settings", "complete, and consistent with each other")
-    vendors = adapters.load().keys()
+    vendors = adapters.load()
     used = _check_workspaces(report, settings, vendors)
-    for vendor in sorted(vendors | settings.vendors.keys()):
-        _check_vendor(report, settings, vendor, vendors, used)
+    for name in sorted(vendors.keys() | settings.vendors.keys()):
+        _check_vendor(report, settings, name, vendors, used)
+        if name in used:
+            _check_retries(report, settings, name, vendors[name])
     asyncio.run(_check_services(report, settings))
     return report.exit_code
 
 
-def _check_workspaces(
-    report: Report, settings: Settings, vendors: Collection[str]
-) -> Collection[str]:
+def _check_workspaces(report: Report, settings: Settings, vendors: Vendors) -> Collection[str]:
     try:
         apps = workspaces_file.read(Path(settings.workspaces_file), vendors)
     except workspaces_file.WorkspacesError as error:
@@ -109,14 +124,30 @@ def _check_vendor(
     if vendor not in vendors:
         report.warn(f"vendor {vendor}", f"has settings, but no adapter; see {variable}")
     elif not access.has_secret:
-        finding = report.fail if vendor in used else report.warn
-        finding(f"vendor {vendor}", f"no secret in {variable}: every callback is answered 503")
+        finding = report.fail if vendor in used else report.ok
+        unused = "" if vendor in used else "not used: "
+        finding(
+            f"vendor {vendor}", f"{unused}no secret in {variable}: every callback is answered 503"
+        )
     else:
         addresses = f"{len(access.allowlist)} networks" if access.allowlist else "any address"
         report.ok(
             f"vendor {vendor}",
             f"{len(access.secrets)} secrets, {len(access.workspaces)} workspaces with their own, "
             f"{addresses} ({vendor.upper()}{ALLOWLIST_SUFFIX})",
+        )
+
+
+def _check_retries(report: Report, settings: Settings, name: str, vendor: Vendor) -> None:
+    """Report the loss of events while the gateway does not answer, or answers too late."""
+    finding = report.ok if vendor.retries is Retries.AFTER_5XX else report.warn
+    finding(f"vendor {name}", OUTAGES[vendor.retries])
+    if vendor.retries is Retries.AFTER_TIMEOUT and settings.commit_timeout_s > VENDOR_TIMEOUT_S:
+        report.warn(
+            f"vendor {name}",
+            f"gives up after {VENDOR_TIMEOUT_S} s, but COMMIT_TIMEOUT_S is "
+            f"{settings.commit_timeout_s:g}: an event that is written later may be sent twice, "
+            "or counted as failed by the vendor",
         )
 
 

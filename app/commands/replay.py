@@ -19,7 +19,7 @@ from app.commands.replay_report import Report, Sums, report_lines
 from app.commands.replay_run import Replay, rehearse
 from app.commands.selection import ArgumentError, add_selection, selection_of
 from app.gateway import create_claims, create_sink
-from app.parameters import clean
+from app.normalize import clean
 from app.replay import ARRIVAL, SET_PROPERTY, Restorer
 from app.settings import Settings, read_settings
 from sinks.timescale import hosts
@@ -105,8 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = read_settings()
     vendors = adapters.load()
     restorer = Restorer(
-        adapters=vendors,
-        apps=workspaces_file.read(Path(settings.workspaces_file), vendors.keys()),
+        vendors=vendors,
+        apps=workspaces_file.read(Path(settings.workspaces_file), vendors),
         retention_d=settings.retention_d,
         set_parameters=set_parameters,
     )

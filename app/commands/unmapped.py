@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _read_apps(settings: Settings) -> workspaces_file.Apps:
     if not settings.workspaces_file:
         return {}
-    return workspaces_file.read(Path(settings.workspaces_file), adapters.load().keys())
+    return workspaces_file.read(Path(settings.workspaces_file), adapters.load())
 
 
 async def _read(database_url: str, selection: drops.Selection) -> Sequence[drops.UnmappedEvent]:

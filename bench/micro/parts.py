@@ -94,7 +94,7 @@ def _count() -> None:
 
 _QUERY = query(SENT).encode()
 _REQUEST = get_request(SENT)
-_CALLBACK = Callback(query=SENT, parameters=SENT, received_at=NOW)
+_CALLBACK = Callback(query=SENT, received_at=NOW)
 _ROWS = [_event(number) for number in range(BATCH)]
 _WRITTEN = [Outcome.WRITTEN] * BATCH
 # Of a table into which several parts write.

@@ -27,8 +27,8 @@ BODY = b'{"event_token": "g3mz3t", "created_at": 1750500000, "user_id": "body", 
 def restorer_of(replays: Replays) -> Restorer:
     """The mapping of the workspaces file."""
     vendors = adapters.load()
-    apps = workspaces_file.read(Path(replays.settings["WORKSPACES_FILE"]), vendors.keys())
-    return Restorer(adapters=vendors, apps=apps, retention_d=0, set_parameters={})
+    apps = workspaces_file.read(Path(replays.settings["WORKSPACES_FILE"]), vendors)
+    return Restorer(vendors=vendors, apps=apps, retention_d=0, set_parameters={})
 
 
 def events_of(replays: Replays, dropped: Sequence[Dropped]) -> list[Event]:

@@ -42,7 +42,7 @@ def event_of(number: int, random: Random, app: App) -> Event:
     }
     sent = URLS["Events"].fill(made) | {"user_id": f"usr_{number}", "gps_adid": ""}
     del sent["secret"]
-    event = adjust.parse(Callback(query=sent, parameters=sent, received_at=ARRIVAL), app)
+    event = adjust.parse(Callback(query=sent, received_at=ARRIVAL), app)
     assert isinstance(event, Event)
     return event
 

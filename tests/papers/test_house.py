@@ -24,9 +24,10 @@ FORBIDDEN_ROOMS = {"utils", "util", "common", "core", "base", "helpers", "helper
 # The imports between rooms: floor, rooms, our rooms that they may import, and the libraries.
 # The first row that a room fits counts.
 VOCABULARY = (
-    "app.dropped", "app.errors", "app.event", "app.hidden", "app.normalize", "app.parameters",
-    "app.readiness", "app.redaction", "app.settings", "app.signals", "app.version",
-    "app.workspaces_file",
+    "app.dropped", "app.errors", "app.event", "app.hidden", "app.json_objects", "app.normalize",
+    "app.parameters",
+    "app.readiness", "app.redaction", "app.settings", "app.signals", "app.vendor",
+    "app.version", "app.workspaces_file",
 )  # fmt: skip
 COUNTERS = ("app.telemetry.metrics", "app.telemetry.outcomes", "app.telemetry.tallies")
 DOORS = ("adapters", "app.claims", "sinks")
@@ -36,8 +37,9 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (6, "app.dev*", ("app*", "sinks*"), ()),
     (5, "app.http*", ("app.*",), ("msgspec", "prometheus_client", "sanic", "uvloop")),
     (4, "app.gateway", ("app.*", *DOORS, "sinks.timescale.*"), ()),
-    (3, "app.ingest", ("app.*", "adapters"), ("msgspec",)),
-    (3, "app.replay", ("app.*", "adapters", "sinks"), ("msgspec",)),
+    (3, "app.ingest", ("app.*",), ("msgspec",)),
+    (3, "app.replay", ("app.*", "sinks"), ("msgspec",)),
+    (3, "app.workspaces_reader", (*VOCABULARY, "adapters"), ()),
     (3, "app.commit", ("app.*", "sinks"), ()),
     (3, "app.drops", ("app.*", "sinks"), ("msgspec",)),
     (3, "app.shares", (*VOCABULARY, "sinks"), ("msgspec",)),
@@ -46,7 +48,8 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (2, "app.telemetry.tracing", ("app.*", *DOORS), ("msgspec", "opentelemetry")),
     (2, "app.claims*", (*VOCABULARY, *COUNTERS, "app.claims*"), ("hiredis", "redis")),
     (2, "sinks*", ("app.dropped", "app.event", *COUNTERS, "sinks*"), ("asyncpg", "msgspec")),
-    (2, "adapters*", ("app.event", "app.normalize"), ("msgspec",)),
+    (2, "adapters", ("app.event", "app.vendor"), ()),
+    (2, "adapters*", ("adapters._*", "app.event", "app.normalize"), ("msgspec",)),
     (2, "app.access", VOCABULARY, ()),
     (2, "app.secret_hints", (*VOCABULARY, "app.access"), ()),
     (2, "app.buffer", VOCABULARY, ("msgspec",)),
@@ -62,8 +65,9 @@ PARTS = {
 # Below it are the modules that keep connections to callers, Redis and the database.
 REQUEST_PATH = (
     "app/http/head.py", "app/http/fast_path.py", "app/http/protocol.py",
-    "app/ingest.py", "app/callbacks.py", "app/parameters.py", "app/access.py", "adapters/adjust.py",
-    "app/normalize.py", "app/event.py", "app/errors.py", "app/buffer.py", "app/commit.py",
+    "app/ingest.py", "app/callbacks.py", "app/parameters.py", "app/access.py",
+    "adapters/_url.py", "adapters/adjust.py", "app/normalize.py", "app/event.py",
+    "app/errors.py", "app/buffer.py", "app/commit.py",
     "app/claims/redis.py", "app/claims/scripts.py", "sinks/timescale/sink.py",
     "sinks/timescale/chunks.py", "sinks/timescale/writes.py", "sinks/timescale/statements.py",
     "sinks/timescale/search.py",

@@ -299,7 +299,7 @@ def test_compose_sets_only_valid_settings() -> None:
         read_settings(environ)
     file = Path(SERVICES["gateway"]["environment"]["WORKSPACES_FILE"])
     folder = {target: source for source, target in mounts()}[str(file.parent)]
-    assert workspaces_file.read(ROOT / folder / file.name, adapters.load().keys())
+    assert workspaces_file.read(ROOT / folder / file.name, adapters.load())
 
 
 def test_compose_migrates_before_the_gateway_starts() -> None:

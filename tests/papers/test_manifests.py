@@ -151,7 +151,7 @@ def test_workspaces_reload_without_a_restart() -> None:
     assert volume["configMap"] == {"name": "flokit-workspaces"}
     (file,) = of_kind("ConfigMap")["flokit-workspaces"]["data"].items()
     assert environ["WORKSPACES_FILE"] == f"{mount['mountPath']}/{file[0]}"
-    assert workspaces_file.decode(file[1].encode(), adapters.load().keys())
+    assert workspaces_file.decode(file[1].encode(), adapters.load())
 
 
 def test_changed_setting_rolls_out() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -142,7 +143,7 @@ async def test_every_event_can_be_stored(database_url: str) -> None:
             query = parse_form(as_form(pairs))
             in_body = parse_body("application/json" if more[:1] == b"{" else "", more) or {}
             callback = Callback(
-                query=query, parameters=in_body | query, received_at=datetime.now(UTC)
+                query=query, in_body=partial(dict, in_body), received_at=datetime.now(UTC)
             )
             result = adjust.parse(callback, CONFIGURED)
             assert isinstance(result, Event | Drop)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import adapters
 from app import workspaces
 from app.telemetry.metrics import BY_WORKSPACE, WORKSPACES_REFUSED
 from app.workspaces import DECODED_MAX, Workspaces
@@ -17,7 +18,7 @@ from tests.loop_time import run_measured
 from tests.services.test_workspaces import watched, within_promise
 from tests.unit.test_workspaces import app, table, written
 
-VENDORS = ["adjust"]
+VENDORS = adapters.load()
 HELD_MAX_S = 0.02
 PATIENCE_S = 60.0
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import adapters
 from app.access import Access, PublicHeaders, sent_app_token, sent_secrets
 from app.commands import check
 from app.commands.report import Report
@@ -225,7 +226,7 @@ def test_check_names_workspaces_that_share_a_secret(
     (tmp_path / "workspaces.toml").write_text(WORKSPACES)
     secrets = {f"ADJUST_CALLBACK_SECRET__{owner}": secret for owner, secret in own.items()}
     environ = environment("postgresql://h/d", "redis://h", tmp_path, **secrets)
-    check._check_workspaces(Report(), read_settings(environ), ["adjust"])
+    check._check_workspaces(Report(), read_settings(environ), adapters.load())
     lines = capsys.readouterr().out
     assert words in lines
     assert ("warning" in lines) is bool(words)

@@ -51,6 +51,8 @@ class TestAdjust(AdapterCases):
     parameters = GOOD
     another_user: ClassVar[Mapping[str, str]] = {"user_id": "usr_abc124"}
     another_second: ClassVar[Mapping[str, str]] = {"created_at": "1750500001"}
+    another_time = another_second
+    stable_id: ClassVar[Mapping[str, str]] = {"transaction_id": "GPA.1"}
 
 
 def parse(changes: Changes = NOTHING, app: App = CONFIGURED) -> Event | Drop:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from adapters.adjust import USER_NAMES
+from adapters._url import USERS
 from app import normalize
 from app.event import App, Drop, DropReason, Event
 from bench.testbed.callbacks import EVENTS
@@ -89,14 +89,14 @@ SOMETHING += [
 def test_word_for_nothing_is_absent_and_kept_as_text(text: str) -> None:
     """It identifies no user, in no column and in no ID; the text stays under its own name."""
     assert normalize.identifier(text) is None
-    for place, name in enumerate(USER_NAMES):
-        rest: Changes = {n: None if i < place else GOOD[n] for i, n in enumerate(USER_NAMES)}
+    for place, name in enumerate(USERS):
+        rest: Changes = {n: None if i < place else GOOD[n] for i, n in enumerate(USERS)}
         without = event({**rest, name: None, "transaction_id": "t"}, APP_OF_NOTHING)
         found = event({**rest, name: text, "transaction_id": "t"}, APP_OF_NOTHING)
         assert getattr(found, name) is None
         assert found.properties[name] == text
         assert found.ignored == (name,)
-        if place < len(USER_NAMES) - 1:  # the other identifiers still count
+        if place < len(USERS) - 1:  # the other identifiers still count
             assert found.event_id == without.event_id
     for stable in ("transaction_id", "deduplication_id"):
         found = event({stable: text}, APP_OF_NOTHING)
@@ -120,7 +120,7 @@ ZEROS += [f'"{ZEROS[0]}"', f"({ZEROS[0]})", "[00]", "<0-0>"]
 @pytest.mark.parametrize("zeros", ZEROS)
 def test_zeros_are_absent_and_not_kept(zeros: str) -> None:
     """All-zero identifiers are in no column, in no ID, and in no text."""
-    for name in (*USER_NAMES, "transaction_id", "deduplication_id"):
+    for name in (*USERS, "transaction_id", "deduplication_id"):
         found = event({name: zeros}, APP_OF_NOTHING)
         assert (getattr(found, name, None), found.has_stable_id) == (None, False)
         assert name not in found.properties

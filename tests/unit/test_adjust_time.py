@@ -7,7 +7,7 @@ import pytest
 
 from adapters import adjust
 from app.event import OLDEST_OCCURRED_AT, Drop, DropReason, Event
-from app.parameters import clean
+from app.normalize import clean
 from tests.adapter_cases import RECEIVED_AT, callback_of
 from tests.unit.test_adjust import CONFIGURED, parse
 

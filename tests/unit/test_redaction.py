@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.parameters import FORM, PARAMETERS_MAX, clean, parse_body, parse_form
+from app.normalize import clean
+from app.parameters import FORM, PARAMETERS_MAX, parse_body, parse_form
 from app.redaction import redact_body, redact_query, redact_text
 
 JSON = "application/json"

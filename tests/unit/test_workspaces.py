@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+import adapters
 from app import workspaces_file
 from app.event import App
 from app.workspaces import Workspaces
 from app.workspaces_file import WorkspacesError, decode, read
 
-VENDORS = {"adjust", "other"}
+ADJUST = adapters.load()["adjust"]
+VENDORS = {"adjust": ADJUST, "other": ADJUST}
 DEMO = "abc123token"
 GOOD = """
 [[workspaces]]

@@ -17,6 +17,7 @@ from app.http.offline import Answered, OfflineServer
 from app.ingest import Request, utc_now
 from app.settings import Settings
 from app.telemetry.observer import Observer, R, Verifier
+from app.vendor import Parse
 from sinks import Account
 
 
@@ -67,8 +68,8 @@ class DryRun:
         self.gateway: Gateway = create_gateway(
             settings,
             vendors={
-                name: _RecordedAdapter(adapter, self._recorder)
-                for name, adapter in adapters.load().items()
+                name: replace(vendor, parse=_recorded(vendor.parse, self._recorder))
+                for name, vendor in adapters.load().items()
             },
             claims=_NoClaims(),
             sink=_NoSink(),
@@ -147,16 +148,14 @@ class _RecordedAccess:
             raise _WithoutPauseError(error) from None
 
 
-class _RecordedAdapter:
-    def __init__(self, adapter: adapters.Adapter, recorder: _Recorder) -> None:
-        self._adapter = adapter
-        self._recorder = recorder
-
-    def parse(self, callback: Callback, app: App) -> Event | Drop:
-        trace = self._recorder.trace
+def _recorded(parse: Parse, recorder: _Recorder) -> Parse:
+    def recorded(callback: Callback, app: App) -> Event | Drop:
+        trace = recorder.trace
         trace.callback, trace.app = callback, app
-        trace.result = self._adapter.parse(callback, app)
+        trace.result = parse(callback, app)
         return trace.result
+
+    return recorded
 
 
 class _NoSink:

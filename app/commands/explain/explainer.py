@@ -36,13 +36,13 @@ class Explainer:
         self._at = at
         self._dry_run = DryRun(settings, address=address, now=self._now)
         self._records = Records(settings.database_url)
-        self._adapters = adapters.load()
+        self._vendors = adapters.load()
         self._numbers: dict[bytes, int] = {}
         path = Path(settings.workspaces_file)
 
         @cache
         def read_apps() -> Apps:
-            return workspaces_file.read(path, self._adapters.keys())
+            return workspaces_file.read(path, self._vendors)
 
         self._read_apps = read_apps
 
@@ -93,7 +93,7 @@ class Explainer:
             read_apps=self._read_apps,
             shown=discretion.shown,
         )
-        explanation = explain(facts, self._adapters.get(vendor), discretion)
+        explanation = explain(facts, self._vendors.get(vendor), discretion)
         explanation.input = number
         if isinstance(trace.result, Event):
             first = self._numbers.setdefault(trace.result.event_id, number)

@@ -11,14 +11,15 @@ from app import normalize
 from app.access import CREDENTIAL_HEADERS, WRONG_SECRET, sent_app_token, sent_secrets
 from app.commands.explain.dry_run import Trace
 from app.commands.explain.http_request import HttpRequest
-from app.commands.explain.vendors import VendorNames, is_placeholder
+from app.commands.explain.vendors import VendorNames
 from app.commands.output import toml_key, toml_string
 from app.errors import MalformedBody, NotConfigured, UnknownVendor, Unverified
 from app.event import AHEAD_MAX, Drop, DropReason
 from app.gateway import Gateway
 from app.http.head import HEAD_MAX_BYTES, HEADER_LINES_MAX
 from app.http.protocol import BODY_MAX_BYTES
-from app.parameters import clean, decode
+from app.normalize import clean
+from app.parameters import decode
 from app.secret_hints import SecretHints
 from app.settings import SECRET_SUFFIX
 from app.workspaces_file import Apps
@@ -169,7 +170,7 @@ def _app(facts: Facts) -> Iterator[str]:
     if not token:
         yield "add app_token=... to the URL" + _not_of_body(facts, b"app_token")
         return
-    if is_placeholder(token):
+    if facts.gateway.vendors[request.vendor].unfilled.fullmatch(token):
         yield f"{facts.shown(token)} came unfilled: write the app token itself into the URL"
         return
     apps = facts.read_apps()
@@ -222,7 +223,7 @@ def _time(facts: Facts) -> Iterator[str]:
     value = callback.parameters[name]
     moment = normalize.time(value)
     if moment is None:
-        if not is_placeholder(value):
+        if not callback.is_unfilled(value):
             yield f"{name} must be Unix seconds, Unix milliseconds or ISO 8601 with a time of day"
     elif moment > facts.arrival:
         ahead = str(moment - facts.arrival).partition(".")[0]

@@ -1,11 +1,10 @@
 """From the trace of a request to its explanation, step by step."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from uuid import UUID
 
 from msgspec.structs import asdict
 
-from adapters import Adapter
 from app import normalize
 from app.access import CREDENTIAL_HEADERS, sent_app_token, sent_secrets
 from app.commands.explain.discretion import NOT_SHOWN, Discretion
@@ -13,16 +12,17 @@ from app.commands.explain.dry_run import Trace
 from app.commands.explain.explanation import Explanation, Verdict
 from app.commands.explain.hints import Facts, hints
 from app.commands.explain.identity import identity_of
-from app.commands.explain.vendors import VendorNames, is_placeholder
+from app.commands.explain.vendors import VendorNames
 from app.errors import NotConfigured, UnknownVendor, Unverified
 from app.event import Callback, Drop, DropReason, Event
 from app.settings import ALLOWLIST_SUFFIX
+from app.vendor import Vendor
 
 _OK, _SERVER_ERROR = 200, 500
 _TIME = "%Y-%m-%d %H:%M:%S UTC"
 
 
-def explain(facts: Facts, adapter: Adapter | None, discretion: Discretion) -> Explanation:
+def explain(facts: Facts, vendor: Vendor | None, discretion: Discretion) -> Explanation:
     """Return the explanation of a request; its caller fills in the number of the input."""
     trace, shown = facts.trace, discretion.shown
     explanation = Explanation(
@@ -40,8 +40,8 @@ def explain(facts: Facts, adapter: Adapter | None, discretion: Discretion) -> Ex
         _add_callback(explanation, facts, trace.callback, discretion)
     if isinstance(trace.result, Event) and trace.callback is not None and trace.app is not None:
         _add_event(explanation, trace.result, trace.callback, facts.names, discretion)
-        if adapter is not None:
-            names = identity_of(adapter, trace.callback, trace.app, trace.result, facts.names)
+        if vendor is not None:
+            names = identity_of(vendor.parse, trace.callback, trace.app, trace.result, facts.names)
             explanation.identity = [shown(name) for name in names]
     return explanation
 
@@ -172,36 +172,36 @@ def _add_callback(
 ) -> None:
     trace, names, shown = facts.trace, facts.names, discretion.shown
     sent = callback.parameters
-    if name := _type_name(names, sent, trace.result):
-        meaning = _meaning(name, sent[name], facts)
+    if name := _type_name(names, callback, trace.result):
+        meaning = _meaning(name, callback, facts)
         explanation.event = f"{name} = {shown(sent[name])} -> {shown(meaning)}"
-    if name := _first(names.times, sent):
+    if name := _first(names.times, callback):
         moment = normalize.time(sent[name])
         meaning = moment.strftime(_TIME) if moment else "unreadable"
-        if isinstance(trace.result, Drop) and is_placeholder(sent[name]):
+        if isinstance(trace.result, Drop) and callback.is_unfilled(sent[name]):
             meaning = "unfilled"
         explanation.time = f"{name} = {shown(sent[name])} -> {meaning}"
     elif names.times and not isinstance(trace.result, Event):
         explanation.time = f"no {names.times[0]}"
 
 
-def _type_name(names: VendorNames, sent: Mapping[str, str], result: Event | Drop | None) -> str:
+def _type_name(names: VendorNames, callback: Callback, result: Event | Drop | None) -> str:
     """Return the name of the parameter that decides the type: the one left unfilled, if any."""
     if isinstance(result, Drop) and result.reason is DropReason.UNFILLED_PLACEHOLDER:
         for name in names.types:
-            if sent.get(name) == result.subject:
+            if callback.parameters.get(name) == result.subject:
                 return name
-    return _first(names.types, sent)
+    return _first(names.types, callback)
 
 
-def _first(names: Iterable[str], sent: Mapping[str, str]) -> str:
+def _first(names: Iterable[str], callback: Callback) -> str:
     """Return the first name with a value, one that is filled in if there is any."""
-    present = [name for name in names if sent.get(name)]
-    filled = (name for name in present if not is_placeholder(sent[name]))
-    return next(filled, present[0] if present else "")
+    sent = [name for name in names if callback.parameters.get(name)]
+    filled = (name for name in sent if name in callback.present)
+    return next(filled, sent[0] if sent else "")
 
 
-def _meaning(name: str, value: str, facts: Facts) -> str:
+def _meaning(name: str, callback: Callback, facts: Facts) -> str:
     """Return the event type of a parameter, or the reason why there is none."""
     trace = facts.trace
     if isinstance(trace.result, Event):
@@ -210,7 +210,8 @@ def _meaning(name: str, value: str, facts: Facts) -> str:
         return "unknown"
     if trace.result.reason is DropReason.IGNORED:
         return "ignored"
-    if is_placeholder(value):
+    value = callback.parameters[name]
+    if callback.is_unfilled(value):
         return "unfilled"
     mapping = trace.app.activities if name in facts.names.activities else trace.app.events
     return mapping.get(value, "not mapped")
@@ -236,11 +237,11 @@ def _add_event(
         explanation.user = "none of " + ", ".join(names.users)
     kept: dict[str, None] = {}
     # Parameters are decoded from the last to the first.
-    for name, value in reversed(list(callback.parameters.items())):
+    for name in reversed(list(callback.parameters)):
         stored_as = names.stored_as.get(name, name)
         if stored_as in event.properties:
             kept[stored_as] = None
-        elif not value or is_placeholder(value) or name in event.ignored:
+        elif name not in callback.present or name in event.ignored:
             explanation.absent.append(shown(name))
         elif name not in columns and name not in (*names.times, "app_token"):
             explanation.not_kept.append(shown(name))

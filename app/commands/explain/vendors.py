@@ -1,11 +1,10 @@
 """The names and hints of each vendor. A vendor without a row is explained without them."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
-PLACEHOLDER = re.compile(r"\{[A-Za-z0-9_|. -]{1,80}\}")
+from app.event import UNFILLED
 
 Parameters = Mapping[str, str]
 Hint = Callable[[Parameters], Iterator[str]]
@@ -25,11 +24,6 @@ class VendorNames(msgspec.Struct, frozen=True, kw_only=True):
     hints: Sequence[Hint] = ()
 
 
-def is_placeholder(value: str) -> bool:
-    """Whether a value is a placeholder that the vendor did not fill."""
-    return PLACEHOLDER.fullmatch(value) is not None
-
-
 # Wrong names in the callback URL, and Adjust's own.
 _ADJUST_NAMES = {
     "{event_token}": "{event}",
@@ -43,7 +37,7 @@ _ADJUST_NAMES = {
 
 
 def _unfilled(parameters: Parameters) -> Iterator[str]:
-    unfilled = [(name, value) for name, value in parameters.items() if is_placeholder(value)]
+    unfilled = [(name, value) for name, value in parameters.items() if UNFILLED.fullmatch(value)]
     for name, value in unfilled:
         if value in _ADJUST_NAMES:
             yield f"{name}: {value} is no placeholder of Adjust's, {_ADJUST_NAMES[value]} is"
@@ -58,7 +52,7 @@ def _unfilled(parameters: Parameters) -> Iterator[str]:
 
 def _revenue_in_cents(parameters: Parameters) -> Iterator[str]:
     revenue, whole = parameters.get("revenue", ""), parameters.get("revenue_float", "")
-    if revenue and not is_placeholder(revenue) and (not whole or is_placeholder(whole)):
+    if revenue and not UNFILLED.fullmatch(revenue) and (not whole or UNFILLED.fullmatch(whole)):
         yield (
             "revenue without revenue_float: Adjust's {revenue} is in cents; add "
             "&revenue_float={revenue_float} to the callback URL"
