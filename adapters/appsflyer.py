@@ -8,6 +8,7 @@ notice, and quotes most values.
 import re
 
 from adapters import _json, _url
+from adapters._names import Names, Values
 from app.event import App, Callback, Drop, Event, Retries
 
 # AppsFlyer fills in no URL.
@@ -35,20 +36,20 @@ def parse(callback: Callback, app: App) -> Event | Drop:
     """
     sent = _json.parameters(callback)
     present = {name: value for name, value in sent.items() if value}
-    if (device := present.pop("appsflyer_device_id", None)) is not None:  # version 1.0
-        present.setdefault("appsflyer_id", device)
+    if "appsflyer_device_id" in present and "appsflyer_id" not in present:  # version 1.0
+        present["appsflyer_id"] = present.pop("appsflyer_device_id")
     if "event_time" not in present and _TIMES[1] in present:
         present["event_time"] = present[_TIMES[1]]
     within = _json.members_of(present.get("event_value", ""))
     present |= _revenue(present, within)
-    return _url.parse_parameters(sent, present, callback, app, NAMES, within)
+    return _url.parse_parameters(callback, app, NAMES, sent=sent, present=present, within=within)
 
 
-def _kinds(present: _url.Values) -> tuple[str, ...]:
-    return tuple(present[name] for name in ("event_type", "event_name") if name in present)
+def _kinds(present: Values) -> tuple[str, ...]:
+    return (present["event_type"],) if "event_type" in present else ()
 
 
-def _revenue(present: _url.Values, within: _url.Values) -> dict[str, str]:
+def _revenue(present: Values, within: Values) -> dict[str, str]:
     """Return the revenue under the names that all vendors share."""
     for name, currencies in _REVENUES:
         if amount := present.get(name) or within.get(name):
@@ -61,7 +62,7 @@ def _revenue(present: _url.Values, within: _url.Values) -> dict[str, str]:
     return {}
 
 
-NAMES = _url.Names(
+NAMES = Names(
     event=("event_name",),
     activities=_kinds,
     is_kind_too=True,

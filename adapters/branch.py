@@ -9,6 +9,7 @@ import re
 import msgspec
 
 from adapters import _json, _url
+from adapters._names import Names, Values
 from app.event import App, Callback, Drop, Event, Retries
 
 # A macro that was not resolved, such as `${(id)!}` or `<#if attributed>1<#else>0</#if>`.
@@ -42,13 +43,13 @@ def parse(callback: Callback, app: App) -> Event | Drop:
     # The app's own name for the event goes before Branch's.
     alias = present.get("customer_event_alias", "")
     names = _ALIASED if alias in app.events or alias in app.ignore else NAMES
-    return _url.parse_parameters(sent, present, callback, app, names)
+    return _url.parse_parameters(callback, app, names, sent=sent, present=present)
 
 
 def _flat(members: dict[str, str]) -> dict[str, str]:
     """Return the parameters of a body, those within its sections and within `data` included."""
     if "data" in members and "name" not in members:
-        members = {**members, **_json.members_of(members.pop("data"))}
+        members = {**_json.members_of(members.pop("data")), **members}
     flat: dict[str, str] = {}
     for name, value in members.items():
         if name in _SECTIONS and (within := _json.members_of(value)):
@@ -57,10 +58,11 @@ def _flat(members: dict[str, str]) -> dict[str, str]:
             flat[_SHORT.get(name, name)] = value
     if "event_timestamp" in flat and flat.get("timestamp") in _MISSING:
         flat["timestamp"] = flat.pop("event_timestamp")  # its name in macros and exports
+    flat.pop("secret", None)
     return flat
 
 
-def _revenue(present: _url.Values) -> dict[str, str]:
+def _revenue(present: Values) -> dict[str, str]:
     """Return the revenue, in whole units, under the names that all vendors share."""
     if revenue := present.get("event_data.revenue"):
         currency = present.get("event_data.currency")
@@ -70,13 +72,8 @@ def _revenue(present: _url.Values) -> dict[str, str]:
     return {}
 
 
-def _name(present: _url.Values) -> tuple[str, ...]:
-    return (present["name"],) if "name" in present else ()
-
-
-NAMES = _url.Names(
+NAMES = Names(
     event=("name",),
-    activities=_name,
     is_kind_too=True,
     time="timestamp",
     users={

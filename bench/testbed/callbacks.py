@@ -40,9 +40,7 @@ def _apps_toml(workspace: str) -> str:
     """Return a workspace whose apps have callbacks of every vendor."""
     apps = [app for app, owner in APPS.items() if owner == workspace]
     more = f'ignore = ["{IGNORED}"]\n' if workspace == APPS[IGNORING] else ""
-    return "".join(
-        workspace_toml(workspace, *apps, vendor=vendor, more=more) for vendor in VENDORS
-    )
+    return "".join(workspace_toml(workspace, *apps, vendor=vendor, more=more) for vendor in VENDORS)
 
 
 WORKSPACES = "".join(map(_apps_toml, dict.fromkeys(APPS.values())))

@@ -13,9 +13,7 @@ from tests.services.test_vectors import receipt, row_of
 from tests.vectors import APP, Vector, app_token, vectors_of
 
 VENDORS = ("appsflyer", "branch")
-VECTORS = {
-    (vendor, vector["id"]): vector for vendor in VENDORS for vector in vectors_of(vendor)
-}
+VECTORS = {(vendor, vector["id"]): vector for vendor in VENDORS for vector in vectors_of(vendor)}
 # The vendor's names of events, in the mapping of each app; no app has a `stable_id`.
 EVENTS = {
     "appsflyer": ("app_start", "af_purchase", "install", "loyal_click", "Level Up"),
@@ -109,4 +107,3 @@ async def test_reports_of_one_action_are_one_event(server: Process) -> None:
     for name in ("af-001", "af-003"):
         await send(server.port, "appsflyer", VECTORS["appsflyer", name], token)
     assert await row_of(server.database_url, token)
-

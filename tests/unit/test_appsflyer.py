@@ -222,8 +222,9 @@ def test_order_identifies_the_purchase(value: object) -> None:
 
 
 NO_ORDERS: list[object] = [
-    "", "{}", "[]", "null", None, 7, "{", '{"af_order_id":"o1"', {"af_order_id": 0}, "{af_order_id}",
-    {"af_order_id": {}}, {"af_order_id": []}, {"af_order_id": True}, [{"af_order_id": "o1"}],
+    "", "{}", "[]", "null", None, 7, "{", '{"af_order_id":"o1"', {"af_order_id": 0},
+    "{af_order_id}", {"af_order_id": {}}, {"af_order_id": []}, {"af_order_id": True},
+    [{"af_order_id": "o1"}],
 ]  # fmt: skip
 
 

@@ -63,7 +63,7 @@ class TestGet(AdapterCases):
     """Branch keeps the promises of every adapter in a GET, with its stable ID."""
 
     app = CONFIGURED
-    parameters = GOOD
+    parameters: ClassVar[Mapping[str, str]] = GOOD
     # Neither user nor time are part of the identity: another event has another ID.
     another_user: ClassVar[Mapping[str, str]] = {
         "user_data.developer_identity": "usr_br_2", "id": "635390319521351355",
