@@ -7,7 +7,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, unquote_plus
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from app.normalize import clean
@@ -256,6 +256,8 @@ def test_no_decoding_of_an_object_holds_a_secret(pairs: list[Member]) -> None:
 @given(st.binary(max_size=60), st.sampled_from([FORM, JSON, "", "text/plain"]))
 def test_bytes_without_a_secret_are_unchanged(raw: bytes, content_type: str) -> None:
     """Whatever the bytes, they stay as they are where no secret and no name of one is in them."""
+    texts = decodings(raw)
+    assume(not any(word in text for text in texts for word in ("secret", *OMITTED, *PLANTED)))
     assert redact_query(raw, OMITTED, PLANTED) == raw
     assert redact_body(content_type, raw, OMITTED, PLANTED) == raw
     assert redact_text(raw.decode("latin-1"), PLANTED) == raw.decode("latin-1")
