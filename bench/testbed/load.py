@@ -18,6 +18,7 @@ import msgspec
 
 from app.dev.embedded import unpack
 from bench.testbed.callbacks import APPS, EVENTS, SECRET
+from bench.testbed.messages import message_file
 from bench.testbed.process import ROOT, BenchError
 
 CONNECTIONS = 64
@@ -202,11 +203,6 @@ def settings(mix: Mix) -> dict[str, str]:
         "UNMAPPED": str(mix.unmapped),
         "RUN": f"r{secrets.token_hex(4)}",
     }
-
-
-def message_file(vendor: str) -> Path:
-    """Return the file of a vendor's message, with blanks such as `@user@`."""
-    return _BENCH / "messages" / f"{vendor}.json"
 
 
 def program(name: str) -> Path:
