@@ -18,10 +18,6 @@ USERS: Mapping[str, str] = MappingProxyType({
 NOTHING: Values = MappingProxyType({})
 
 
-def _no_activities(_: Values) -> Sequence[str]:
-    return ()
-
-
 class Names(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The parameters of a vendor: `event` and `users` by precedence, and the columns' names.
 
@@ -37,7 +33,7 @@ class Names(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """
 
     event: tuple[str, ...] = ("event_token",)
-    activities: Callable[[Values], Sequence[str]] = _no_activities
+    activities: Callable[[Values], Sequence[str]] = lambda _: ()
     is_kind_too: bool = False
     time: str = "created_at"
     users: Mapping[str, str] = USERS
@@ -56,8 +52,8 @@ class Names(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def columns(self) -> Mapping[str, str]:
         """The column of each parameter that has one, and that an app may leave empty."""
-        columns = {name: column for column, name in self.users.items()}
-        return {**columns, self.os_name: "os_name", self.country: "country"}
+        columns = {**self.users, "os_name": self.os_name, "country": self.country}
+        return {name: column for column, name in columns.items()}
 
     @cached_property
     def not_kept(self) -> frozenset[str]:

@@ -87,7 +87,8 @@ def make_event(
     is_own = app.stable_id is not None and stable_id is not None
     if names.unique and not names.unique.isdisjoint(stable_names):
         user = NO_USER
-    user = user or (NO_USER if is_own else _fingerprint(present, {names.time, *stable_names}))
+    if user is None:
+        user = NO_USER if is_own else _fingerprint(present, {names.time, *stable_names})
     os_name = names.os_names.get(present.get(names.os_name, "").lower())
     country = normalize.country(present[names.country]) if names.country in present else None
     properties = _properties(present, names, os_name, country, ignored)
@@ -127,8 +128,7 @@ def _identifiers(
             if value is None:
                 ignored.append(name)
             else:
-                spell = _SPELLINGS.get(column)
-                value = spell(value) if spell else value
+                value = _SPELLINGS.get(column, str)(value)
                 user = user or (column, value)
         identifiers.append(value)
     for name in names.devices:
@@ -170,21 +170,14 @@ def _fingerprint(present: Values, left_out: Iterable[str]) -> tuple[str, str]:
 
 
 def _properties(
-    present: Values,
-    names: Names,
-    os_name: str | None,
-    country: str | None,
-    ignored: Iterable[str],
+    present: Values, names: Names, os_name: str | None, country: str | None, ignored: Iterable[str]
 ) -> dict[str, str]:
     """Return every parameter that has no column, as it was sent."""
-    not_kept = names.not_kept
-    properties = {name: value for name, value in present.items() if name not in not_kept}
+    properties = {name: value for name, value in present.items() if name not in names.not_kept}
     event = names.event[0]
-    if event not in properties:  # one name for analysts
-        for other in names.event:
-            if other in properties:
-                properties[event] = properties.pop(other)
-                break
+    for other in names.event[1:]:  # one name for analysts
+        if other in properties and event not in properties:
+            properties[event] = properties.pop(other)
     # The text is kept too if the column does not hold all of it.
     if names.os_name in present and present[names.os_name].lower() != os_name:
         properties[names.os_name] = present[names.os_name]

@@ -1,7 +1,7 @@
 """From the bytes of a verified request to a callback: its parameters, clean and counted."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
@@ -9,19 +9,10 @@ from functools import partial
 from app.access import PublicHeaders
 from app.errors import MalformedBody, TooManyParameters, Unavailable
 from app.event import OLDEST_OCCURRED_AT, Callback
-from app.parameters import (
-    NO_BODY,
-    PARAMETERS_MAX,
-    UNCOUNTED_BYTES,
-    Body,
-    parse_form,
-    read_body,
-)
+from app.parameters import AT_ONCE_BYTES, NO_BODY, PARAMETERS_MAX, Body, parse_form, read_body
 from app.settings import ROW_LIFE_MIN_D
 from app.vendor import Vendor
 
-# A larger body is parsed in a thread, since it would block the event loop too long.
-BODY_AT_ONCE_BYTES = UNCOUNTED_BYTES
 # Limit on large bodies that wait for the thread: the connections' budget counts them no longer.
 WAITING_MAX_BYTES = 64 * 1024 * 1024
 
@@ -54,20 +45,14 @@ def make_callback(
         in_body=None if body is NO_BODY else partial(_in_body, body),
         unfilled=vendor.unfilled,
     )
-    if body is not NO_BODY and len(in_query) + body.members_max > PARAMETERS_MAX:
-        _count(callback.parameters)
+    may_be_many = body is not NO_BODY and len(in_query) + body.members_max > PARAMETERS_MAX
+    if may_be_many and len(callback.parameters) > PARAMETERS_MAX:
+        raise TooManyParameters
     return callback
 
 
-def _count(parameters: Collection[str]) -> None:
-    if len(parameters) > PARAMETERS_MAX:
-        raise TooManyParameters
-
-
 def _in_body(body: Body) -> Mapping[str, str]:
-    parameters = body.parse()
-    parameters.pop("secret", None)
-    return parameters
+    return {name: value for name, value in body.parse().items() if name != "secret"}
 
 
 class Bodies:
@@ -78,9 +63,10 @@ class Bodies:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
         self._waiting_bytes = 0
 
-    async def read(self, content_type: str, body: bytes) -> Body:
+    async def read(self, headers: Mapping[str, str], body: bytes) -> Body:
         """Return a readable body; raises MalformedBody, TooManyParameters, Unavailable."""
-        if len(body) <= BODY_AT_ONCE_BYTES:
+        content_type = headers.get("content-type", "")
+        if len(body) <= AT_ONCE_BYTES:
             readable = read_body(content_type, body)
         else:
             readable = await self._read_large(content_type, body)

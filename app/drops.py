@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache, partial
+from time import monotonic
 
 from msgspec.structs import replace
 
 from app.buffer import WriteBuffer
-from app.dropped import SUBJECT_MAX, Dropped, RejectedRequest, decode_event, encode_event
+from app.dropped import Dropped, RejectedRequest, decode_event, encode_event
 from app.errors import QuarantineBusy, QuarantineFailed, Unavailable
 from app.normalize import clean
 from app.redaction import redact_body, redact_query, redact_text
@@ -29,6 +30,9 @@ BATCH_MAX, BUFFER_MAX = 1_000, 5_000
 BATCH_MAX_BYTES, BUFFER_MAX_BYTES = 1024 * 1024, 16 * 1024 * 1024
 # The interval at which the usage is read, and rejected requests are written.
 TICK_S = 1.0
+# The part of the time that reads of the usage may take: with very many accounts they are slow, and
+# drops wait meanwhile. But they are not put off for longer than the pause.
+USAGE_SHARE, USAGE_PAUSE_MAX_S = 0.05, 10.0
 # Texts whose redaction is remembered.
 TEXTS_MAX = 1_000
 REJECTED_PER_TICK = 5
@@ -89,19 +93,19 @@ class Drops:
         if why:
             _skip(dropped, why)
             return
-        admitted = dropped
+        account = Account(dropped.workspace_id, dropped.reason.value, dropped.account)
+        size_bytes = dropped.size_bytes
         try:
             if len(dropped.query) + len(dropped.body) <= REDACTED_AT_ONCE_BYTES:
                 dropped = self._redacted(dropped, omitted)
             else:
                 dropped = await self._redacted_apart(dropped, omitted)
-            owner = Account(dropped.workspace_id, dropped.reason.value, dropped.account)
-            await self._buffer.submit(dropped, owner, dropped.size_bytes)
+            await self._buffer.submit(dropped, account, size_bytes)
         except Unavailable:
             raise _busy(dropped) from None
         finally:
             # Of a caller that hangs up earlier than of the others: the buffer keeps its drop.
-            self._shares.release(admitted)
+            self._shares.release(account, size_bytes)
 
     @property
     def wants_rejected(self) -> bool:
@@ -144,30 +148,40 @@ class Drops:
 
     def _redacted(self, dropped: Dropped, omitted: Collection[str]) -> Dropped:
         secrets = self._secrets
-        content_type = clean(dropped.content_type)[:SUBJECT_MAX]
         return replace(
             dropped,
-            app_token=self._redact(dropped.app_token[:SUBJECT_MAX]),
+            app_token=self._redact(dropped.app_token),
             subject=self._redact(dropped.subject),
             account=self._redact(dropped.account),
             query=redact_query(dropped.query, omitted, secrets),
-            content_type=self._redact(content_type),
-            body=dropped.body and redact_body(content_type, dropped.body, omitted, secrets),
+            content_type=self._redact(dropped.content_type),
+            body=dropped.body and redact_body(dropped.content_type, dropped.body, omitted, secrets),
             event=dropped.event and _redacted_event(dropped.event, secrets),
         )
 
     async def _keep_up(self, quarantine: Quarantine) -> None:
-        """Read the usage, and write rejected requests, once a second; never returns."""
+        """Write rejected requests, and read the usage, once a second; never returns.
+
+        The usage is read less often where that is slow.
+        """
+        usage_from = 0.0
         while True:
             # The next drop fails for the same reason, and is logged.
             with suppress(Exception):
                 if rejected := self._rejected:
                     self._rejected = []
                     await quarantine.reject(rejected)
-                self._shares.begin()
-                self._shares.update(await quarantine.usage())
-                QUARANTINE_BYTES.set(self._shares.total_bytes)
+                if (started := monotonic()) >= usage_from:
+                    self._shares.begin()
+                    self._shares.update(await quarantine.usage(self._shares.small_bytes))
+                    QUARANTINE_BYTES.set(self._shares.total_bytes)
+                    usage_from = monotonic() + usage_pause_s(monotonic() - started)
             await asyncio.sleep(TICK_S)
+
+
+def usage_pause_s(read_s: float) -> float:
+    """Return the least pause after a read of the usage that took `read_s`."""
+    return min(read_s / USAGE_SHARE, USAGE_PAUSE_MAX_S)
 
 
 def _redacted_event(encoded: bytes, secrets: Collection[str]) -> bytes:

@@ -46,25 +46,17 @@ class UnknownVendor(Rejected):
 
 
 class Malformed(GatewayError):
-    """A verified callback that cannot be read: kept in quarantine, and counted as dropped.
-
-    `body` is its body where the caller has not got it.
-    """
+    """A verified callback that cannot be read: kept in quarantine, and counted as dropped."""
 
     status = 400
-
-    def __init__(self, reason: str, body: bytes = b"") -> None:
-        super().__init__(reason)
-        self.body = body
+    message = "Malformed body."
 
 
 class MalformedBody(Malformed):
     """The body is neither a form nor a JSON object."""
 
-    message = "Malformed body."
-
-    def __init__(self, body: bytes = b"") -> None:
-        super().__init__("malformed_body", body)
+    def __init__(self) -> None:
+        super().__init__("malformed_body")
 
 
 class TooManyParameters(Malformed):

@@ -50,19 +50,13 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     in_body: Callable[[], Mapping[str, str]] | None = None
     unfilled: re.Pattern[str] = UNFILLED
 
-    @property
+    @cached_property
     def parameters(self) -> Mapping[str, str]:
         """The parameters of the URL and of a form or JSON body; those of the URL take precedence.
 
         They are clean: no NUL, no lone surrogate, no white space around a value.
         """
-        if self.in_body is None:
-            return self.query
-        return self._parameters_of_both
-
-    @cached_property
-    def _parameters_of_both(self) -> Mapping[str, str]:
-        return {**self.in_body(), **self.query} if self.in_body is not None else self.query
+        return self.query if self.in_body is None else {**self.in_body(), **self.query}
 
     @property
     def present(self) -> Mapping[str, str]:
@@ -79,10 +73,6 @@ class Callback(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def content_type(self) -> str:
         """The content type of the body, as sent; empty without one."""
         return self.headers.get("content-type", "")
-
-    def is_unfilled(self, value: str) -> bool:
-        """Whether a value is a placeholder that the vendor did not fill."""
-        return self.unfilled.fullmatch(value) is not None
 
     def accepts(self, occurred_at: datetime) -> bool:
         """Whether the time of an event is acceptable: neither too old nor in the future."""

@@ -188,6 +188,8 @@ class Gateway:
         metrics.IN_FLIGHT.set(self.ingest.in_flight)
         metrics.BUFFER_EVENTS.set(len(self.buffer))
         metrics.BUFFER_LIMIT.set(self.settings.buffer_max_events)
+        if self.quarantine is not None:
+            metrics.QUARANTINE_LIMIT.set(self.settings.quarantine_max_mb * MEGABYTE)
         ahead_s = self.sink.clock_ahead_s
         metrics.CLOCK_AHEAD.set(nan if ahead_s is None else ahead_s)
         last_used = metrics.BY_WORKSPACE[metrics.SECRET_LAST_USED]

@@ -12,7 +12,7 @@ from app.normalize import clean
 
 SECRET_NAME = "secret"  # noqa: S105 - the name of a parameter
 # Shorter secrets occur in ordinary text: they are found only where they are a whole text.
-_HELD_MIN = 8
+_HELD_MIN = 6
 # Text that is escaped more often counts as a secret, so that its cost is bounded.
 _ROUNDS_MAX = 8
 
@@ -41,11 +41,16 @@ class Hidden(msgspec.Struct, frozen=True):
         if readings is None:
             return self
         every = "\n".join(readings)
+        for word in self.names | self.held | self.whole:
+            if word in every:
+                break
+        else:
+            return None
         names, held, whole = (
-            frozenset([text for text in texts if text in every])
+            frozenset(text for text in texts if text in every)
             for texts in (self.names, self.held, self.whole)
         )
-        return Hidden(names, held, whole) if names or held or whole else None
+        return Hidden(names, held, whole)
 
     def is_name(self, raw: bytes) -> bool:
         """Whether a member of this name goes."""

@@ -21,7 +21,8 @@ from app.errors import (
     WriteFailed,
 )
 from app.event import App, Callback, Drop, DropReason, Event, Outcome, Retries
-from app.parameters import NO_BODY, Body
+from app.normalize import clean
+from app.parameters import NO_BODY
 from app.telemetry.metrics import IDENTIFIERS_IGNORED, REJECTED
 from app.telemetry.observer import Submit, Verifier
 from app.telemetry.outcomes import count_drop, count_failure
@@ -113,9 +114,9 @@ class Ingest:
         body = b""
         try:
             body = await request.read_body() if request.read_body else b""
-            readable = await self._readable(request, body) if body else NO_BODY
+            readable = await self.bodies.read(request.headers, body) if body else NO_BODY
             callback = self._read(vendor, request.query, readable, request.headers, self._now())
-            event = self._event(vendor, callback, app)
+            event = self._event(request, vendor, callback, app)
             if isinstance(event, Drop):
                 await self._drop(request, app, event, callback.received_at, body)
                 return DROPPED
@@ -130,16 +131,13 @@ class Ingest:
             return receipt
         except Malformed as error:
             drop = Drop(DropReason.MALFORMED, error.reason)
-            await self._drop(request, app, drop, self._now(), body or error.body)
+            await self._drop(request, app, drop, self._now(), body)
             raise
         except Unavailable as error:  # no write was attempted
             count_failure(request.vendor, owner or "", error.reason)
             raise
         finally:
             self.in_flight -= 1
-
-    async def _readable(self, request: Request, body: bytes) -> Body:
-        return await self.bodies.read(request.headers.get("content-type", ""), body)
 
     def _traced(self, request: Request, error: Rejected) -> Rejected:
         """Return the error of a request that is turned away; its trace is kept, within limits."""
@@ -163,7 +161,8 @@ class Ingest:
             received_at=received_at, vendor=request.vendor,
             workspace_id=app.workspace_id if app else "", app_token=app_token[:SUBJECT_MAX],
             reason=drop.reason, subject=drop.subject[:SUBJECT_MAX], method=request.method,
-            query=request.query, content_type=request.headers.get("content-type", ""), body=body,
+            query=request.query, body=body,
+            content_type=clean(request.headers.get("content-type", ""))[:SUBJECT_MAX],
         )  # fmt: skip
         await self._drops.keep(dropped, app.omit if app else ())
 
@@ -177,10 +176,12 @@ class Ingest:
         )  # fmt: skip
         await self._drops.keep(dropped)
 
-    def _event(self, vendor: Vendor, callback: Callback, app: App | None) -> Event | Drop:
+    def _event(
+        self, request: Request, vendor: Vendor, callback: Callback, app: App | None
+    ) -> Event | Drop:
         """Return the event of a callback, or the reason to drop it; raises Unavailable."""
         if app is None:
-            return Drop(DropReason.UNKNOWN_APP, callback.query.get("app_token", ""))
+            return Drop(DropReason.UNKNOWN_APP, sent_app_token(request.query) or "")
         try:
             event = vendor.parse(callback, app)
             if isinstance(event, Event):

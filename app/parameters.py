@@ -14,8 +14,9 @@ PARAMETERS_MAX = 4_000
 _WHITE_SPACE = WHITE_SPACE.encode()
 FORM = "application/x-www-form-urlencoded"
 
-# A body of this size holds fewer members than PARAMETERS_MAX, since each has at least five bytes.
-UNCOUNTED_BYTES = 16 * 1024
+# A larger body is parsed in a thread, since it would block the event loop too long. A JSON object
+# of this size holds fewer members than PARAMETERS_MAX, since each has at least five bytes.
+AT_ONCE_BYTES = 16 * 1024
 
 _BOM = b"\xef\xbb\xbf"
 _SAFE = bytes(range(0x21, 0x7F))
@@ -114,7 +115,7 @@ def read_body(content_type: str, body: bytes) -> Body | None:
 
 
 def _read_json(raw: bytes) -> Body | None:
-    if len(raw) <= UNCOUNTED_BYTES and is_ordinary(raw):
+    if len(raw) <= AT_ONCE_BYTES and is_ordinary(raw):
         return Body(raw)
     text = raw.decode("utf-8", "replace")
     parameters = parse_object(text, PARAMETERS_MAX)

@@ -11,6 +11,7 @@ from app.hidden import Hidden, encoded, hidden_words
 from app.normalize import clean
 from app.parameters import PARAMETERS_MAX, decode, parse_body
 
+CREDENTIAL = b"secret="
 # A text, a bracket, or numbers and constants with the marks around them. For valid JSON only.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[][{}]|[^][{}"]++', re.DOTALL)
 _MARKS = b":, \t\n\r"
@@ -28,11 +29,12 @@ def redact_query(query: bytes, omitted: Collection[str], secrets: Collection[str
     if query.count(b"&") >= PARAMETERS_MAX:
         return b"" if anything.is_named_in(query) else query
     # The credential as vendors send it goes first: few queries hold anything else to hide.
-    pairs = [pair for pair in query.split(b"&") if not pair.startswith(b"secret=")]
-    query = b"&".join(pairs)
+    if query.startswith(CREDENTIAL):
+        query = query.partition(b"&")[2]
     hidden = anything.found_in(query)
     if hidden is None:
         return query
+    pairs = query.split(b"&")
     members = [
         (clean(decode(name)), hidden.is_name(name) or hidden.is_value(value))
         for name, _, value in (pair.partition(b"=") for pair in pairs)

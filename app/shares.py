@@ -7,13 +7,17 @@ from datetime import date
 from msgspec.structs import replace
 
 from app.dropped import Dropped
-from sinks import SMALL_BYTES, Account
+from sinks import Account
 
 # A longer callback is not kept.
 CALLBACK_MAX_BYTES = 64 * 1024
+# An account below this size is a small one.
+SMALL_BYTES = 1_000_000
 # Parts of quarantine: of one account, of one workspace, and the part beyond which only a small
 # account has a place.
 ACCOUNT_SHARE, WORKSPACE_SHARE, OPEN_SHARE = 1 / 4, 1 / 2, 3 / 4
+# Accounts below this part need not be read one by one: each may exceed its share by as much.
+UNREAD_SHARE = 1 / 100
 # Subjects of a workspace and reason that have an account of their own, each day; further ones
 # share one. A sender may make up a new subject for each callback.
 ACCOUNTS_MAX = 1_000
@@ -24,11 +28,13 @@ class Shares:
     """Admits drops by the last known usage of quarantine, and by the drops admitted since.
 
     Drops that other processes have kept since that usage was read are not counted: quarantine
-    may exceed a bound by as much as they keep in a second.
+    may exceed a bound by as much as they keep between two reads.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        # Below it, the accounts of a workspace may be read as one.
+        self.small_bytes = min(SMALL_BYTES, int(UNREAD_SHARE * max_bytes))
         self._workspaces: defaultdict[str, int] = defaultdict(int)
         self._accounts: defaultdict[Account, int] = defaultdict(int)
         # Admitted, and neither committed nor failed.
@@ -67,10 +73,9 @@ class Shares:
             self._add(account, size_bytes)
         return dropped, why
 
-    def release(self, dropped: Dropped) -> None:
-        """Note that an admitted drop is committed, or has failed."""
-        account = Account(dropped.workspace_id, dropped.reason.value, dropped.account)
-        self._pending[account] -= dropped.size_bytes
+    def release(self, account: Account, size_bytes: int) -> None:
+        """Note that an admitted drop of this size is committed, or has failed."""
+        self._pending[account] -= size_bytes
         if self._pending[account] <= 0:
             del self._pending[account]
 

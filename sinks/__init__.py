@@ -48,10 +48,6 @@ class Sink(Protocol):
         ...
 
 
-# An account below this size is a small one.
-SMALL_BYTES = 1_000_000
-
-
 class Account(NamedTuple):
     """The drops whose size is counted together."""
 
@@ -71,10 +67,10 @@ class Quarantine(Protocol):
         """Keep the traces of rejected requests; the oldest go where there are too many."""
         ...
 
-    async def usage(self) -> Mapping[Account, int]:
+    async def usage(self, small_bytes: int) -> Mapping[Account, int]:
         """Return the bytes in quarantine by account.
 
-        The accounts of a workspace below SMALL_BYTES come as one, without reason and subject.
+        The accounts of a workspace below `small_bytes` come as one, without reason and subject.
         """
         ...
 

@@ -1,6 +1,7 @@
 """The places that hold the secret of the tests, although none may: files, tables, Redis."""
 
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,14 +25,16 @@ WHERE relkind IN ('r', 'p', 'v', 'm') AND nspname NOT LIKE ALL
 
 def in_files(folder: Path, needle: str) -> Iterator[str]:
     """Every file below a folder that holds the needle, or has it in its name."""
-    for path in folder.rglob("*"):
-        if needle in path.name:
-            yield f"a name in {path.parent}"
-        try:
-            if path.is_file() and path.stat().st_size and _is_in_file(path, needle):
-                yield str(path)
-        except FileNotFoundError:  # gone meanwhile
-            continue
+    # Unlike `rglob`, `walk` passes over a folder that is gone when its turn comes.
+    for parent, folders, files in os.walk(folder):
+        if any(needle in name for name in (*folders, *files)):
+            yield f"a name in {parent}"
+        for path in map(Path(parent).joinpath, files):
+            try:
+                if path.is_file() and path.stat().st_size and _is_in_file(path, needle):
+                    yield str(path)
+            except FileNotFoundError:  # gone meanwhile
+                continue
 
 
 def _is_in_file(path: Path, needle: str) -> bool:

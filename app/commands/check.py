@@ -146,8 +146,8 @@ def _check_retries(report: Report, settings: Settings, name: str, vendor: Vendor
         report.warn(
             f"vendor {name}",
             f"gives up after {VENDOR_TIMEOUT_S} s, but COMMIT_TIMEOUT_S is "
-            f"{settings.commit_timeout_s:g}: an event that is written later may be sent twice, "
-            "or counted as failed by the vendor",
+            f"{settings.commit_timeout_s:g}: an event whose commit takes longer is sent once more, "
+            "and is lost if both commits fail",
         )
 
 

@@ -99,6 +99,7 @@ async def _lines(
     """
     has_started = False
     failures = 0
+    arrived: dict[str, Arrivals] = {}
     while True:
         try:
             async with hosts.connected(
@@ -107,26 +108,34 @@ async def _lines(
                 await drops.require_quarantine(connection)
                 while True:
                     started = time.monotonic()
-                    arrived = await _read(connection, followers)
+                    await _read(connection, followers, arrived)
                     pause_s = min((time.monotonic() - started) / READ_SHARE, POLL_MAX_S)
                     if failures or not has_started:
                         yield "connected again" if failures else "waiting for callbacks"
                     for line in _ordered(arrived, show_ids=show_ids) if has_started else ():
                         yield line
+                    arrived.clear()
                     has_started, failures = True, 0
                     await asyncio.sleep(max(pause_s, POLL_S))
         except DatabaseError as error:
             if not has_started:
                 raise
+            # The first of its reads may have succeeded, and their rows are not returned again.
+            for line in _ordered(arrived, show_ids=show_ids):
+                yield line
+            arrived.clear()
             if not failures:
                 yield f"database: {error}; trying again"
         failures += 1
         await asyncio.sleep(min(2.0 ** (failures - 1), RETRY_MAX_S))
 
 
-async def _read(connection: hosts.Connection, followers: Followers) -> Mapping[str, Arrivals]:
+async def _read(
+    connection: hosts.Connection, followers: Followers, arrived: dict[str, Arrivals]
+) -> None:
     now = await server_time(connection)
-    return {name: await each.read(connection, now) for name, each in followers.items()}
+    for name, each in followers.items():
+        arrived[name] = await each.read(connection, now)
 
 
 def _ordered(arrived: Mapping[str, Arrivals], *, show_ids: bool) -> Sequence[Line]:

@@ -111,6 +111,11 @@ QUARANTINE_BYTES = Gauge(
     "Size of quarantine, as last read from the database.",
     multiprocess_mode="livemax",
 )
+QUARANTINE_LIMIT = Gauge(
+    "flokit_quarantine_limit_bytes",
+    "Size that quarantine may reach; 0 while it is off.",
+    multiprocess_mode="livemax",
+)
 UNEXPECTED = Counter(
     "flokit_errors_unexpected",
     "Requests answered 500 for an unexpected error: each is a defect.",

@@ -20,7 +20,7 @@ BATCH_MAX_EVENTS = Settings().batch_max_events
 ROUND_TRIPS = 3
 # In a roll-out all old pods may still drain beside the new ones, each connection may linger beside
 # its successor, and the operators' commands run.
-CONNECTIONS_OF_A_POD = 2
+CONNECTIONS_OF_A_POD = 3
 LINGERING = 2
 CONNECTIONS_OF_OPERATORS = 4
 DAY_S = 86_400

@@ -37,6 +37,8 @@ SETTLE_S = 2.0
 PATIENCE_S = 60.0
 # Different requests of the flood; generating each would cost more than sending it.
 REQUESTS = 1_000
+# Of the flood: so many of its callbacks are in flight at most.
+CONNECTIONS = 256
 # Every drop of the rounds has a place in quarantine; of the last part only those of a share.
 ROOM_MB, SMALL_MB = 1_000_000, 8
 SINGLES = 5
@@ -209,7 +211,7 @@ def _requests() -> Callable[[int], tuple[str, bytes]]:
 
 
 async def _send(port: int, rate: float) -> None:
-    await Callers(port, _requests()).offer(rate, sys.maxsize)
+    await Callers(port, _requests()).flood(rate, CONNECTIONS)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,19 @@ class Callers:
         record.duration_s = time.monotonic() - record.started
         return record
 
+    async def flood(self, rate: float, in_flight_max: int) -> None:
+        """Send at a rate, without an end; a request that finds no place in flight is left out.
+
+        Else a stall of the machine would be followed by thousands at once.
+        """
+        record = self._begin()
+        while True:
+            due = int((time.monotonic() - record.started) * rate)
+            while record.sent < due and self.in_flight < in_flight_max:
+                self._send(time.monotonic())
+            record.sent = due
+            await asyncio.sleep(TICK_S)
+
     async def keep_busy(self, callers: int, duration_s: float) -> Record:
         """Keep so many requests in flight: each answer is followed by the next request."""
         record = self._begin()

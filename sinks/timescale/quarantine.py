@@ -17,8 +17,6 @@ from sinks.timescale.connection import OpenSession, ReconnectingConnection
 from sinks.timescale.schema import keep_chunk_ahead
 from sinks.timescale.session import Session, open_session, unit
 
-# The accounts below it come as one of their workspace.
-SMALL_BYTES = 1_000_000
 REJECTED_MAX = 10_000
 # The interval at which the chunk of the coming day is made, and its wait for a lock.
 CHUNKS_S = 60.0
@@ -54,17 +52,17 @@ DELETE FROM rejected WHERE rejected_id IN (
     ORDER BY rejected_id FOR UPDATE SKIP LOCKED
 )
 """  # noqa: S608 - made of constants
-_USAGE = f"""
+_USAGE = """
 SELECT workspace_id,
     CASE WHEN is_small THEN '' ELSE reason END, CASE WHEN is_small THEN '' ELSE subject END,
     sum(bytes)::int8
 FROM (
     SELECT workspace_id, reason, subject, sum(bytes) AS bytes,
-        sum(bytes) < {SMALL_BYTES} AS is_small
+        sum(bytes) < $1::int8 AS is_small
     FROM quarantine_usage GROUP BY workspace_id, reason, subject
 ) AS accounts
 GROUP BY 1, 2, 3
-"""  # noqa: S608 - made of constants
+"""
 
 Result = TypeVar("Result")
 
@@ -113,9 +111,9 @@ class TimescaleQuarantine:
         rows = columns(map(msgspec.structs.astuple, requests))
         await self._run(lambda session: session.execute(_REJECT, *rows))
 
-    async def usage(self) -> Mapping[Account, int]:
+    async def usage(self, small_bytes: int) -> Mapping[Account, int]:
         """See `Quarantine`. Raises TimeoutError after the commit time-out."""
-        records = await self._run(lambda session: session.fetch(_USAGE))
+        records = await self._run(lambda session: session.fetch(_USAGE, small_bytes))
         return {Account(*record[:3]): record[3] for record in records}
 
     async def close(self) -> None:

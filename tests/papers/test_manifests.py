@@ -132,7 +132,8 @@ def test_gateway_does_not_own_the_tables() -> None:
     assert environment_of("retain")["DATABASE_URL"] == owner
     assert environment_of()["DATABASE_URL"] != owner
     assert environment_of("migrate").keys() == {"DATABASE_URL"}
-    assert environment_of("retain")["RETENTION_D"] == environment_of()["RETENTION_D"]
+    for name in ("RETENTION_D", "QUARANTINE_D"):
+        assert environment_of("retain")[name] == environment_of()[name]
 
 
 def test_container_runs_one_process() -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
+from app.commands.check_database import CONNECTIONS_PER_WORKER
 from app.dev.embedded import unpack
 from app.gateway import CLOSE_PER_COMMIT
 from app.http.app import KEEP_ALIVE_TIMEOUT_S, RESPONSE_TIMEOUT_S
@@ -18,10 +19,9 @@ from app.settings import read_settings
 from app.telemetry import metrics
 from tests.kustomize import K8S, container, environment_of, of_kind, pods, the
 
-# See `TimescaleSink`: one for batches, one for contested events.
-CONNECTIONS = 2
-# The parts that `Gateway.close` gives time to, one after the other: buffers, claims, sink.
-CLOSED_IN_TURN = 3
+# The parts that `Gateway.close` gives time to, one after the other: buffers, claims, sink,
+# quarantine. Without traces the observer takes none.
+CLOSED_IN_TURN = 4
 # PostgreSQL's `superuser_reserved_connections`.
 RESERVED = 3
 # `migrate`, `retain`, `check`, and an operator with psql.
@@ -93,7 +93,7 @@ def test_database_has_enough_connections() -> None:
     replicas = autoscaler["spec"]["maxReplicas"]
     surge = the("Deployment")["strategy"]["rollingUpdate"]["maxSurge"]
     processes = (2 * replicas + surge) * settings().workers
-    assert 2 * CONNECTIONS * processes + OPERATORS <= most - RESERVED
+    assert 2 * CONNECTIONS_PER_WORKER * processes + OPERATORS <= most - RESERVED
 
 
 def test_full_buffer_fits_into_memory() -> None:

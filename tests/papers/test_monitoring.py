@@ -196,6 +196,7 @@ async def trouble(first: Process, second: Process, gateways: Gateways) -> None:
             await process.callback(app_token="nobodys")
             await process.callback(event_token="{event}")
             await process.callback(event_token="", activity_kind="click")
+            await process.callback(event_token="zzzzzz")
             await process.callback(created_at="")
             await process.callback(user_id="null", adid="a1")
             await process.callback(secret="a-wrong-one")

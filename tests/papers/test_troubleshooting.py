@@ -24,8 +24,10 @@ STORY = (ROOT / "docs/analysts.md").read_text().split("## Purchases that were lo
 BASE = "http://127.0.0.1:8000"
 TAIL, WAITING = "python -m app tail", "waiting for callbacks"
 BLOCK = re.compile(r"^```(console|toml|)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# Times of arrival. The time of the events themselves is compared.
-TIME = re.compile(r"\b(?!2025)\d{4}-\d\d-\d\d \d\d:\d\d(?::\d\d)?|^\d\d:\d\d:\d\d", re.MULTILINE)
+# Times of arrival; the time of the events themselves is compared.
+TIME = re.compile(
+    r"\b(?!2025-06-21 10:00:00)\d{4}-\d\d-\d\d \d\d:\d\d(?::\d\d)?|^\d\d:\d\d:\d\d", re.MULTILINE
+)
 
 
 class Block(NamedTuple):

@@ -83,7 +83,7 @@ def test_needs_of_a_rate() -> None:
     """By hand, for 100,000/s: 25 pods of 4,000/s each, in batches of 4."""
     need = model().need(100_000)
     assert (need.pods, need.pods_surged, need.is_beyond_max) == (25, 26, True)
-    assert (need.batch.events, need.copies, need.connections) == pytest.approx((4, 25_000, 208))
+    assert (need.batch.events, need.copies, need.connections) == pytest.approx((4, 25_000, 310))
     assert need.database_cores == pytest.approx(6)  # 60 µs each
     assert need.wal_bytes == pytest.approx(52.5e6)
     assert need.redis_bytes["1 day"] == pytest.approx(100_000 * 86_400 * 150)
@@ -100,7 +100,7 @@ def test_needs_of_a_rate() -> None:
     [
         ("database_cores", 5, 3),  # 6 cores, of which each gives 2.5
         ("database_wal_mb_s", 10, 6),  # 52.5 MB/s
-        ("database_connections", 80, 3),  # 208
+        ("database_connections", 80, 4),  # 310
         ("database_disk_tb", 100, 3),  # 3.9 TB a day for 62 days
         ("kept_d", 300, 2),  # and 1,000 TB
         ("wal_kept_h", 10_000, 3),  # 189 GB an hour

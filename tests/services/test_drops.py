@@ -1,6 +1,7 @@
 """Dropped callbacks over HTTP: in quarantine before the answer, without secrets, within bounds."""
 
 import asyncio
+import gzip
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -9,10 +10,11 @@ import asyncpg
 import pytest
 
 from app.dropped import Dropped, decode_event
+from app.drops import TICK_S, usage_pause_s
 from app.event import DropReason
 from app.parameters import FORM
 from app.telemetry.metrics import KEPT
-from bench.testbed.client import Answer, get, post
+from bench.testbed.client import Answer, exchange, get, post
 from bench.testbed.process import PATIENCE_S
 from tests.gateways import SECRET, Gateways, Running, query
 from tests.loop import longest_step_s
@@ -83,6 +85,52 @@ async def test_unreadable_body_is_kept(
     [row] = await rows(connection)
     assert (row["reason"], row["subject"]) == ("malformed", "malformed_body")
     assert (row["method"], row["body"], row["content_type"]) == ("POST", body, content_type)
+
+
+@pytest.mark.parametrize("body", ["x=1", "["])
+async def test_content_type_that_is_no_text_is_kept_as_far_as_it_is_one(
+    gateways: Gateways, connection: asyncpg.Connection, body: str
+) -> None:
+    """Bytes that no text has cost neither the drop nor its content type."""
+    gateway = await gateways.start()
+    head = f"POST /ingest/adjust?{query(event_token='zzzzzz')} HTTP/1.1\r\nHost: h\r\n"
+    length = f"Content-Length: {len(body)}\r\n\r\n{body}"
+    content_type = b"Content-Type: application/x-www-form-urlencoded; a=\xff\r\n"
+    answer = await exchange(gateway.port, head.encode() + content_type + length.encode())
+    assert answer.body == DROPPED
+    [row] = await rows(connection)
+    assert row["content_type"] == "application/x-www-form-urlencoded; a="
+    assert row["body"] == body.encode()
+
+
+async def test_unknown_app_has_the_token_that_the_gateway_searched(
+    gateways: Gateways, connection: asyncpg.Connection
+) -> None:
+    """A name that only decodes to `app_token` counts for nothing, in the subject too."""
+    gateway = await gateways.start()
+    await gateway.send(f"secret={SECRET}&app%5Ftoken=abc123token&app_token=nowhere")
+    [row] = await rows(connection)
+    assert (row["reason"], row["subject"], row["app_token"]) == (
+        "unknown_app",
+        "nowhere",
+        "nowhere",
+    )
+
+
+async def test_compressed_body_is_not_kept(
+    gateways: Gateways, connection: asyncpg.Connection
+) -> None:
+    """Nobody can redact it: the rest of the callback is in quarantine."""
+    gateway = await gateways.start()
+    body = gzip.compress(query(event_token="zzzzzz").encode())
+    head = (
+        f"POST /ingest/adjust?{query()} HTTP/1.1\r\nHost: h\r\nContent-Encoding: gzip\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    assert (await exchange(gateway.port, head.encode() + body)).status == 400
+    [row] = await rows(connection)
+    assert (row["reason"], row["subject"], row["body"]) == ("malformed", "malformed_body", b"")
+    assert row["query"].decode() == query().replace(f"secret={SECRET}&", "")
 
 
 async def test_too_many_parameters_are_kept(
@@ -213,6 +261,24 @@ async def test_flood_is_kept_to_its_share(
     assert (await rows(connection))[-1]["subject"] == "single"
 
 
+async def test_flood_of_other_processes_counts_in_a_small_quarantine(
+    gateways: Gateways, connection: asyncpg.Connection
+) -> None:
+    """The quarter of a small quarantine is less than a megabyte, and holds for all processes."""
+    await connection.execute(
+        "INSERT INTO quarantine_usage VALUES"
+        " ('other', current_date, 'ws_test', 'unmapped_event', 'flood', 1, 249000)"
+    )
+    gateway = await gateways.start(QUARANTINE_MAX_MB="1")
+    async with asyncio.timeout(PATIENCE_S):
+        while (await gateway.metrics())["flokit_quarantine_bytes"] != 249_000:
+            await asyncio.sleep(0.02)
+    assert (await gateway.callback(event_token="flood", label="x" * 2_000)).body == DROPPED
+    assert await rows(connection) == []
+    assert (await gateway.callback(event_token="single", label="x" * 2_000)).body == DROPPED
+    assert len(await rows(connection)) == 1
+
+
 Send = Callable[[Running], Awaitable[Answer]]
 
 
@@ -261,6 +327,13 @@ async def test_traces_of_rejected_requests_are_capped(
             count = await connection.fetchval("SELECT count(*) FROM rejected")
             await asyncio.sleep(0.02)
     assert count <= 5
+
+
+def test_slow_reads_of_the_usage_are_rare() -> None:
+    """They take a twentieth of the time, and are ten seconds apart at most."""
+    assert usage_pause_s(0.01) < TICK_S
+    assert usage_pause_s(0.2) == pytest.approx(4)
+    assert usage_pause_s(3) == 10
 
 
 def test_every_reason_but_ignored_is_exposed_from_the_start() -> None:

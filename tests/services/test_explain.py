@@ -308,3 +308,21 @@ def test_reader_that_ends_early_is_no_error(gateway: Process) -> None:
     assert process.stderr.read() == b""
     assert process.wait(PATIENCE_S) == 141
     process.stderr.close()
+
+
+async def test_explained_drops_take_no_room_from_one_another(
+    gateway: Process, services: Services
+) -> None:
+    """However many drops are explained, each is reported as one that quarantine keeps."""
+    environ = environment(
+        gateway.database_url, services.redis_url, gateway.folder, QUARANTINE_MAX_MB="1"
+    )
+    settings = read_settings(environ, required=["WORKSPACES_FILE"])
+    explainer = Explainer(settings, vendor="adjust", address=None, at=None)
+    await explainer.start()
+    try:
+        target = f"{URL}&event_token=zzzzzz&label={'x' * 40_000}"
+        found = [(await explainer.explain(number, target)).becomes for number in range(10)]
+    finally:
+        await explainer.close()
+    assert set(found) == {"nothing: dropped, unmapped_event: zzzzzz; quarantine keeps it 14 days"}

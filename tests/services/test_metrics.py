@@ -230,7 +230,7 @@ async def test_failure_counters_begin_at_0(run: RUNS) -> None:
     for reason in metrics.FAILURES:
         series = f'flokit_callbacks_failed_total{{reason="{reason}",{callback}}}'
         assert found[series] == 0
-    for reason in ("invalid_timestamp", "refused"):
+    for reason in metrics.DROPS:
         assert found[f'flokit_callbacks_dropped_total{{reason="{reason}",{callback}}}'] == 0
     for outcome in ("received", "written", "duplicate"):
         assert found[f"flokit_callbacks_{outcome}_total{{{callback}}}"] == 0
@@ -238,6 +238,10 @@ async def test_failure_counters_begin_at_0(run: RUNS) -> None:
         assert found[f'flokit_requests_rejected_total{{reason="{reason}"}}'] == 0
     for reason in metrics.CLOSINGS:
         assert found[f'flokit_connections_unanswered_total{{reason="{reason}"}}'] == 0
+    for reason in metrics.KEPT:
+        assert found[f'flokit_quarantine_rows_total{{reason="{reason}"}}'] == 0
+    for why in metrics.SKIPS:
+        assert found[f'flokit_quarantine_skipped_total{{why="{why}"}}'] == 0
     assert found["flokit_errors_unexpected_total"] == 0
 
 
@@ -248,6 +252,7 @@ def test_reasons_that_begin_at_0_are_documented() -> None:
     for name, reasons in (
         ("requests_rejected", metrics.REJECTIONS),
         ("connections_unanswered", metrics.CLOSINGS),
+        ("quarantine_skipped", metrics.SKIPS),
     ):
         assert set(re.findall(r"`(\w+)`", rows[f"flokit_{name}_total"])) == set(reasons)
     assert set(metrics.FAILURES) <= set(
@@ -263,6 +268,7 @@ LABELS = {
     "stage": set(STAGES),
     "position": {"1"},
     "name": {*USERS, "transaction_id", "deduplication_id"},
+    "why": set(metrics.SKIPS),
     "reason": {*metrics.FAILURES, *metrics.REJECTIONS, *metrics.CLOSINGS}
     | {"adapter_error", "buffer_closed", "cancelled"}
     | {reason.value for reason in DropReason},

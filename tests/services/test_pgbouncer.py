@@ -285,7 +285,7 @@ async def test_other_data_behind_the_pooler_is_noticed(
 async def test_many_gateways_share_few_connections(
     bouncer: PgBouncer, gateways: Gateways, connection: asyncpg.Connection, store: Claims | None
 ) -> None:
-    """Six connections of three gateways share two to the server, and each event has one row."""
+    """Nine connections of three gateways share two to the server, and each event has one row."""
     await bouncer.command("SET default_pool_size = 2")
     running = [await gateways.start(claims=store) for _ in range(3)]
     users = [f"u{number}" for number in range(30)]

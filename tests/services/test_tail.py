@@ -232,6 +232,40 @@ async def test_lost_database_is_one_line_and_no_end(
     assert "connected again" in tailing.err
 
 
+async def test_read_that_fails_halfway_loses_no_line(
+    tailing: Tail, connection: asyncpg.Connection, database_url: str
+) -> None:
+    """The database goes away between the reads of two tables: the rows of the first are shown."""
+    await tailing.start()
+    locker = await asyncpg.connect(database_url)
+    async with locker.transaction():
+        await locker.execute("LOCK TABLE dropped IN ACCESS EXCLUSIVE MODE")
+        first = await waiting_pid(connection)
+        turned_away = RejectedRequest(
+            received_at=now(), vendor="", reason="wrong_secret", address="::1", hint="halfway"
+        )
+        await reject(connection, turned_away)
+        await connection.execute("SELECT pg_terminate_backend($1)", first)
+        second = await waiting_pid(connection, other_than=first)
+        await connection.execute("SELECT pg_terminate_backend($1)", second)
+    await locker.close()
+    await tailing.until_shown("halfway")
+
+
+async def waiting_pid(connection: asyncpg.Connection, other_than: int = 0) -> int:
+    """The process of the server that waits for a lock in this database."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            pid: int | None = await connection.fetchval(
+                "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+                " AND wait_event_type = 'Lock' AND pid <> $1",
+                other_than,
+            )
+            if pid is not None:
+                return pid
+            await asyncio.sleep(0.02)
+
+
 async def test_short_read_of_events_is_of_few_chunks(
     connection: asyncpg.Connection,
 ) -> None:

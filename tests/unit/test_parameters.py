@@ -3,6 +3,7 @@
 import json
 from urllib.parse import unquote_to_bytes
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 import adapters
 from app.callbacks import Bodies, make_callback
 from app.errors import TooManyParameters
-from app.parameters import FORM, PARAMETERS_MAX, escape, parse_body, parse_form
+from app.json_objects import DEPTH_MAX
+from app.normalize import clean
+from app.parameters import FORM, PARAMETERS_MAX, escape, parse_body, parse_form, read_body
 from tests.adapter_cases import RECEIVED_AT
 from tests.loop import longest_step_s
 
@@ -281,6 +284,84 @@ def test_raw_bytes_read_like_escaped_ones(sent: dict[str, str]) -> None:
     assert parse_form(raw) == parse_form(escape(raw))
 
 
+ORDINARY = {
+    "an object": b'{"a":"x","b":{"c":[1]}}',
+    "white space around": b" \n{}\t",
+    "a byte order mark": b'\xef\xbb\xbf {"a":1}',
+    "a repeated name": b'{"a":1,"a":2}',
+    "more digits than a number may have": b'{"a":' + b"9" * 5000 + b"}",
+    "nesting": b'{"a":' + b"[" * 300 + b"]" * 300 + b"}",
+}
+
+
+@pytest.mark.parametrize("body", ORDINARY.values(), ids=ORDINARY)
+def test_ordinary_object_is_parsed_on_demand(body: bytes) -> None:
+    """Only the syntax of an object is checked, and an adapter may decode it itself."""
+    readable = read_body(JSON, body)
+    assert readable is not None
+    assert readable.parameters is None
+    assert msgspec.json.decode(readable.json, type=dict[str, msgspec.Raw]).keys() == (
+        readable.parse().keys()
+    )
+
+
+MENDED = {
+    "a lone surrogate": (rb'{"a":"x\ud83dy\ude00"}', b'{"a":"xy"}'),
+    "lone ones beside a pair": (
+        rb'{"a\udc00":"\ud83d\uD83D\uDE00\ude00"}', rb'{"a":"\uD83D\uDE00"}',
+    ),
+    "a backslash before it": (rb'{"a":"\\ud83d\\\ud83d"}', rb'{"a":"\\ud83d\\"}'),
+    "bytes that are not UTF-8": (b'{"a":"\xff"}', '{"a":"\ufffd"}'.encode()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "mended"), MENDED.values(), ids=MENDED)
+def test_object_is_mended_for_adapters(body: bytes, mended: bytes) -> None:
+    """An object that msgspec refuses is mended, with the same parameters as before."""
+    readable = read_body(JSON, body)
+    assert readable is not None
+    assert readable.json == mended
+    decoded = msgspec.json.decode(readable.json, type=dict[str, str])
+    assert readable.parse() == parse_body(JSON, body) == decoded
+
+
+def test_object_that_is_too_deep_for_an_adapter_is_malformed() -> None:
+    """A depth that leaves an adapter no stack is refused, and the number of brackets alone not."""
+    deepest = b'{"a":' + b"[" * (DEPTH_MAX - 1) + b"]" * (DEPTH_MAX - 1) + b"}"
+    assert read_body(JSON, deepest)
+    assert read_body(JSON, b'{"a":[' + deepest + b"]}") is None
+    wide = b'{"a":[' + b",".join([b"[]"] * 2 * DEPTH_MAX) + b'],"b":"' + b"[" * 9_999 + b'"}'
+    assert read_body(JSON, wide)
+
+
+@given(st.text('{}[]",:\\0123456789.eE+-nulltrefasdNI \n\t\x00\ufeff\ud800'))
+@example('{"\\ud800\\u0000":"\\udc00 "}')
+def test_almost_json_is_read_by_msgspec_or_refused(text: str) -> None:
+    """An object that adapters get is one that msgspec decodes, and that has its parameters."""
+    body = text.encode("utf-8", "surrogatepass")
+    for raw in (body, b'{"a":"' + body + b'"}', b'{"a":' + body + b"}"):
+        readable = read_body(JSON, raw)
+        if readable is not None and readable.json:
+            decoded = msgspec.json.decode(readable.json)
+            assert {clean(name) for name in decoded} == readable.parse().keys()
+
+
+@pytest.mark.parametrize("size", [4_000, 15_000, 60_000])
+@pytest.mark.no_cover
+async def test_json_body_holds_the_loop_for_less_than_20_ms(size: int) -> None:
+    """Objects of many members, and deep ones, are read within the limit, or in the thread."""
+    half = b"[" * 200 + b"]" * 200
+    for filler in (b'"a":1', b'"b":"\\ud83d"', b'"c":' + half, b'"d":[{"a":"\\"["}]'):
+        body = b"{" + b",".join([filler] * (size // len(filler))) + b"}"
+        bodies = Bodies()
+
+        async def read(body: bytes = body, bodies: Bodies = bodies) -> None:
+            readable = await bodies.read({"content-type": JSON}, body)
+            make_callback(ADJUST, b"a=b", readable, {}, RECEIVED_AT, retention_d=0)
+
+        assert min([await longest_step_s(read()) for _ in range(5)]) < 0.02
+
+
 @pytest.mark.no_cover
 async def test_most_parameters_hold_the_loop_for_less_than_20_ms() -> None:
     """A URL and a body that are full of encoded parameters are not taken apart in one go."""
@@ -288,7 +369,7 @@ async def test_most_parameters_hold_the_loop_for_less_than_20_ms() -> None:
     bodies = Bodies()
 
     async def take_apart() -> None:
-        body = await bodies.read(FORM, full)
+        body = await bodies.read({"content-type": FORM}, full)
         make_callback(ADJUST, full, body, {}, RECEIVED_AT, retention_d=0)
 
     assert min([await longest_step_s(take_apart()) for _ in range(5)]) < 0.02

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from app.dropped import Dropped
 from app.event import DropReason
-from app.shares import ACCOUNTS_MAX, CALLBACK_MAX_BYTES, Shares
-from sinks import SMALL_BYTES, Account
+from app.shares import ACCOUNTS_MAX, CALLBACK_MAX_BYTES, SMALL_BYTES, Shares
+from sinks import Account
 from tests.adapter_cases import RECEIVED_AT
 
 MEGABYTE = 1_000_000
 MAX_BYTES = 40 * MEGABYTE
 UNMAPPED, TIME = DropReason.UNMAPPED_EVENT, DropReason.INVALID_TIMESTAMP
+FLOOD = Account("ws", UNMAPPED.value, "flood")
 
 
 def drop(
@@ -87,16 +88,16 @@ def test_usage_that_was_read_counts() -> None:
     assert shares.admit(drop())[1] == "account_share"
     admitted, _ = Shares(MAX_BYTES).admit(drop())
     for _ in range(shares.total_bytes // admitted.size_bytes):
-        shares.release(admitted)
+        shares.release(FLOOD, admitted.size_bytes)
     shares.begin()
     shares.update({})
     assert shares.total_bytes == 0
     assert shares.admit(drop())[1] == ""
-    shares.release(admitted)
+    shares.release(FLOOD, admitted.size_bytes)
     shares.begin()
     shares.admit(drop())
     quarter = MAX_BYTES // 4
-    shares.update({Account("ws", "unmapped_event", "flood"): quarter, Account("x", "", ""): 7})
+    shares.update({FLOOD: quarter, Account("x", "", ""): 7})
     assert shares.total_bytes == quarter + 7 + drop().size_bytes
     assert shares.admit(drop())[1] == "account_share"
     assert shares.admit(drop("single"))[1] == ""

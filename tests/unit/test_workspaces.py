@@ -1,9 +1,12 @@
 """The workspaces file: its valid contents, and how a running gateway follows its changes."""
 
+import re
 import tracemalloc
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 import adapters
 from app import workspaces_file
@@ -12,7 +15,27 @@ from app.workspaces import Workspaces
 from app.workspaces_file import WorkspacesError, decode, read
 
 ADJUST = adapters.load()["adjust"]
-VENDORS = {"adjust": ADJUST, "other": ADJUST}
+
+
+class Zone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of the options of a made-up vendor."""
+
+    name: str
+    offset_h: int = 0
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The options of a made-up vendor."""
+
+    zone: Zone
+    events: tuple[str, ...] = ()
+
+
+VENDORS = {
+    "adjust": ADJUST,
+    "other": ADJUST,
+    "optional": replace(ADJUST, options=Options, unfilled=re.compile(r"<\w+>")),
+}
 DEMO = "abc123token"
 GOOD = """
 [[workspaces]]
@@ -135,6 +158,18 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
     "two IDs for one setting": (
         app() + app(name='"b"').replace('"ws"', '"WS"'), "$.workspaces[1].id",
     ),
+    "options of a vendor without any": (app("options = { a = 1 }"), f"{APP}.options"),
+    "no options": (app(vendor='"optional"'), f"{APP}.options`"),
+    "options of another type": (app("options = 1", vendor='"optional"'), f"{APP}.options`"),
+    "an unknown option": (
+        app('options = { zone = { name = "a" }, b = 1 }', vendor='"optional"'), f"{APP}.options`",
+    ),
+    "an option within options": (
+        app("options = { zone = { name = 1 } }", vendor='"optional"'), f"{APP}.options.zone.name`",
+    ),
+    "the vendor's own placeholder": (
+        app('events = { "<event>" = "b" }', vendor='"optional"'), f"{APP}.events`",
+    ),
     "keep with an empty name": (app('keep = [""]'), f"{APP}.keep[0]"),
     "the secret is kept": (app('keep = ["tracker_name", "secret"]'), APP),
     "the secret as a stable ID": (app('stable_id = ["secret"]'), APP),
@@ -191,6 +226,32 @@ def test_app_is_found_by_its_exact_name_only(tmp_path: Path) -> None:
     for vendor, token in (("adjust", "ABC123DEMO"), ("third", "abc123token"), ("other", "")):
         assert found.find(vendor, token) is None
     assert found.find("adjust", None) is None
+
+
+WITH_OPTIONS = """
+[workspaces.apps.options]
+zone = { name = "x", offset_h = -3 }
+events = ["a", "b"]
+"""
+
+
+def test_options_are_in_the_vendors_own_struct(tmp_path: Path) -> None:
+    """The options of an app are decoded by the vendor's struct, with its defaults."""
+    text = app(WITH_OPTIONS, vendor='"optional"')
+    found = Workspaces(written(tmp_path / "workspaces.toml", text), VENDORS).find("optional", "abc")
+    assert found is not None
+    assert found.options == Options(zone=Zone(name="x", offset_h=-3), events=("a", "b"))
+    assert found == decode(text.encode(), VENDORS)["optional", "abc"]
+
+
+def test_placeholder_of_another_vendor_is_a_name() -> None:
+    """Only the vendor's own placeholder is refused."""
+    for vendor, name in (("optional", "{event}"), ("adjust", "<event>")):
+        text = app(
+            f'events = {{ "{name}" = "b" }}' + (WITH_OPTIONS if vendor == "optional" else ""),
+            vendor=f'"{vendor}"',
+        )
+        assert decode(text.encode(), VENDORS)[vendor, "abc"].events == {name: "b"}
 
 
 def written(path: Path, text: str | bytes) -> Path:

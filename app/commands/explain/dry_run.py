@@ -20,6 +20,8 @@ from app.telemetry.observer import Observer, R, Verifier
 from app.vendor import Parse
 from sinks import Account
 
+QUARANTINE_MAX_MB = 1_000_000
+
 
 class SecretInUse(msgspec.Struct, frozen=True):
     """The secret that a request was verified by: its owner, and its place in the setting."""
@@ -64,6 +66,8 @@ class DryRun:
                 name: replace(access, allowlist=()) for name, access in settings.vendors.items()
             }
             settings = replace(settings, vendors=vendors)
+        # Nothing is stored: one explained callback leaves no less room for the next.
+        settings = replace(settings, quarantine_max_mb=QUARANTINE_MAX_MB)
         self._recorder = _Recorder(address or "")
         self.gateway: Gateway = create_gateway(
             settings,
@@ -201,7 +205,7 @@ class _NoQuarantine:
     async def reject(self, requests: Sequence[RejectedRequest]) -> None:
         pass
 
-    async def usage(self) -> Mapping[Account, int]:
+    async def usage(self, _: int) -> Mapping[Account, int]:
         return {}
 
     async def close(self) -> None:

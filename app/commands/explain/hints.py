@@ -223,7 +223,7 @@ def _time(facts: Facts) -> Iterator[str]:
     value = callback.parameters[name]
     moment = normalize.time(value)
     if moment is None:
-        if not callback.is_unfilled(value):
+        if not callback.unfilled.fullmatch(value):
             yield f"{name} must be Unix seconds, Unix milliseconds or ISO 8601 with a time of day"
     elif moment > facts.arrival:
         ahead = str(moment - facts.arrival).partition(".")[0]

@@ -14,7 +14,7 @@ from app.commands.explain.hints import Facts, hints
 from app.commands.explain.identity import identity_of
 from app.commands.explain.vendors import VendorNames
 from app.errors import NotConfigured, UnknownVendor, Unverified
-from app.event import Callback, Drop, DropReason, Event
+from app.event import Callback, Drop, DropReason, Event, Retries
 from app.settings import ALLOWLIST_SUFFIX
 from app.vendor import Vendor
 
@@ -89,8 +89,16 @@ def _add_answer(explanation: Explanation, facts: Facts, discretion: Discretion) 
             )
         case _:
             explanation.becomes = (
-                f"nothing yet: answered {explanation.status}, and the vendor sends it again"
+                f"nothing yet: answered {explanation.status}, and the vendor {_again(facts)}"
             )
+
+
+def _again(facts: Facts) -> str:
+    """Return the vendor's reaction to a 5xx."""
+    name = facts.trace.request.vendor if facts.trace.request else ""
+    vendor = facts.gateway.vendors.get(name)
+    is_sent = vendor is None or vendor.retries is Retries.AFTER_5XX
+    return "sends it again" if is_sent else "does not send it again: it is lost"
 
 
 def _kept(facts: Facts) -> str:
@@ -178,7 +186,7 @@ def _add_callback(
     if name := _first(names.times, callback):
         moment = normalize.time(sent[name])
         meaning = moment.strftime(_TIME) if moment else "unreadable"
-        if isinstance(trace.result, Drop) and callback.is_unfilled(sent[name]):
+        if isinstance(trace.result, Drop) and callback.unfilled.fullmatch(sent[name]):
             meaning = "unfilled"
         explanation.time = f"{name} = {shown(sent[name])} -> {meaning}"
     elif names.times and not isinstance(trace.result, Event):
@@ -211,7 +219,7 @@ def _meaning(name: str, callback: Callback, facts: Facts) -> str:
     if trace.result.reason is DropReason.IGNORED:
         return "ignored"
     value = callback.parameters[name]
-    if callback.is_unfilled(value):
+    if callback.unfilled.fullmatch(value):
         return "unfilled"
     mapping = trace.app.activities if name in facts.names.activities else trace.app.events
     return mapping.get(value, "not mapped")
