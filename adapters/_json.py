@@ -20,25 +20,26 @@ _OTHER_TYPES = frozenset({"true", "false"})
 
 
 def parameters(callback: Callback) -> dict[str, str]:
-    """Return the parameters of a JSON body, a form or the URL; those of the URL take precedence."""
+    """Return the parameters of a JSON body, a form or the URL that have a value.
+
+    Those of the URL take precedence.
+    """
     found = members(callback.body) if callback.body else None
     if found is None:
-        return {**callback.parameters}
+        return {name: value for name, value in callback.parameters.items() if value}
     found.pop("secret", None)
-    return {**found, **callback.query}
+    found.update(callback.query)
+    return found if all(callback.query.values()) else {n: v for n, v in found.items() if v}
 
 
 def present(callback: Callback, sent: dict[str, str]) -> dict[str, str]:
-    """Return the parameters that are neither empty nor a placeholder left unfilled."""
-    return {
-        name: value
-        for name, value in sent.items()
-        if value and (value[0].isalnum() or not callback.is_unfilled(value))
-    }
+    """Return the parameters that are no placeholder left unfilled."""
+    is_unfilled = callback.unfilled.fullmatch
+    return {n: value for n, value in sent.items() if value[0].isalnum() or not is_unfilled(value)}
 
 
 def members(text: bytes) -> dict[str, str] | None:
-    """Return the members of a JSON object, null as the empty text; None for anything else.
+    """Return the members of a JSON object that have a value; None for anything else.
 
     Numbers and nested values keep the text in which they were sent.
     """
@@ -51,8 +52,12 @@ def members(text: bytes) -> dict[str, str] | None:
     except (ValueError, RecursionError):
         return None
     if _NUL in text:
-        return {clean(name): clean(value) for name, value in found.items()}
-    return {name.strip(WHITE_SPACE): value.strip(WHITE_SPACE) for name, value in found.items()}
+        return {clean(name): kept for name, value in found.items() if (kept := clean(value))}
+    return {
+        name.strip(WHITE_SPACE): kept
+        for name, value in found.items()
+        if (kept := value.strip(WHITE_SPACE))
+    }
 
 
 def members_of(value: str) -> dict[str, str]:

@@ -34,15 +34,14 @@ def parse(callback: Callback, app: App) -> Event | Drop:
     One action may be reported twice, for the install and for a retargeting. The attribution is no
     part of the event's identity, so that the second report is a duplicate.
     """
-    sent = _json.parameters(callback)
-    present = {name: value for name, value in sent.items() if value}
+    present = _json.parameters(callback)
     if "appsflyer_device_id" in present and "appsflyer_id" not in present:  # version 1.0
         present["appsflyer_id"] = present.pop("appsflyer_device_id")
     if "event_time" not in present and _TIMES[1] in present:
         present["event_time"] = present[_TIMES[1]]
     within = _json.members_of(present.get("event_value", ""))
     present |= _revenue(present, within)
-    return _url.parse_parameters(callback, app, NAMES, sent=sent, present=present, within=within)
+    return _url.parse_parameters(callback, app, NAMES, sent=present, present=present, within=within)
 
 
 def _kinds(present: Values) -> tuple[str, ...]:

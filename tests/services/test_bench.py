@@ -272,6 +272,28 @@ async def test_k6_and_locust_run_by_themselves(tmp_path: Path) -> None:
 
 
 @pytest.mark.services
+@pytest.mark.parametrize("vendor", ["appsflyer", "branch"])
+async def test_every_tool_sends_messages_of_a_vendor(tmp_path: Path, vendor: str) -> None:
+    """wrk, k6 and locust send JSON of AppsFlyer and Branch, and each answer has its row."""
+    mix = Mix(vendor=vendor)
+    locust = [str(program("locust")), "--headless", f"--locustfile={ROOT}/bench/locustfile.py"]
+    async with open_environment(folder=tmp_path, gateways=0) as environment:
+        bench = Bench(environment)
+        async with bench.start(contenders.GATEWAY) as running:
+            assert (await bench.peak(running, 1, mix=mix)).problem == ""
+            k6 = await bench.latency(running, 40, 2, mix=mix)
+            assert (k6.problem, k6.k6.dropped) == ("", 0)
+            assert k6.k6.written > 0
+            before = await bench.rows()
+            shared = settings(mix) | {"RATE": "40", "DURATION": "2", "CALLERS": "4"}
+            shared |= {"P99_MS": "60000", "RUN": "locust"}
+            shared["URL"] = f"http://127.0.0.1:{running.process.port}{mix.endpoint}"
+            output = await run_tool(locust, shared, 2, tmp_path)
+            assert b" 0 of " in output
+            assert await bench.rows() > before
+
+
+@pytest.mark.services
 @pytest.mark.parametrize(
     ("command", "number"), [("compare", signal.SIGINT), ("curves", signal.SIGTERM)]
 )
