@@ -181,11 +181,9 @@ class EventGenerator:
         return FIRST_DAY + timedelta(days=bisect_right(self.new_days, number))
 
     def _vendor(self, random: Random) -> str:
-        vendors = list(self.vendors)
+        first, *others = self.vendors
         # Without a draw, a seed keeps its callbacks.
-        if len(vendors) == 1:
-            return vendors[0]
-        return random.choices(vendors, list(self.vendors.values()))[0]
+        return random.choices([first, *others], [*self.vendors.values()])[0] if others else first
 
     def _occurred_at(self, number: int, random: Random) -> datetime:
         if number >= self.probes_from:
