@@ -4,83 +4,67 @@ The names are then ours, and a vendor is its placeholders. Vendors with names of
 in `Names`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from functools import cached_property
-from types import MappingProxyType
 
 import msgspec
 
+from adapters._names import NOTHING, USERS, Names, Values
 from app import normalize
 from app.event import App, Callback, Drop, DropReason, Event, StableName, digest, event_id
 
-Values = Mapping[str, str]
 StableId = str | tuple[str, ...] | None
 
-# The identifiers of a user by precedence: columns, and the names of their parameters.
-USERS: Mapping[str, str] = MappingProxyType({
-    "user_id": "user_id", "adid": "adid", "gps_adid": "gps_adid", "idfa": "idfa",
-})  # fmt: skip
 # The canonical spelling of those that have one.
 _SPELLINGS: Mapping[str, Callable[[str], str]] = {"gps_adid": str.lower, "idfa": str.upper}
-
-
-class Names(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """The parameters of a vendor: `event` and `users` by precedence, and the columns' names.
-
-    `activities` returns the names of an event without any of `event`, the most specific first.
-    They are looked up in the app's `activities`. `os_names` has the system of each text in lower
-    case. `always_kept` are kept even if the app's `keep` does not list them.
-    """
-
-    event: tuple[str, ...] = ("event_token",)
-    activities: Callable[[Values], Sequence[str]] = lambda _: ()
-    time: str = "created_at"
-    users: Mapping[str, str] = USERS
-    os_name: str = "os_name"
-    os_names: Mapping[str, str] = MappingProxyType(normalize.OS_NAMES)
-    country: str = "country"
-    stable_id: tuple[StableName, ...] = ()
-    always_kept: tuple[str, ...] = (
-        "revenue", "revenue_float", "currency", "event_token", "activity_kind", "environment",
-        "os_name",
-    )  # fmt: skip
-
-    @cached_property
-    def columns(self) -> Mapping[str, str]:
-        """The column of each parameter that has one, and that an app may leave empty."""
-        columns = {**self.users, "os_name": self.os_name, "country": self.country}
-        return {name: column for column, name in columns.items()}
-
-    @cached_property
-    def not_kept(self) -> frozenset[str]:
-        """The parameters that are no properties: those of columns, and one without a name."""
-        return frozenset({"", "app_token", self.time, *self.columns})
+_ADID = list(USERS).index("adid")
+NO_USER = ("nobody", "")
 
 
 def parse(callback: Callback, app: App, names: Names) -> Event | Drop:
     """Return the event of a callback with parameters of these names, or the reason to drop it."""
-    present = callback.present
+    sent, present = callback.parameters, callback.present
+    return parse_parameters(callback, app, names, sent=sent, present=present)
+
+
+def parse_parameters(
+    callback: Callback,
+    app: App,
+    names: Names,
+    *,
+    sent: Values,
+    present: Values,
+    within: Values = NOTHING,
+) -> Event | Drop:
+    """Return the event of a callback with these parameters, or the reason to drop it.
+
+    `within` are members of a parameter's value. They may be a stable ID, and an app may list them
+    under `keep`; they are no parameters of their own.
+    """
     token = present.get(names.event[0]) or _first(present, names.event)
-    found = (token,) if token else names.activities(present)
+    found = [token] if token else []
+    if not token or names.is_kind_too:
+        found += names.activities(present)
     for name in found if app.ignore else ():
         if name in app.ignore:
             return Drop(DropReason.IGNORED, name)
-    event_type = app.events.get(token) if token else _first(app.activities, found)
+    event_type = app.events.get(token) if token else None
+    if event_type is None and (not token or names.is_kind_too):
+        event_type = _first(app.activities, found)
     if event_type is None:
         # A literal placeholder means a misconfigured callback URL.
-        if not token and (unfilled := _first(callback.parameters, names.event)):
+        if not token and (unfilled := _first(sent, names.event)):
             return Drop(DropReason.UNFILLED_PLACEHOLDER, unfilled)
         return Drop(DropReason.UNMAPPED_EVENT, found[0] if found else "")
     time = present.get(names.time, "")
-    if not time and (unfilled := callback.parameters.get(names.time)):
+    if not time and (unfilled := sent.get(names.time)):
         return Drop(DropReason.UNFILLED_PLACEHOLDER, unfilled)
     occurred_at = normalize.time(time)
     if occurred_at is None or not callback.accepts(occurred_at):
         return Drop(DropReason.INVALID_TIMESTAMP, time)
     return make_event(
         present, app, names, raw_event_id=found[0], event_type=event_type,
-        occurred_at=occurred_at, received_at=callback.received_at,
+        occurred_at=occurred_at, received_at=callback.received_at, within=within,
     )  # fmt: skip
 
 
@@ -93,14 +77,18 @@ def make_event(
     event_type: str,
     occurred_at: datetime,
     received_at: datetime,
+    within: Values = NOTHING,
 ) -> Event:
     """Return the event of parameters that are present, once its type and time are known."""
     (user_id, adid, gps_adid, idfa), user, ignored = _identifiers(present, names)
     entries = names.stable_id if app.stable_id is None else app.stable_id
-    stable_names, stable_id = _stable_id(present, entries, ignored)
+    values = {**within, **present} if within else present
+    stable_names, stable_id = _stable_id(values, names, entries, ignored)
     is_own = app.stable_id is not None and stable_id is not None
+    if names.unique and not names.unique.isdisjoint(stable_names):
+        user = NO_USER
     if user is None:
-        user = ("nobody", "") if is_own else _fingerprint(present, {names.time, *stable_names})
+        user = NO_USER if is_own else _fingerprint(present, {names.time, *stable_names})
     os_name = names.os_names.get(present.get(names.os_name, "").lower())
     country = normalize.country(present[names.country]) if names.country in present else None
     properties = _properties(present, names, os_name, country, ignored)
@@ -112,7 +100,7 @@ def make_event(
         occurred_at=occurred_at, received_at=received_at, workspace_id=app.workspace_id,
         vendor=app.vendor, app_token=app.app_token, event_type=event_type,
         user_id=user_id, adid=adid, idfa=idfa, gps_adid=gps_adid, os_name=os_name, country=country,
-        properties=properties if app.keep is None else _kept(properties, names, app.keep, entries),
+        properties=_kept(properties, within, names, app, entries),
         has_stable_id=stable_id is not None, ignored=tuple(ignored),
     )  # fmt: skip
     return _without(event, app.omit, names) if app.omit else event
@@ -136,32 +124,41 @@ def _identifiers(
     for column, name in names.users.items():
         value = present.get(name)
         if value is not None:
-            value = normalize.identifier(value)
+            value = names.identifier(value)
             if value is None:
                 ignored.append(name)
             else:
                 value = _SPELLINGS.get(column, str)(value)
                 user = user or (column, value)
         identifiers.append(value)
+    for name in names.devices:
+        if name not in present:
+            continue
+        value = names.identifier(present[name])
+        if value is None:
+            ignored.append(name)
+        else:
+            identifiers[_ADID] = identifiers[_ADID] or value
+            user = user or (name, value)
     return identifiers, user, ignored
 
 
 def _stable_id(
-    present: Values, entries: Iterable[StableName], ignored: list[str]
+    values: Values, names: Names, entries: Iterable[StableName], ignored: list[str]
 ) -> tuple[tuple[str, ...], StableId]:
     """Return the stable ID, the first of the entries that is present, and its parameters' names."""
     found: tuple[tuple[str, ...], StableId] = ((), None)
     for entry in entries:
-        names = (entry,) if isinstance(entry, str) else entry
-        if present.keys().isdisjoint(names):
+        parts = (entry,) if isinstance(entry, str) else entry
+        if values.keys().isdisjoint(parts):
             continue  # the common case
-        sent = [name for name in names if name in present]
-        nothing = [name for name in sent if normalize.identifier(present[name]) is None]
+        sent = [name for name in parts if values.get(name)]
+        nothing = [name for name in sent if names.identifier(values[name]) is None]
         ignored += [name for name in nothing if name not in ignored]
         # Later entries are checked too: their null-like values are counted, and not kept.
-        if found[1] is None and len(sent) == len(names) and not nothing:
-            values = tuple(present[name] for name in names)
-            found = names, values[0] if len(values) == 1 else values
+        if found[1] is None and len(sent) == len(parts) and not nothing:
+            ids = tuple(values[name] for name in parts)
+            found = parts, ids[0] if len(ids) == 1 else ids
     return found
 
 
@@ -187,25 +184,44 @@ def _properties(
     if names.country in present and country is None:
         properties[names.country] = present[names.country]
     for name in ignored:
-        if normalize.is_null_word(present[name]):
+        if name not in present:
+            continue  # within another, which is kept
+        if normalize.is_zero(present[name]) and not normalize.is_null_word(present[name]):
+            properties.pop(name, None)  # zeros carry no information
+        else:
             properties[name] = present[name]
-        else:  # zeros carry no information
-            properties.pop(name, None)
     return properties
 
 
 def _kept(
-    properties: Values, names: Names, keep: Iterable[str], stable_entries: Iterable[StableName]
-) -> dict[str, str]:
+    properties: dict[str, str],
+    within: Values,
+    names: Names,
+    app: App,
+    stable_entries: Iterable[StableName],
+) -> Mapping[str, str]:
     """Return the properties that the app keeps."""
-    kept = {*names.always_kept, *keep}
+    if app.keep is None:
+        return properties
+    kept = {*names.always_kept, *app.keep}
     for entry in stable_entries:
         kept.update((entry,) if isinstance(entry, str) else entry)
-    return {name: value for name, value in properties.items() if name in kept}
+    return {
+        **{name: value for name, value in within.items() if value and name in kept},
+        **{name: value for name, value in properties.items() if name in kept},
+    }
 
 
 def _without(event: Event, omitted: Iterable[str], names: Names) -> Event:
     """Return the event without the parameters that are never stored; its ID does not change."""
-    properties = {name: event.properties[name] for name in event.properties.keys() - set(omitted)}
-    empty = {names.columns.get(name, name) for name in omitted} & {*names.columns.values()}
+    goes = set(omitted)
+
+    def is_omitted(name: str) -> bool:
+        # A member of an object may be listed by its own name, by which quarantine takes it out.
+        return name in goes or name.rpartition(".")[2] in goes
+
+    properties = {n: value for n, value in event.properties.items() if not is_omitted(n)}
+    empty = {column for n, column in names.columns.items() if column in goes or is_omitted(n)}
+    if any(is_omitted(name) for name in names.devices):
+        empty.add("adid")  # which of them it holds is not known any more
     return msgspec.structs.replace(event, properties=properties, **dict.fromkeys(empty))

@@ -5,6 +5,7 @@ https://help.adjust.com/en/article/placeholders.
 """
 
 from adapters import _url
+from adapters._names import Names, Values
 from app.event import App, Callback, Drop, Event
 
 # Seven kinds of a subscription share one `activity_kind`, and differ in a parameter of their own.
@@ -17,7 +18,7 @@ def parse(callback: Callback, app: App) -> Event | Drop:
     return _url.parse(callback, app, NAMES)
 
 
-def _activities(present: _url.Values) -> tuple[str, ...]:
+def _activities(present: Values) -> tuple[str, ...]:
     """Return the names of the activity, the one with its subtype first."""
     kind = present.get("activity_kind")
     if kind is None:
@@ -26,7 +27,7 @@ def _activities(present: _url.Values) -> tuple[str, ...]:
     return (f"{kind}:{subtype}", kind) if subtype else (kind,)
 
 
-NAMES = _url.Names(
+NAMES = Names(
     # Adjust's own name for the event token is `event`; callback URLs of this gateway use the first.
     event=("event_token", "event"),
     activities=_activities,

@@ -8,6 +8,7 @@ event are not documented there, nor are retries.
 import re
 
 from adapters import _url
+from adapters._names import Names
 from app import normalize
 from app.event import App, Callback, Drop, Event, Retries
 
@@ -15,7 +16,7 @@ UNFILLED = re.compile(r"\{\{[A-Za-z0-9_|. -]{1,80}\}\}")
 STABLE_ID = ("transaction_id",)
 RETRIES = Retries.NEVER
 
-NAMES = _url.Names(
+NAMES = Names(
     # `{{platform}}`; Fire OS and the Android of other stores are Android too.
     os_names={**normalize.OS_NAMES, "amazon": "android", "android_other": "android"},
     stable_id=STABLE_ID,

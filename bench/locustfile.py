@@ -1,4 +1,4 @@
-"""Unique, realistic Adjust callbacks with locust, against any URL.
+"""Unique, realistic callbacks with locust, against any URL.
 
     export URL=http://127.0.0.1:8000/ingest/adjust RATE=100 DURATION=30
     locust --headless --locustfile bench/locustfile.py
@@ -9,6 +9,7 @@ In the environment:
     SECRET       the vendor's secret                              (demo-secret)
     APP_TOKEN    an app of the workspaces file                    (abc123token)
     EVENT_TOKEN  one of its events                                (g3mz3t)
+    MESSAGE      a file of bench/messages: its vendor's POST in place of Adjust's GET ()
     RATE         callbacks a second                               (100)
     DURATION     seconds                                          (60)
     CALLERS      users of locust, each with a connection          (20)
@@ -24,7 +25,10 @@ are sent. For more than some 500 a second on one machine use k6.
 
 import itertools
 import os
+import re
 import time
+from datetime import UTC, datetime
+from pathlib import Path
 from random import Random
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -35,6 +39,8 @@ URL = urlsplit(os.environ.get("URL", "http://127.0.0.1:8000/ingest/adjust"))
 SECRET = os.environ.get("SECRET", "demo-secret")
 APP_TOKEN = os.environ.get("APP_TOKEN", "abc123token")
 EVENT_TOKEN = os.environ.get("EVENT_TOKEN", "g3mz3t")
+MESSAGE_FILE = os.environ.get("MESSAGE", "")
+MESSAGE = Path(MESSAGE_FILE).read_text().strip() if MESSAGE_FILE else ""
 RATE = float(os.environ.get("RATE", "100"))
 DURATION_S = float(os.environ.get("DURATION", "60"))
 CALLERS = int(os.environ.get("CALLERS", "20"))
@@ -49,6 +55,26 @@ LAG = 100
 _numbers = itertools.count()
 _sent: list[int] = []
 _random = Random()  # noqa: S311 - no secrets are made of it
+
+
+def message(number: int, token: str) -> str:
+    """Return message `number` of a vendor that sends JSON, the same whenever it is sent."""
+    cents = number * 7919 % 100_000 + 1
+    moment = datetime.fromtimestamp(STARTED - number % 300, UTC)
+    is_branch = Path(MESSAGE_FILE).stem == "branch"
+    values = {
+        "event": token,
+        "time": f"{STARTED - number % 300}000" if is_branch else f"{moment:%Y-%m-%d %H:%M:%S}.000",
+        "os": "android",
+        "country": ("US", "DE", "BR", "JP", "IN")[number % 5],
+        "device": f"{number}-{number * 40503}",
+        "revenue": f"{cents / 100:.2f}",
+        "currency": ("USD", "EUR", "JPY")[number % 3],
+        "campaign": f"Campaign {number % 90}",
+        "user": f"{RUN}-{number}",
+        "id": f"{RUN}-{number}",
+    }
+    return re.sub(r"@(\w+)@", lambda blank: values[blank[1]], MESSAGE)
 
 
 def query(number: int, token: str) -> str:
@@ -96,9 +122,19 @@ class Vendor(FastHttpUser):
             number = _sent[_random.randrange(len(_sent) - LAG)]
         else:
             _sent.append(number)
-        path = f"{URL.path}?{query(number, token)}"
-        with self.client.get(
-            path, name="callback", allow_redirects=False, catch_response=True
+        if MESSAGE:
+            path = f"{URL.path}?{urlencode({'secret': SECRET, 'app_token': APP_TOKEN})}"
+            method, body = "POST", message(number, token)
+        else:
+            path, method, body = f"{URL.path}?{query(number, token)}", "GET", None
+        with self.client.request(
+            method,
+            path,
+            name="callback",
+            data=body,
+            headers={"Content-Type": "application/json"} if MESSAGE else None,
+            allow_redirects=False,
+            catch_response=True,
         ) as answer:
             # To locust a redirect, or any 2xx, is a success; to a vendor it is not.
             if answer.status_code != 200:  # noqa: PLR2004

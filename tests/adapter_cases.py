@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import adapters
-from adapters._url import USERS
+from adapters._names import USERS
 from app.callbacks import make_callback
 from app.errors import MalformedBody
 from app.event import App, Callback, Drop, Event
@@ -44,7 +44,7 @@ any_json = st.recursive(
 WRONG_JSON = (
     "null", '"null"', "true", "false", '"false"', "0", "-1", "1.50", "1e999", "9" * 5000, '"0"',
     "[]", "{}", '[{"a":null}]', '{"a":[1,{"b":"c"}]}', '""', '" "', '"\\u0000"', '"\\ud800"',
-    '"\xff"', '{"\\udc00":"\\ud800x"}', "[" * (DEPTH_MAX - 1) + "]" * (DEPTH_MAX - 1),
+    '"\xff"', '{"\\udc00":"\\ud800x"}', "[" * (DEPTH_MAX - 2) + "]" * (DEPTH_MAX - 2),
 )  # fmt: skip
 DEEP = "[" * 10_000 + "]" * 10_000
 # Few values, so that two draws are often equal; some identify nobody.

@@ -1,13 +1,19 @@
-"""The callbacks of `data/adjust.jsonl`."""
+"""The callbacks of `data/`, a file for each vendor."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-VECTORS: list[dict[str, Any]] = [
-    json.loads(line)
-    for line in (Path(__file__).parent / "data" / "adjust.jsonl").read_text().splitlines()
-]
+Vector = dict[str, Any]
+
+
+def vectors_of(vendor: str) -> list[Vector]:
+    """The callbacks of a vendor, each with its one expected outcome."""
+    lines = (Path(__file__).parent / "data" / f"{vendor}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+VECTORS = vectors_of("adjust")
 QUERIES: dict[str, str] = {vector["id"]: vector["query"] for vector in VECTORS}
 APP = "abc123token"
 

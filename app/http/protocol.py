@@ -19,8 +19,9 @@ from sanic.http import Http, Stage
 from app.access import counted_address
 from app.errors import Answer, MalformedBody, Unreadable
 from app.gateway import Gateway
+from app.http import fast_path
 from app.http.connection_limits import Connection, ReceiveBudget
-from app.http.fast_path import CALLBACK, HEADER, LazyHeaders
+from app.http.fast_path import HEADER, LazyHeaders
 from app.http.head import HEAD_MAX_BYTES, find_end, has_line_break, repair, skip_empty_lines
 from app.http.responses import GatewayErrors, Unanswered, response_bytes
 from app.ingest import Request as GatewayRequest
@@ -73,12 +74,9 @@ class GatewayHttp(Http):
         while True:
             # The pattern is applied once, to a complete head.
             end = 0 if buffer.endswith(b"\r\n\r\n") else await self._receive_head()
-            found = CALLBACK.match(buffer)
-            if found is None or found.end() > HEAD_MAX_BYTES:
+            if (plain := fast_path.take(buffer)) is None:
                 return end or await self._receive_head()
-            vendor, query, lines = found.groups()
-            del buffer[: found.end()]
-            headers = LazyHeaders(lines)
+            headers = LazyHeaders(plain.lines)
             address = protocol.address
             if proxies:
                 address = counted_address(headers.get_all("x-forwarded-for"), proxies)
@@ -86,7 +84,9 @@ class GatewayHttp(Http):
             answer: bytes | Answer | None
             try:
                 answer = await gateway.handle(
-                    GatewayRequest(vendor.decode(), query, address, headers)
+                    GatewayRequest(
+                        plain.vendor, plain.query, address, headers, plain.read_body, plain.method
+                    )
                 )
             except Exception as error:  # noqa: BLE001 - turned into an answer, like any other
                 answer = protocol.errors.answer(error)
@@ -99,7 +99,7 @@ class GatewayHttp(Http):
             if not self.keep_alive:
                 raise LastAnswer
             # Up to 64 KB each, for as long as the connection is idle.
-            del vendor, query, lines, headers, answer
+            del plain, headers, answer
             # Pipelined requests let other connections go first.
             await (asyncio.sleep(0) if buffer else self._receive_more())
             self.stage = Stage.REQUEST

@@ -115,14 +115,22 @@ def _number(user_id: str | None) -> int | None:
 
 def _differences(record: asyncpg.Record, expected: Row) -> Iterator[str]:
     """Yield the columns that differ from the callback."""
-    for column in ("workspace_id", "app_token", "event_type", "os_name", "country", "adid"):
+    for column in (
+        "vendor",
+        "workspace_id",
+        "app_token",
+        "event_type",
+        "os_name",
+        "country",
+        "adid",
+    ):
         if record[column] != getattr(expected, column):
             yield column
     occurred_at: datetime = record["occurred_at"]
     if occurred_at not in expected.occurred_at:
         yield "occurred_at"
-    # `gps_adid` and `idfa` are sent as unfilled placeholders.
-    if (record["vendor"], record["gps_adid"], record["idfa"]) != ("adjust", None, None):
-        yield "vendor, gps_adid or idfa"
+    # Sent as unfilled placeholders, or not at all.
+    if (record["gps_adid"], record["idfa"]) != (None, None):
+        yield "gps_adid or idfa"
     if msgspec.json.decode(record["properties"]) != expected.properties:
         yield "properties"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from bench.faults.faults import FAULTS, NEW_DAY
-from bench.testbed.deliveries import SHARES, EventGenerator, EventKind
+from bench.testbed.deliveries import MIX, SHARES, EventGenerator, EventKind
 
 # The share of the callbacks after the last fault, which show that it is over.
 _TAIL = 0.02
@@ -35,7 +35,9 @@ class Schedule:
     def generator(self) -> EventGenerator:
         """The generator of the schedule's events."""
         new_days = [injection.at for injection in self.injections if injection.fault in NEW_DAY]
-        return EventGenerator(self.seed, self.shares, new_days, probes_from=self.callbacks)
+        return EventGenerator(
+            self.seed, self.shares, new_days, probes_from=self.callbacks, vendors=MIX
+        )
 
 
 def make_schedule(

@@ -1,4 +1,4 @@
-// Unique, realistic Adjust callbacks for the scripts beside this one. Each of them runs against
+// Unique, realistic callbacks for the scripts beside this one. Each of them runs against
 // any URL:
 //
 //   k6 run --no-usage-report -e URL=http://127.0.0.1:8000/ingest/adjust -e RATE=200 bench/k6/steady.js
@@ -8,6 +8,8 @@
 //   SECRET       the vendor's secret                    (demo-secret)
 //   APP_TOKEN    an app of the workspaces file          (abc123token)
 //   EVENT_TOKEN  one of its events                      (g3mz3t)
+//   MESSAGE      a file of bench/messages: its vendor's POST in place of Adjust's GET ();
+//                its path is absolute, and URL that of the vendor
 //   RATE         callbacks a second; each script says of what (200)
 //   DURATION     how long, as in 30s or 5m; each script has its own default
 //   DUPLICATES   share that was sent before, 0 to 1     (0)
@@ -33,9 +35,11 @@ const TARGET = setting("URL", "http://127.0.0.1:8000/ingest/adjust");
 const EVENT_TOKEN = setting("EVENT_TOKEN", "g3mz3t");
 const DUPLICATES = Number(setting("DUPLICATES", "0"));
 const UNMAPPED = Number(setting("UNMAPPED", "0"));
-const HEAD =
+const APP =
   `${TARGET}?secret=${encodeURIComponent(setting("SECRET", "demo-secret"))}` +
-  `&app_token=${setting("APP_TOKEN", "abc123token")}&event_token=`;
+  `&app_token=${setting("APP_TOKEN", "abc123token")}`;
+const MESSAGE = setting("MESSAGE", "") && open(__ENV.MESSAGE).trim();
+const IS_BRANCH = setting("MESSAGE", "").includes("branch");
 // Repeats come this many callbacks after the first at the earliest.
 const LAG = 100;
 const COUNTRIES = ["us", "de", "br", "jp", "in"];
@@ -106,6 +110,21 @@ function query(number, token, data) {
   );
 }
 
+// The message of a vendor that sends JSON: likewise.
+function message(number, token, data) {
+  const moment = data.now - (number % 300);
+  const iso = new Date(moment * 1000).toISOString();
+  const cents = ((number * 7919) % 100000) + 1;
+  const user = `${data.run}-${exec.scenario.name}-${number}`;
+  const values = {
+    event: token, os: "android", country: COUNTRIES[number % 5].toUpperCase(),
+    time: IS_BRANCH ? `${moment}000` : iso.replace("T", " ").replace("Z", ""),
+    device: `${number}-${number * 40503}`, revenue: (cents / 100).toFixed(2),
+    currency: CURRENCIES[number % 3], campaign: `Campaign ${number % 90}`, user, id: user,
+  };
+  return MESSAGE.replace(/@(\w+)@/g, (_, name) => values[name]);
+}
+
 // The same for every caller, who does not know what the others have sent.
 function dice(number) {
   return (Math.imul(number, 2654435761) >>> 0) / 4294967296;
@@ -124,7 +143,12 @@ export function send(data) {
     while (number > 0 && !isFresh(number)) number -= 1;
   }
   // One name for all, or k6 keeps figures for every URL apart.
-  const answer = http.get(HEAD + query(number, token, data), { tags: { name: "callback" } });
+  const tags = { name: "callback" };
+  const answer = MESSAGE
+    ? http.post(APP, message(number, token, data), {
+        tags, headers: { "Content-Type": "application/json" },
+      })
+    : http.get(`${APP}&event_token=${query(number, token, data)}`, { tags });
   const body = answer.body || "";
   if (answer.status !== 200) lost.add(1);
   else if (body.includes('"written":1')) written.add(1);

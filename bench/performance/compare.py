@@ -15,6 +15,7 @@ from bench.performance.targets import (
     AFTERNOON,
     AFTERNOON_80,
     AFTERNOON_1000,
+    APPSFLYER,
     AT_200,
     AT_1000,
     DROPS,
@@ -37,6 +38,7 @@ from bench.testbed.results import Commands, add_options
 
 HALF_DUPLICATES = Mix(duplicates=0.5)
 UNMAPPED = Mix(unmapped=1)
+MESSAGES = Mix(vendor="appsflyer")
 # Every drop has a place in quarantine.
 PLACE = {"QUARANTINE_MAX_MB": "1000000"}
 SHARE_OF_PEAK = 0.8
@@ -95,6 +97,7 @@ class _Comparison:
             self._peak(AFTERNOON, contenders.AFTERNOON),
             self._peak(DUPLICATES, contenders.GATEWAY, HALF_DUPLICATES),
             self._peak(DROPS, contenders.GATEWAY, UNMAPPED),
+            self._peak(APPSFLYER, contenders.GATEWAY, MESSAGES),
         ]
         latencies: list[Step] = [
             self._latency(AT_1000, contenders.GATEWAY, lambda: 1_000),

@@ -13,6 +13,7 @@ MB = 1024 * 1024
 GATEWAY, FLOOR, AFTERNOON = "gateway", "floor", "afternoon"
 DUPLICATES = "gateway, 50 % duplicates"
 DROPS = "gateway, unmapped events"
+APPSFLYER = "gateway, AppsFlyer's messages"
 EMPTY, FULL = "gateway, empty table", "gateway, full table"
 AT_1000, AT_200 = "gateway at 1,000/s", "gateway at 200/s"
 AFTERNOON_1000 = "afternoon at 1,000/s"
@@ -90,9 +91,10 @@ FULL_RATIO = Target("CPU of gateway and database per event, full table ÷ empty"
 MEMORY = Target("memory of a worker at peak", 150, unit=" MB")
 REDIS = Target("Redis memory per remembered event, plain keys", 160, unit=" bytes")
 DROP_RATIO = Target("CPU of the gateway per drop ÷ per event", 1)
+JSON_RATIO = Target("CPU of the gateway per AppsFlyer message ÷ per Adjust callback", 1.6)
 TARGETS = (
     CPU, PEAK, P50, P99, P99_RATIO, P50_RATIO, DUPLICATE_RATIO, FULL_RATIO, MEMORY, REDIS,
-    DROP_RATIO,
+    DROP_RATIO, JSON_RATIO,
 )  # fmt: skip
 
 
@@ -117,6 +119,8 @@ def _of_peaks(peaks: Mapping[str, list[PeakRound]]) -> Iterator[tuple[Target, Fi
     yield DUPLICATE_RATIO, _ratio(rates[DUPLICATES], rates[GATEWAY], "/s")
     drop = median_of(r.cost.server_us for r in peaks[DROPS])
     yield DROP_RATIO, _ratio(drop, gateway, "µs", f"{rates[DROPS]:,.0f} drops/s")
+    message = median_of(r.cost.server_us for r in peaks[APPSFLYER])
+    yield JSON_RATIO, _ratio(message, gateway, "µs", f"{rates[APPSFLYER]:,.0f} messages/s")
     empty, full = (
         median_of(r.cost.server_us + r.cost.database_us for r in peaks[name])
         for name in (EMPTY, FULL)

@@ -1,4 +1,4 @@
-"""Simulated callbacks of Adjust, and the workspaces that they belong to."""
+"""Simulated callbacks of Adjust, and the workspaces of every vendor's callbacks."""
 
 import json
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from bench.testbed.client import head, post_request
 
 SECRET = "s3cr3t-of-the-bench"  # noqa: S105 - opens nothing but the bench's own gateways
 ENDPOINT = "/ingest/adjust"
+VENDORS = ("adjust", "appsflyer", "branch")
 EVENTS = {"g3mz3t": "purchase", "bkrfgq": "coins", "g3mfiw": "level", "f0ob4r": "signup"}
 APPS = {"shop4ndroid1": "ws_shop", "shopios00001": "ws_shop", "game4ndroid1": "ws_game"}
 # An app that ignores an event on purpose.
@@ -19,26 +20,30 @@ IGNORING, IGNORED = "game4ndroid1", "n0t0urs"
 
 
 def workspace_toml(
-    workspace: str, *app_tokens: str, events: Mapping[str, str] = EVENTS, more: str = ""
+    workspace: str,
+    *app_tokens: str,
+    vendor: str = "adjust",
+    events: Mapping[str, str] = EVENTS,
+    more: str = "",
 ) -> str:
     """Return a workspace of a workspaces file; each app has the same events, and lines `more`."""
-    mapping = ", ".join(f"{token} = {json.dumps(name)}" for token, name in events.items())
+    mapping = ", ".join(f'"{token}" = {json.dumps(name)}' for token, name in events.items())
     apps = "".join(
-        f'\n[[workspaces.apps]]\nvendor = "adjust"\napp_token = "{token}"\n'
+        f'\n[[workspaces.apps]]\nvendor = "{vendor}"\napp_token = "{token}"\n'
         f"events = {{ {mapping} }}\n{more}"
         for token in app_tokens
     )
     return f'[[workspaces]]\nid = "{workspace}"\n{apps}'
 
 
-WORKSPACES = "".join(
-    workspace_toml(
-        workspace,
-        *(app for app, owner in APPS.items() if owner == workspace),
-        more=f'ignore = ["{IGNORED}"]\n' if workspace == APPS[IGNORING] else "",
-    )
-    for workspace in dict.fromkeys(APPS.values())
-)
+def _apps_toml(workspace: str) -> str:
+    """Return a workspace whose apps have callbacks of every vendor."""
+    apps = [app for app, owner in APPS.items() if owner == workspace]
+    more = f'ignore = ["{IGNORED}"]\n' if workspace == APPS[IGNORING] else ""
+    return "".join(workspace_toml(workspace, *apps, vendor=vendor, more=more) for vendor in VENDORS)
+
+
+WORKSPACES = "".join(map(_apps_toml, dict.fromkeys(APPS.values())))
 
 
 def parameters(

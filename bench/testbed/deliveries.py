@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from functools import partial
 from random import Random
 
 from bench.testbed import drops
 from bench.testbed.callbacks import APPS, EVENTS, any_request, parameters, time_text
 from bench.testbed.drops import Drop, Kept
+from bench.testbed.messages import expected_properties, message_request
 
 # Fixed: the same seed sends the same callbacks on any day.
 FIRST_DAY = datetime(2024, 3, 1, tzinfo=UTC)
@@ -25,6 +27,10 @@ _KEPT = {
     "revenue", "revenue_float", "currency", "event_token", "activity_kind", "environment",
     "tracker_name", "transaction_id",
 }  # fmt: skip
+
+
+# The request of a delivery for an event at this time.
+Send = Callable[[datetime, Random], bytes]
 
 
 class EventKind(Enum):
@@ -65,6 +71,11 @@ SHARES: dict[EventKind, int] = {
 }
 
 
+# Shares of the vendors of a mix; only Adjust's callbacks are dropped.
+ADJUST = {"adjust": 1}
+MIX = {"adjust": 60, "appsflyer": 25, "branch": 15}
+
+
 @dataclass(frozen=True)
 class Delivery:
     """One callback of an event, with its retries.
@@ -84,6 +95,7 @@ class Delivery:
 class Row:
     """The expected row; each of the times is right."""
 
+    vendor: str
     workspace_id: str
     app_token: str
     event_type: str
@@ -121,6 +133,7 @@ class EventGenerator:
     shares: Mapping[EventKind, int] = field(default_factory=lambda: SHARES)
     new_days: Sequence[int] = ()
     probes_from: int = sys.maxsize
+    vendors: Mapping[str, int] = field(default_factory=lambda: ADJUST)
 
     def event(self, number: int) -> SimulatedEvent:
         """Return the event of this number, always the same."""
@@ -139,12 +152,19 @@ class EventGenerator:
             )
         if kind is EventKind.STABLE:
             sent["transaction_id"] = f"t{number}"
-        kept = {name: value for name, value in sent.items() if name in _KEPT}
+        vendor = self._vendor(random)
         times = [occurred_at]
         if kind is EventKind.STABLE:
             # Earlier: a later time may be on a new day.
             times += [occurred_at - timedelta(seconds=random.randint(1, 90_000))]
+        if vendor == "adjust":
+            send: Send = partial(_adjust_request, sent)
+            kept = {name: value for name, value in sent.items() if name in _KEPT}
+        else:
+            send = partial(message_request, vendor, sent)
+            kept = expected_properties(vendor, sent, occurred_at)
         row = Row(
+            vendor=vendor,
             workspace_id=APPS[app],
             app_token=app,
             event_type=EVENTS[token],
@@ -154,11 +174,16 @@ class EventGenerator:
             adid=sent["adid"],
             properties=kept,
         )
-        return SimulatedEvent(number, kind, _DELIVERIES[kind](sent, times, random), row)
+        return SimulatedEvent(number, kind, _DELIVERIES[kind](send, times, random), row)
 
     def day(self, number: int) -> datetime:
         """Return the day of the event of this number."""
         return FIRST_DAY + timedelta(days=bisect_right(self.new_days, number))
+
+    def _vendor(self, random: Random) -> str:
+        first, *others = self.vendors
+        # Without a draw, a seed keeps its callbacks.
+        return random.choices([first, *others], [*self.vendors.values()])[0] if others else first
 
     def _occurred_at(self, number: int, random: Random) -> datetime:
         if number >= self.probes_from:
@@ -175,50 +200,48 @@ def _dropped(number: int, kind: EventKind, sent: dict[str, str], random: Random)
     return SimulatedEvent(number, kind, [delivery], None, drop.kept)
 
 
-def _plain(sent: dict[str, str], times: Sequence[datetime], random: Random) -> list[Delivery]:
-    return [_delivery(sent, times[0], random)]
+def _plain(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
+    return [_delivery(send, times[0], random)]
 
 
-def _redelivered(sent: dict[str, str], times: Sequence[datetime], random: Random) -> list[Delivery]:
+def _redelivered(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
     again = random.randint(1, 2)
     return [
-        _delivery(sent, times[0], random, after=turn * random.randint(1, 400))
+        _delivery(send, times[0], random, after=turn * random.randint(1, 400))
         for turn in range(again + 1)
     ]
 
 
-def _contested(sent: dict[str, str], times: Sequence[datetime], random: Random) -> list[Delivery]:
+def _contested(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
     first = random.randrange(60)
     return [
-        replace(_delivery(sent, times[0], random), process=first + place)
+        replace(_delivery(send, times[0], random), process=first + place)
         for place in range(random.randint(2, 4))
     ]
 
 
-def _repeated(sent: dict[str, str], times: Sequence[datetime], random: Random) -> list[Delivery]:
+def _repeated(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
     process = random.randrange(60)
     return [
-        replace(_delivery(sent, times[0], random), process=process)
+        replace(_delivery(send, times[0], random), process=process)
         for _ in range(random.randint(2, 5))
     ]
 
 
-def _hung_up(sent: dict[str, str], times: Sequence[datetime], random: Random) -> list[Delivery]:
+def _hung_up(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
     share = random.choice((random.random(), 1.0))
-    return [replace(_delivery(sent, times[0], random), hangs_up_after=share)]
+    return [replace(_delivery(send, times[0], random), hangs_up_after=share)]
 
 
-def _stable(sent: dict[str, str], times: Sequence[datetime], random: Random) -> list[Delivery]:
+def _stable(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
     after = random.choice((0, random.randint(1, 400)))
     return [
-        _delivery(sent, times[0], random),
-        _delivery(sent, times[1], random, after=after),
+        _delivery(send, times[0], random),
+        _delivery(send, times[1], random, after=after),
     ]
 
 
-_DELIVERIES: Mapping[
-    EventKind, Callable[[dict[str, str], Sequence[datetime], Random], list[Delivery]]
-] = {
+_DELIVERIES: Mapping[EventKind, Callable[[Send, Sequence[datetime], Random], list[Delivery]]] = {
     EventKind.PLAIN: _plain,
     EventKind.REDELIVERED: _redelivered,
     EventKind.CONTESTED: _contested,
@@ -239,11 +262,13 @@ _DROPS: Mapping[EventKind, Callable[[dict[str, str], Random], Drop]] = {
 DROPPED_KINDS = frozenset(_DROPS)
 
 
-def _delivery(
-    sent: dict[str, str], occurred_at: datetime, random: Random, after: int = 0
-) -> Delivery:
+def _delivery(send: Send, occurred_at: datetime, random: Random, after: int = 0) -> Delivery:
+    return Delivery(send(occurred_at, random), after, random.randrange(60))
+
+
+def _adjust_request(sent: dict[str, str], occurred_at: datetime, random: Random) -> bytes:
     names = list(sent)
     if random.random() < 0.5:  # noqa: PLR2004 - half of them in another order
         random.shuffle(names)
     ordered = {name: sent[name] for name in names} | {"created_at": time_text(occurred_at, random)}
-    return Delivery(any_request(ordered, random), after, random.randrange(60))
+    return any_request(ordered, random)

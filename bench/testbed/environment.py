@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from app.dev import embedded
 from app.dev.processes import free_port
 from bench.testbed import database
-from bench.testbed.callbacks import SECRET, WORKSPACES
+from bench.testbed.callbacks import SECRET, VENDORS, WORKSPACES
 from bench.testbed.gateway import Gateway
 from bench.testbed.process import SERVE, ServerProcess
 from bench.testbed.proxy import Proxy
@@ -26,7 +26,7 @@ CLAIM_LEASE_S = 4.0
 DRAIN_PAUSE_S = 0.3
 SETTINGS = {
     "HOST": "127.0.0.1",
-    "ADJUST_CALLBACK_SECRET": SECRET,
+    **{f"{vendor.upper()}_CALLBACK_SECRET": SECRET for vendor in VENDORS},
     "COMMIT_TIMEOUT_S": str(COMMIT_TIMEOUT_S),
     "CLAIM_LEASE_S": str(CLAIM_LEASE_S),
     "DRAIN_PAUSE_S": str(DRAIN_PAUSE_S),

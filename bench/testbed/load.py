@@ -17,7 +17,8 @@ from typing import NamedTuple
 import msgspec
 
 from app.dev.embedded import unpack
-from bench.testbed.callbacks import APPS, ENDPOINT, EVENTS, SECRET
+from bench.testbed.callbacks import APPS, EVENTS, SECRET
+from bench.testbed.messages import message_file
 from bench.testbed.process import ROOT, BenchError
 
 CONNECTIONS = 64
@@ -29,10 +30,16 @@ K6_FAILED_THRESHOLDS = 99
 
 
 class Mix(NamedTuple):
-    """The callbacks of a load: the shares of duplicates and of unmapped events."""
+    """The callbacks of a load: their vendor, and the shares of duplicates and unmapped events."""
 
     duplicates: float = 0.0
     unmapped: float = 0.0
+    vendor: str = "adjust"
+
+    @property
+    def endpoint(self) -> str:
+        """The path of the callbacks."""
+        return f"/ingest/{self.vendor}"
 
 
 FRESH = Mix()
@@ -87,7 +94,7 @@ async def run_wrk(
             f"--connections={connections}",
             f"--duration={max(1, round(duration_s))}s",
             f"--script={_BENCH / 'wrk/callbacks.lua'}",
-            f"http://127.0.0.1:{port}{ENDPOINT}",
+            f"http://127.0.0.1:{port}{mix.endpoint}",
         ],
         settings(mix) | {"JSON": "1"},
         duration_s,
@@ -123,7 +130,7 @@ async def run_k6(
         ],
         settings(mix)
         | {
-            "URL": f"http://127.0.0.1:{port}{ENDPOINT}",
+            "URL": f"http://127.0.0.1:{port}{mix.endpoint}",
             "RATE": f"{rate:.0f}",
             "DURATION": f"{duration_s:.0f}s",
             "WARM_UP": f"{warm_up_s:.0f}s",
@@ -187,7 +194,8 @@ async def run_durable_floor(
 
 def settings(mix: Mix) -> dict[str, str]:
     """Return the environment of all tools; each run has users of its own."""
-    return {
+    message = {} if mix.vendor == "adjust" else {"MESSAGE": str(message_file(mix.vendor))}
+    return message | {
         "SECRET": SECRET,
         "APP_TOKEN": next(iter(APPS)),
         "EVENT_TOKEN": next(iter(EVENTS)),

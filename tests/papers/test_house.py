@@ -18,7 +18,7 @@ PRODUCT = ("app", "adapters", "sinks")
 FUNCTION_LINES_MAX = 42
 MODULE_LINES_MAX = 275
 TEST_MODULE_LINES_MAX = 400
-REQUEST_PATH_LINES_MAX = 2_000
+REQUEST_PATH_LINES_MAX = 2_100
 FORBIDDEN_ROOMS = {"utils", "util", "common", "core", "base", "helpers", "helper", "manager"}
 
 # The imports between rooms: floor, rooms, our rooms that they may import, and the libraries.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters import _url
+from adapters._names import USERS
 from app import version
 from app.event import DropReason
 from app.ingest import UNVERIFIED_PAUSE_S
@@ -267,7 +267,7 @@ LABELS = {
     "python": {version.PYTHON_VERSION},
     "stage": set(STAGES),
     "position": {"1"},
-    "name": {*_url.USERS, "transaction_id", "deduplication_id"},
+    "name": {*USERS, "transaction_id", "deduplication_id"},
     "why": set(metrics.SKIPS),
     "reason": {*metrics.FAILURES, *metrics.REJECTIONS, *metrics.CLOSINGS}
     | {"adapter_error", "buffer_closed", "cancelled"}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from adapters._url import USERS
+from adapters._names import USERS
 from app import normalize
 from app.event import App, Drop, DropReason, Event
 from bench.testbed.callbacks import EVENTS

@@ -3,9 +3,10 @@
 import pytest
 
 from app.errors import Answer
+from app.http import fast_path
 from app.http.fast_path import CALLBACK, LazyHeaders
 from app.http.responses import response_bytes
-from bench.testbed.client import head
+from bench.testbed.client import head, post_request
 from tests.gateways import query
 
 TARGET = f"/ingest/adjust?{query()}"
@@ -60,3 +61,47 @@ def test_receipt_has_its_length_and_connection() -> None:
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: keep-alive\r\n"
     )
     assert b"\r\nconnection: close\r\n" in response_bytes(Answer(200, b"{}"), keep_alive=False)
+
+
+BODY = b'{"event_name":"install"}'
+POST = post_request(TARGET, BODY, "application/json")
+
+
+async def test_plain_post_is_taken_with_its_body() -> None:
+    """A POST with its length and its whole body is taken; the next request stays."""
+    for sent in (POST, POST.replace(b"Content-Length: ", b"content-length:")):
+        buffer = bytearray(sent + b"GET ")
+        taken = fast_path.take(buffer)
+        assert taken is not None
+        assert buffer == b"GET "
+        assert (taken.method, taken.vendor, taken.query) == ("POST", "adjust", query().encode())
+        assert LazyHeaders(taken.lines)["content-type"] == "application/json"
+        assert await taken.read_body() == BODY
+        assert await taken.read_body() == b""  # not held any longer
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        POST[:-1],
+        post_request(TARGET, b"x" * 16_000),
+        head("POST", TARGET),
+        *(
+            POST.replace(b"Content-Length: 24", line)
+            for line in (
+                b"Content-Length: +24", b"Content-Length: 24 ", b"Content-Length: 0x18",
+                b"Content-Length: 24\r\nContent-Length: 24", b"Content-Length: 2_4",
+                b"Content-Length: 24\r\nContent-Length: 23", b"Content-Length: 24, 24",
+                b"Content-Length: 24\r\nTransfer-Encoding: chunked", b"Content-Length : 24",
+                b"Transfer-Encoding: chunked", b"Content-Encoding: gzip\r\nContent-Length: 24",
+                b"Content-Length: 24\r\nExpect: 100-continue", b"Content-Length: -1",
+                b"Content-Length: 24\r\nConnection: close", b"Content-Length:\t24",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_other_posts_go_through_sanic(request_bytes: bytes) -> None:
+    """A POST that is large, incomplete, encoded or in doubtful framing stays in the buffer."""
+    buffer = bytearray(request_bytes)
+    assert fast_path.take(buffer) is None
+    assert buffer == request_bytes

@@ -237,10 +237,15 @@ def _add_event(
     explanation.becomes = f"{explanation.event_type}, WRITTEN"
     explanation.occurred_at = event.occurred_at.isoformat()
     explanation.event_id = str(UUID(bytes=event.event_id))
-    columns = {name for name, value in asdict(event).items() if value is not None}
-    user = next((name for name in names.users if name in columns), "")
+    columns = {name: value for name, value in asdict(event).items() if value is not None}
+
+    def column_of(name: str) -> str:
+        return names.columns.get(name, name)
+
+    user = next((name for name in names.users if column_of(name) in columns), "")
     if user:
-        explanation.user = f"{user} = {shown(callback.parameters.get(user, ''))}"
+        sent = callback.parameters.get(user) or columns[column_of(user)]
+        explanation.user = f"{user} = {shown(sent)}"
     elif names.users:
         explanation.user = "none of " + ", ".join(names.users)
     kept: dict[str, None] = {}
@@ -251,7 +256,9 @@ def _add_event(
             kept[stored_as] = None
         elif name not in callback.present or name in event.ignored:
             explanation.absent.append(shown(name))
-        elif name not in columns and name not in (*names.times, "app_token"):
+        elif any(kept_name.startswith(f"{name}.") for kept_name in event.properties):
+            pass  # an object, whose members are kept
+        elif column_of(name) not in columns and name not in (*names.times, "app_token"):
             explanation.not_kept.append(shown(name))
     explanation.kept = [shown(name) for name in dict.fromkeys((*kept, *event.properties))]
 

@@ -13,7 +13,8 @@ Hint = Callable[[Parameters], Iterator[str]]
 class VendorNames(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters of a vendor, each kind by precedence, and its hints.
 
-    `stored_as` are parameters that have another name in `properties`.
+    `stored_as` are parameters that have another name in `properties`, and `columns` those whose
+    column has another name.
     """
 
     types: Sequence[str] = ()
@@ -21,6 +22,7 @@ class VendorNames(msgspec.Struct, frozen=True, kw_only=True):
     times: Sequence[str] = ()
     users: Sequence[str] = ()
     stored_as: Mapping[str, str] = {}
+    columns: Mapping[str, str] = {}
     hints: Sequence[Hint] = ()
 
 
@@ -61,6 +63,25 @@ def _revenue_in_cents(parameters: Parameters) -> Iterator[str]:
         )
 
 
+def _order_in_value(parameters: Parameters) -> Iterator[str]:
+    if parameters.get("event_revenue") and "af_order_id" not in parameters.get("event_value", ""):
+        yield (
+            "a revenue without af_order_id in event_value: two purchases of one user in the same "
+            "millisecond would be one event"
+        )
+
+
+def _no_id(parameters: Parameters) -> Iterator[str]:
+    if "name" in parameters and "id" not in parameters:
+        yield "id is missing: add &id=${(id)!} to the URL, which identifies the event by itself"
+
+
+_BRANCH_USERS = {
+    "user_data.developer_identity": "user_id", "user_data.aaid": "gps_adid",
+    "user_data.idfa": "idfa", "user_data.idfv": "adid", "user_data.android_id": "adid",
+    "developer_identity": "user_id", "aaid": "gps_adid", "idfa": "idfa", "idfv": "adid",
+    "android_id": "adid",
+}  # fmt: skip
 VENDORS: Mapping[str, VendorNames] = {
     "adjust": VendorNames(
         types=("event_token", "event", "activity_kind"),
@@ -70,5 +91,35 @@ VENDORS: Mapping[str, VendorNames] = {
         stored_as={"event": "event_token"},
         hints=(_unfilled, _revenue_in_cents),
     ),
-}
+    "appsflyer": VendorNames(
+        types=("event_name", "event_type"),
+        activities=("event_type",),
+        times=("event_time", "event_time_selected_timezone"),
+        users=(
+            "customer_user_id", "appsflyer_id", "appsflyer_device_id", "advertising_id", "idfa",
+            "idfv", "oaid", "amazon_aid", "android_id",
+        ),
+        columns={
+            "customer_user_id": "user_id", "appsflyer_id": "adid", "appsflyer_device_id": "adid",
+            "advertising_id": "gps_adid", "idfv": "adid", "oaid": "adid", "amazon_aid": "adid",
+            "android_id": "adid", "platform": "os_name", "country_code": "country",
+        },
+        hints=(_order_in_value,),
+    ),
+    "branch": VendorNames(
+        types=("customer_event_alias", "name"),
+        times=("timestamp", "event_timestamp"),
+        users=tuple(_BRANCH_USERS),
+        columns={
+            **_BRANCH_USERS, "user_data.os": "os_name", "user_data.geo_country_code": "country",
+            "os": "os_name", "geo_country_code": "country",
+        },
+        stored_as={
+            "revenue": "event_data.revenue", "currency": "event_data.currency",
+            "transaction_id": "event_data.transaction_id",
+            "environment": "user_data.environment",
+        },
+        hints=(_no_id,),
+    ),
+}  # fmt: skip
 NAMELESS = VendorNames()

@@ -1,0 +1,83 @@
+"""Parameters out of the JSON of a vendor, decoded by msgspec, for vendors that send a POST.
+
+Of a repeated name the last value counts: a vendor's own serializer repeats none.
+"""
+
+import msgspec
+
+from app import normalize
+from app.event import Callback
+from app.normalize import WHITE_SPACE, clean
+
+# Most vendors quote every value: such an object is decoded at once.
+_decode_texts = msgspec.json.Decoder(dict[str, str]).decode
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_text = msgspec.json.Decoder(str).decode
+# The only spelling of a character that no database stores.
+_NUL = b"\\u0000"
+# Equal on every device that sends them in place of an ID.
+_OTHER_TYPES = frozenset({"true", "false"})
+
+
+def parameters(callback: Callback) -> dict[str, str]:
+    """Return the parameters of a JSON body, a form or the URL that have a value.
+
+    Those of the URL take precedence.
+    """
+    found = members(callback.body) if callback.body else None
+    if found is None:
+        return {name: value for name, value in callback.parameters.items() if value}
+    found.pop("secret", None)
+    found.update(callback.query)
+    return found if all(callback.query.values()) else {n: v for n, v in found.items() if v}
+
+
+def present(callback: Callback, sent: dict[str, str]) -> dict[str, str]:
+    """Return the parameters that are no placeholder left unfilled."""
+    is_unfilled = callback.unfilled.fullmatch
+    return {n: value for n, value in sent.items() if value[0].isalnum() or not is_unfilled(value)}
+
+
+def members(text: bytes) -> dict[str, str] | None:
+    """Return the members of a JSON object that have a value; None for anything else.
+
+    Numbers and nested values keep the text in which they were sent.
+    """
+    try:
+        try:
+            found = _decode_texts(text)
+        except msgspec.ValidationError:
+            raw = _decode_members(text)
+            found = {name: _text_of(bytes(value)) for name, value in raw.items()}
+    except (ValueError, RecursionError):
+        return None
+    if _NUL in text:
+        return {clean(name): kept for name, value in found.items() if (kept := clean(value))}
+    return {
+        name.strip(WHITE_SPACE): kept
+        for name, value in found.items()
+        if (kept := value.strip(WHITE_SPACE))
+    }
+
+
+def members_of(value: str) -> dict[str, str]:
+    """Return the members of a parameter's value that is a JSON object; none of any other value."""
+    if value[:1] != "{" or value == "{}":
+        return {}
+    return members(value.encode("utf-8", "replace")) or {}
+
+
+def identifier(value: str) -> str | None:
+    """Return an identifier as sent; None for a null-like one and one of another type.
+
+    An object or a list in place of an ID may be the same on every device.
+    """
+    if value[0] in "{[" or value in _OTHER_TYPES:
+        return None
+    return normalize.identifier(value)
+
+
+def _text_of(value: bytes) -> str:
+    if value[:1] == b'"':
+        return _decode_text(value)
+    return "" if value == b"null" else value.decode()
