@@ -1,12 +1,11 @@
 """From the bytes of a verified request to a callback: its parameters, clean and counted."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 from app.access import PublicHeaders
-from app.errors import MalformedBody, TooManyParameters, Unavailable
+from app.apart import Apart
+from app.errors import MalformedBody, TooManyParameters
 from app.event import OLDEST_OCCURRED_AT, Callback
 from app.hidden import HELD_MIN
 from app.parameters import PARAMETERS_MAX, parse_body, parse_form
@@ -71,31 +70,14 @@ class Bodies:
     """Parses bodies: small ones at once, large ones in a thread, within a limit on their bytes."""
 
     def __init__(self) -> None:
-        # One thread: several would compete with the event loop for the interpreter's lock.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
-        self._waiting_bytes = 0
+        self.apart = Apart("large-bodies", WAITING_MAX_BYTES)
 
     async def parse(self, content_type: str, body: bytes) -> dict[str, str]:
         """Return the parameters of a body; raises MalformedBody, TooManyParameters, Unavailable."""
         if len(body) <= BODY_AT_ONCE_BYTES:
             parameters = parse_body(content_type, body)
         else:
-            parameters = await self._parse_large(content_type, body)
+            parameters = await self.apart.run(len(body), parse_body, content_type, body)
         if parameters is None:
             raise MalformedBody
         return parameters
-
-    async def _parse_large(self, content_type: str, body: bytes) -> dict[str, str] | None:
-        if self._waiting_bytes + len(body) > WAITING_MAX_BYTES:
-            raise Unavailable("buffer_full")
-        self._waiting_bytes += (size_bytes := len(body))
-
-        def release(_: object) -> None:
-            self._waiting_bytes -= size_bytes
-
-        parsed = asyncio.get_running_loop().run_in_executor(
-            self._thread, parse_body, content_type, body
-        )
-        parsed.add_done_callback(release)
-        # Shielded: the queued body stays in memory, and is counted, even if the caller hangs up.
-        return await asyncio.shield(parsed)

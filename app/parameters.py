@@ -80,6 +80,14 @@ def parse_body(content_type: str, body: bytes) -> dict[str, str] | None:
     return None
 
 
+def parse_kept(query: bytes, content_type: str, body: bytes) -> dict[str, str]:
+    """Return the parameters of a callback in quarantine; the URL's win. Too many count as none."""
+    try:
+        return (parse_body(content_type, body) or {}) | parse_form(query)
+    except TooManyParameters:
+        return {}
+
+
 def _parse_json(text: str) -> dict[str, str] | None:
     """Read a JSON object; numbers and nested values keep the text that was sent."""
     try:
