@@ -1,10 +1,9 @@
 """The bodies of verified requests, without their credential."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from app.errors import MalformedBody, Unavailable
+from app.apart import Apart
+from app.errors import MalformedBody
 from app.parameters import AT_ONCE_BYTES, Body, read_body
 from app.redaction import redact_body
 
@@ -16,9 +15,7 @@ class Bodies:
     """Reads bodies: small ones at once, large ones in a thread, within a limit on their bytes."""
 
     def __init__(self) -> None:
-        # One thread: several would compete with the event loop for the interpreter's lock.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
-        self._waiting_bytes = 0
+        self.apart = Apart("large-bodies", WAITING_MAX_BYTES)
 
     async def read(
         self, headers: Mapping[str, str], body: bytes, accepted: Sequence[bytes] = ()
@@ -31,25 +28,10 @@ class Bodies:
         if len(body) <= AT_ONCE_BYTES:
             readable = _read(content_type, body, secret)
         else:
-            readable = await self._read_large(content_type, body, secret)
+            readable = await self.apart.run(len(body), _read, content_type, body, secret)
         if readable is None:
             raise MalformedBody
         return readable
-
-    async def _read_large(self, content_type: str, body: bytes, secret: bytes) -> Body | None:
-        if self._waiting_bytes + len(body) > WAITING_MAX_BYTES:
-            raise Unavailable("buffer_full")
-        self._waiting_bytes += (size_bytes := len(body))
-
-        def release(_: object) -> None:
-            self._waiting_bytes -= size_bytes
-
-        reading = asyncio.get_running_loop().run_in_executor(
-            self._thread, _read, content_type, body, secret
-        )
-        reading.add_done_callback(release)
-        # Shielded: the queued body stays in memory, and is counted, even if the caller hangs up.
-        return await asyncio.shield(reading)
 
 
 def _read(content_type: str, body: bytes, secret: bytes) -> Body | None:

@@ -7,7 +7,6 @@ own, so that no event waits for a drop.
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache, partial
@@ -15,6 +14,7 @@ from time import monotonic
 
 from msgspec.structs import replace
 
+from app.apart import Apart
 from app.buffer import WriteBuffer
 from app.dropped import Dropped, RejectedRequest, decode_event, encode_event
 from app.errors import QuarantineBusy, QuarantineFailed, Unavailable
@@ -71,8 +71,7 @@ class Drops:
                 batch_max_bytes=BATCH_MAX_BYTES,
                 buffer_max_bytes=BUFFER_MAX_BYTES,
             )
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="long-drops")
-        self._in_thread = 0
+        self._apart = Apart("long-drops", IN_THREAD_MAX)
         self._rejected: list[RejectedRequest] = []
         self._keeper: asyncio.Task[None] | None = None
 
@@ -100,10 +99,11 @@ class Drops:
             if len(dropped.query) + len(dropped.body) <= REDACTED_AT_ONCE_BYTES:
                 dropped = self._redacted(dropped, omitted)
             else:
-                dropped = await self._redacted_apart(dropped, omitted)
+                dropped = await self._apart.run(1, self._redacted, dropped, omitted)
             await self._buffer.submit(dropped, account, size_bytes)
         except Unavailable:
-            raise _busy(dropped) from None
+            count_failure(dropped.vendor, dropped.workspace_id, "quarantine_busy")
+            raise QuarantineBusy("quarantine_busy") from None
         finally:
             # Of a caller that hangs up earlier than of the others: the buffer keeps its drop.
             self._shares.release(account, size_bytes)
@@ -132,20 +132,6 @@ class Drops:
             self._keeper.cancel()
         if self._buffer is not None:
             await self._buffer.close()
-
-    async def _redacted_apart(self, dropped: Dropped, omitted: Collection[str]) -> Dropped:
-        """Redact a long callback in the thread; raises QuarantineBusy if many wait for it."""
-        if self._in_thread >= IN_THREAD_MAX:
-            raise _busy(dropped)
-        self._in_thread += 1
-        redacted = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._redacted, dropped, omitted
-        )
-        redacted.add_done_callback(self._leave_thread)
-        return await asyncio.shield(redacted)  # counted as long as it takes memory
-
-    def _leave_thread(self, _: object) -> None:
-        self._in_thread -= 1
 
     def _redacted(self, dropped: Dropped, omitted: Collection[str]) -> Dropped:
         secrets = self._secrets
@@ -221,12 +207,6 @@ async def _commit(quarantine: Quarantine, drops: Sequence[Dropped]) -> Sequence[
         raise QuarantineFailed("quarantine_failed") from None
     count_kept(drops)
     return [True] * len(drops)
-
-
-def _busy(dropped: Dropped) -> QuarantineBusy:
-    """Return the error of a drop without a place among those that wait; counts it."""
-    count_failure(dropped.vendor, dropped.workspace_id, "quarantine_busy")
-    return QuarantineBusy("quarantine_busy")
 
 
 def _skip(dropped: Dropped, why: str) -> None:

@@ -114,6 +114,14 @@ def read_body(content_type: str, body: bytes) -> Body | None:
     return None
 
 
+def parse_kept(query: bytes, content_type: str, body: bytes) -> dict[str, str]:
+    """Return the parameters of a callback in quarantine; the URL's win. Too many count as none."""
+    try:
+        return (parse_body(content_type, body) or {}) | parse_form(query)
+    except TooManyParameters:
+        return {}
+
+
 def _read_json(raw: bytes) -> Body | None:
     if len(raw) <= AT_ONCE_BYTES and is_ordinary(raw):
         return Body(raw)

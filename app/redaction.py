@@ -10,7 +10,7 @@ from app.errors import TooManyParameters
 from app.event import digest
 from app.hidden import Hidden, encoded, hidden_words
 from app.normalize import clean
-from app.parameters import PARAMETERS_MAX, decode, parse_body, parse_form
+from app.parameters import PARAMETERS_MAX, decode, parse_body, parse_kept
 
 CREDENTIAL = b"secret="
 # A parameter that stands for the omitted ones.
@@ -74,10 +74,7 @@ def omitted_stand_in(
 
     Without it, callbacks that differ only in an omitted identifier would be one event in a replay.
     """
-    try:
-        sent = (parse_body(content_type, body) or {}) | parse_form(query)
-    except TooManyParameters:
-        return b""
+    sent = parse_kept(query, content_type, body)
     values = sorted((name, sent[name]) for name in omitted if sent.get(name))
     return f"{STAND_IN}={digest(values).hex()}".encode() if values else b""
 

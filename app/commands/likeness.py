@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple
 
-from app.errors import TooManyParameters
 from app.event import App
-from app.parameters import parse_body, parse_form
+from app.parameters import parse_kept
 
 # The types of docs/adjust.md for the kinds of activity that Adjust sends.
 ACTIVITIES: Mapping[str, str] = {
@@ -57,10 +56,7 @@ class Likeness(NamedTuple):
 
 def parameters_of(query: bytes, content_type: str, body: bytes) -> Mapping[str, str]:
     """Return the filled-in parameters of a callback in quarantine; the URL's win."""
-    try:
-        sent = {**(parse_body(content_type, body) or {}), **parse_form(query)}
-    except TooManyParameters:
-        return {}
+    sent = parse_kept(query, content_type, body)
     return {name: value for name, value in sent.items() if value and value[0] != "{"}
 
 

@@ -8,9 +8,8 @@ import msgspec
 
 from app.commands.known_apps import KnownApps
 from app.commands.output import printable
-from app.errors import TooManyParameters
 from app.event import DropReason
-from app.parameters import parse_body, parse_form
+from app.parameters import parse_kept
 from app.replay import ARRIVAL
 from sinks.timescale import drops, hosts
 
@@ -84,10 +83,7 @@ async def read_unfilled(
 
 def _missing_values(drop: drops.KeptDrop) -> str:
     """Return the options that fill in what an event cannot do without."""
-    try:
-        sent = {**(parse_body(drop.content_type, drop.body) or {}), **parse_form(drop.query)}
-    except TooManyParameters:
-        return ""
+    sent = parse_kept(drop.query, drop.content_type, drop.body)
     tokens = [sent[name] for name in TOKEN_NAMES if sent.get(name)]
     options = DEFAULT_SET if drop.subject in tokens else ""
     if sent.get("created_at", "").startswith("{"):

@@ -41,9 +41,17 @@ class _Table:
 
 
 async def judge(
-    connection: asyncpg.Connection, generator: EventGenerator, ledger: Ledger, events: int
+    connection: asyncpg.Connection,
+    generator: EventGenerator,
+    ledger: Ledger,
+    events: int,
+    *,
+    is_repeated: bool = False,
 ) -> Verdict:
-    """Compare ledger and tables, for the events of the generator below `events`."""
+    """Compare ledger and tables, for the events of the generator below `events`.
+
+    `is_repeated` where a proxy in front of the gateways may repeat a request by itself.
+    """
     table = await _read(connection, generator, events)
     verdict = Verdict(rows=sum(table.rows))
     if table.strangers:
@@ -60,7 +68,7 @@ async def judge(
         if written[number] > 1:
             verdict.lied[number] = f"answered written {written[number]} times"
     verdict.lied |= dict.fromkeys(table.unwanted, "to be dropped, with a row")
-    await judge_drops(connection, generator, ledger, verdict)
+    await judge_drops(connection, generator, ledger, verdict, is_repeated=is_repeated)
     return verdict
 
 

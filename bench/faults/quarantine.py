@@ -41,9 +41,17 @@ class _Row(NamedTuple):
 
 
 async def judge_drops(
-    connection: asyncpg.Connection, generator: EventGenerator, ledger: Ledger, verdict: Verdict
+    connection: asyncpg.Connection,
+    generator: EventGenerator,
+    ledger: Ledger,
+    verdict: Verdict,
+    *,
+    is_repeated: bool,
 ) -> None:
-    """Add the broken promises of quarantine to the verdict."""
+    """Add the broken promises of quarantine to the verdict.
+
+    A sending that a proxy may repeat by itself (`is_repeated`) has a row for each delivery.
+    """
     rows = await _read(connection, generator, ledger, verdict)
     verdict.dropped_rows = sum(map(len, rows.values()))
     for number, sending in ledger.sendings.items():
@@ -51,7 +59,7 @@ async def judge_drops(
         found = rows.get(number, [])
         if kept is None and found:
             verdict.doubled[sending.event] = "a row in quarantine, where it has no place"
-        elif len(found) > 1:
+        elif len(found) > 1 and not is_repeated:
             verdict.doubled[sending.event] = f"{len(found)} rows in quarantine of one sending"
         elif kept is not None and sending.kind in _KEPT:
             _judge_kept(sending, found, verdict)

@@ -157,6 +157,19 @@ async def test_second_row_of_a_drop_is_doubled(
     assert (list(verdict.doubled), verdict.dropped_rows) == ([UNKNOWN.number], 2)
 
 
+async def test_second_row_behind_a_proxy_that_repeats_is_clean(
+    connection: asyncpg.Connection,
+) -> None:
+    """A proxy may send a request again by itself: each delivery has its row."""
+    ledger, sent_at = Ledger(), time.time()
+    await keep(connection)
+    await keep(connection)
+    ledger.sendings[NUMBER] = Sending(UNKNOWN.number, AnswerKind.DROPPED, sent_at, time.time())
+    for is_repeated in (False, True):
+        verdict = await judge(connection, GENERATOR, ledger, EVENTS, is_repeated=is_repeated)
+        assert verdict.is_clean is is_repeated, verdict
+
+
 async def test_row_of_an_ignored_callback_is_doubled(connection: asyncpg.Connection) -> None:
     """An ignored callback has no place in quarantine."""
     sent_at = time.time()

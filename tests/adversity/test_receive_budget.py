@@ -150,7 +150,7 @@ async def test_large_bodies_that_wait_for_their_turn_are_bounded(
     monkeypatch.setattr(callbacks, "WAITING_MAX_BYTES", 100_000)
     gateway = await gateways.start()
     turn = threading.Event()
-    gateway.gateway.ingest.bodies._thread.submit(turn.wait)
+    gateway.gateway.ingest.bodies.apart.thread.submit(turn.wait)
 
     async def send(user: str) -> Answer:
         target = f"/ingest/adjust?{query(user_id=user)}"
@@ -159,7 +159,7 @@ async def test_large_bodies_that_wait_for_their_turn_are_bounded(
     first = asyncio.create_task(send("first"))
     try:
         async with asyncio.timeout(30):
-            while not gateway.gateway.ingest.bodies._waiting_bytes:
+            while not gateway.gateway.ingest.bodies.apart.waiting:
                 await asyncio.sleep(0.01)
             answer = await send("second")
     finally:
@@ -167,7 +167,7 @@ async def test_large_bodies_that_wait_for_their_turn_are_bounded(
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     assert (await first).status == 200
     assert (await send("second")).status == 200
-    assert gateway.gateway.ingest.bodies._waiting_bytes == 0
+    assert gateway.gateway.ingest.bodies.apart.waiting == 0
 
 
 @pytest.mark.parametrize(

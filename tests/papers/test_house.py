@@ -43,7 +43,7 @@ PLAN: list[tuple[int, str, tuple[str, ...], tuple[str, ...]]] = [
     (3, "app.commit", ("app.*", "sinks"), ()),
     (3, "app.drops", ("app.*", "sinks"), ("msgspec",)),
     (3, "app.shares", (*VOCABULARY, "sinks"), ("msgspec",)),
-    (2, "app.callbacks", (*VOCABULARY, "app.access"), ()),
+    (2, "app.callbacks", (*VOCABULARY, "app.access", "app.apart"), ()),
     (2, "app.telemetry.observer", (*VOCABULARY, *DOORS), ()),
     (2, "app.telemetry.tracing", ("app.*", *DOORS), ("msgspec", "opentelemetry")),
     (2, "app.claims*", (*VOCABULARY, *COUNTERS, "app.claims*"), ("hiredis", "redis")),

@@ -225,6 +225,13 @@ async def test_failing_quarantine_makes_a_drop_an_error(
     assert len(await rows(connection)) == 1
 
 
+async def until_in_flight(gateway: Running) -> None:
+    """Return when a callback is being handled."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (await gateway.metrics())["flokit_callbacks_in_flight"] < 1:
+            await asyncio.sleep(0.01)
+
+
 async def test_no_event_waits_for_a_drop(
     gateways: Gateways, connection: asyncpg.Connection
 ) -> None:
@@ -233,9 +240,7 @@ async def test_no_event_waits_for_a_drop(
     async with connection.transaction():
         await connection.execute("LOCK TABLE dropped IN ACCESS EXCLUSIVE MODE")
         drop = asyncio.create_task(gateway.callback(event_token="zzzzzz"))
-        async with asyncio.timeout(PATIENCE_S):
-            while (await gateway.metrics())["flokit_callbacks_in_flight"] < 1:
-                await asyncio.sleep(0.01)
+        await until_in_flight(gateway)
         assert (await gateway.callback()).status == 200
         assert not drop.done()
     assert (await drop).body == DROPPED
@@ -363,9 +368,7 @@ async def test_closed_gateway_has_kept_its_drops(
     async with connection.transaction():
         await connection.execute("LOCK TABLE dropped IN ACCESS EXCLUSIVE MODE")
         drop = asyncio.create_task(gateway.callback(event_token="zzzzzz"))
-        async with asyncio.timeout(PATIENCE_S):
-            while (await gateway.metrics())["flokit_callbacks_in_flight"] < 1:
-                await asyncio.sleep(0.01)
+        await until_in_flight(gateway)
         stopping = asyncio.create_task(gateway.stop())
     assert (await drop).body == DROPPED
     await stopping
