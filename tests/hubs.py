@@ -19,7 +19,7 @@ from sinks.timescale.sink import TimescaleSink
 from tests.gateways import Services
 
 PAGE = (ROOT / "docs/hub.md").read_text()
-ANALYST = "ada"
+ANALYST = "flokit_ada"
 ROLES = (CELL_ROLE, ANALYST, ANALYSTS)
 # The names of the cells on the page, and the databases that stand for them.
 DATABASES = {name: f"gateway_cell_{name[-1]}_{os.getpid()}" for name in ("eu-1", "eu-2")}
