@@ -128,12 +128,12 @@ def assert_fits(event: Event, callback: Callback, app: App) -> None:
 class AdapterCases:
     """The tests of one vendor. `parameters` make a callback that becomes an event.
 
-    `another_user` and `another_second` make it one of another user, or of another second: where
-    the vendor sends a stable ID with every event, `another_second` has another one. `stable_id`
-    gives the event a stable ID, and `another_time` changes nothing but its time. `revenue` gives it one
-    of 4.99 euros. `users` are the names of the identifiers by precedence, `others` of parameters that distinguish devices
-    without any. `placeholder` is the vendor's placeholder for a parameter called `name`; empty for
-    a vendor that has none, and whose UNFILLED matches nothing.
+    `another_user` and `another_second` make it one of another user, or of another second: where the
+    vendor sends a stable ID with every event, `another_second` has another one. `stable_id` gives
+    the event a stable ID, and `another_time` changes nothing but its time. `revenue` gives it one
+    of 4.99 euros. `users` are the names of the identifiers by precedence, `others` of parameters
+    that distinguish devices without any. `placeholder` is the vendor's placeholder for a parameter
+    called `name`; empty for a vendor that has none, and whose UNFILLED matches nothing.
 
     A vendor with its data in the body overrides `callback`: see `in_json_body`.
     """
