@@ -41,7 +41,7 @@ def parse(callback: Callback, app: App) -> Event | Drop:
         present["event_time"] = present[_TIMES[1]]
     within = _json.members_of(present.get("event_value", ""))
     present |= _revenue(present, within)
-    return _url.parse_parameters(callback, app, NAMES, sent=present, present=present, within=within)
+    return _url.parse(callback, app, NAMES, sent=present, present=present, within=within)
 
 
 def _kinds(present: Values) -> tuple[str, ...]:

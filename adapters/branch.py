@@ -43,7 +43,7 @@ def parse(callback: Callback, app: App) -> Event | Drop:
     # The app's own name for the event goes before Branch's.
     alias = present.get("customer_event_alias", "")
     names = _ALIASED if alias in app.events or alias in app.ignore else NAMES
-    return _url.parse_parameters(callback, app, names, sent=sent, present=present)
+    return _url.parse(callback, app, names, sent=sent, present=present)
 
 
 def _flat(members: dict[str, str]) -> dict[str, str]:
