@@ -10,6 +10,7 @@ import pytest
 
 from adapters import branch
 from app.event import App, Callback, Drop, DropReason, Event
+from app.set_parameters import set_parameters
 from tests.adapter_cases import VENDORS, AdapterCases, assert_fits, callback_of, in_json_body
 from tests.vectors import APP, vectors_of
 
@@ -213,6 +214,31 @@ def test_event_within_data_is_the_same_event() -> None:
     assert event({"data": {"name": "OPEN"}}).event_type == "purchase"
 
 
+WRAPPERS: list[Changes] = [
+    {"id": "webhook_1"},
+    {"timestamp": 1552727099999, "id": 7, "user_data": {"os": "IOS"}},
+    {"name": "delivery"},
+    {"name": "delivery", "timestamp": 1552727099999},
+]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapper_is_no_part_of_the_event(wrapper: Changes) -> None:
+    """Members of the object around an event never take the place of the event's own."""
+    found = branch.parse(in_json({**wrapper, "data": BODY}), CONFIGURED)
+    assert isinstance(found, Event)
+    assert columns_of(found) == columns_of(event())
+
+
+def test_parameter_is_set_in_an_event_within_data() -> None:
+    """A parameter that is set by hand takes the place of the wrapped event's own."""
+    callback = set_parameters(in_json({"data": BODY}), {"name": "OPEN", "timestamp": "1552727080"})
+    found = branch.parse(callback, CONFIGURED)
+    assert isinstance(found, Event)
+    assert (found.event_type, found.user_id) == ("app_open", "usr_br_1")
+    assert found.occurred_at.isoformat() == "2019-03-16T09:04:40+00:00"
+
+
 NO_IDS: list[object] = [None, "", "null", "0", 0, {}, [], True, [1], {"a": 1}, "undefined"]
 
 
@@ -312,6 +338,34 @@ def test_parameter_of_the_url_wins_over_the_body() -> None:
     found = branch.parse(callback_of(query, body, "application/json", VENDOR), CONFIGURED)
     assert isinstance(found, Event)
     assert found.properties["origin"] == "mine"
+
+
+REVENUES: list[tuple[Changes, str | None, str | None]] = [
+    ({"revenue": 9.99, "currency": "EUR"}, "9.99", "EUR"),
+    ({"revenue": "null", "revenue_in_usd": 8, "currency": "EUR"}, "8", "USD"),
+    ({"revenue": 9.99, "currency": "null"}, "9.99", None),
+    ({"revenue": "null", "revenue_in_usd": "null"}, None, None),
+    ({"revenue": 0, "currency": "EUR"}, "0", "EUR"),
+]
+
+
+@pytest.mark.parametrize(("values", "amount", "currency"), REVENUES)
+def test_revenue_has_its_canonical_names(
+    values: Changes, amount: str | None, currency: str | None
+) -> None:
+    """The revenue is in the properties that `revenue_events` reads; `null` is none."""
+    found = event({"event_data": values}).properties
+    assert (found.get("revenue_float"), found.get("currency")) == (amount, currency)
+
+
+def test_omitted_revenue_has_no_copy() -> None:
+    """A revenue that the app omits is not under the shared names either."""
+    amount = ("event_data.revenue", "event_data.revenue_in_usd")
+    for names in (amount, ("event_data",), ("revenue_float", "currency")):
+        app = msgspec.structs.replace(CONFIGURED, omit=names)
+        found = event({}, app)
+        assert not {"revenue_float", "currency"} & found.properties.keys()
+        assert found.event_id == event().event_id
 
 
 def test_keep_and_omit_name_the_properties() -> None:
