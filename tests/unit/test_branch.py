@@ -169,9 +169,7 @@ def test_get_and_post_are_one_event() -> None:
     assert isinstance(in_url, Event)
     found = event()
     assert columns_of(in_url) == columns_of(found)
-    short = of_url({name.rpartition(".")[2]: value for name, value in GOOD.items()})
-    assert isinstance(short, Event)
-    assert short == in_url
+    assert of_url({n.rpartition(".")[2]: value for n, value in GOOD.items()}) == in_url
 
 
 def columns_of(found: Event) -> Event:
@@ -356,10 +354,9 @@ def test_revenue_has_its_canonical_names(
 
 def test_omitted_revenue_has_no_copy() -> None:
     """A revenue that the app omits is not under the shared names either."""
-    amount = ("event_data.revenue", "event_data.revenue_in_usd")
-    for names in (amount, ("event_data",), ("revenue_float", "currency")):
+    for names in (("event_data.revenue",), ("event_data",), ("revenue_float",)):
         found = event({}, msgspec.structs.replace(CONFIGURED, omit=names))
-        assert not {"revenue_float", "currency"} & found.properties.keys()
+        assert "revenue_float" not in found.properties
         assert found.event_id == event().event_id
 
 
