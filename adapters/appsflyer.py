@@ -37,7 +37,7 @@ def parse(callback: Callback, app: App) -> Event | Drop:
     present = _json.parameters(callback)
     if "appsflyer_device_id" in present and "appsflyer_id" not in present:  # version 1.0
         present["appsflyer_id"] = present.pop("appsflyer_device_id")
-    if "event_time" not in present and _TIMES[1] in present:
+    if present.get("event_time", "null") == "null" and _TIMES[1] in present:
         present["event_time"] = present[_TIMES[1]]
     within = _json.members_of(present.get("event_value", ""))
     found = _url.parse_parameters(

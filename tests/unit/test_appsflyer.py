@@ -174,6 +174,8 @@ TIMES: list[tuple[Changes, str]] = [
      "2023-11-03T00:49:04.897000+00:00"),
     ({"event_time": None, "event_time_selected_timezone": "2024-01-29 04:01:42.364+0800"},
      "2024-01-28T20:01:42.364000+00:00"),
+    ({"event_time": "null", "event_time_selected_timezone": "2024-01-29 04:01:42.364+0800"},
+     "2024-01-28T20:01:42.364000+00:00"),
     ({"event_time": "", "event_time_selected_timezone": "2024-01-29 04:01:42.364+0800"},
      "2024-01-28T20:01:42.364000+00:00"),
 ]  # fmt: skip
