@@ -40,9 +40,7 @@ def parse(callback: Callback, app: App) -> Event | Drop:
     if present.get("event_time", "null") == "null" and _TIMES[1] in present:
         present["event_time"] = present[_TIMES[1]]
     within = _json.members_of(present.get("event_value", ""))
-    found = _url.parse_parameters(
-        callback, app, NAMES, sent=present, present=present, within=within
-    )
+    found = _url.parse(callback, app, NAMES, sent=present, present=present, within=within)
     visible = _url.without_omitted(present, app)
     if within and "event_value" in visible:
         visible = {**within, **visible}

@@ -44,7 +44,7 @@ def parse(callback: Callback, app: App) -> Event | Drop:
     # The app's own name for the event goes before Branch's.
     alias = present.get("customer_event_alias", "")
     names = _ALIASED if alias in app.events or alias in app.ignore else NAMES
-    found = _url.parse_parameters(callback, app, names, sent=sent, present=present)
+    found = _url.parse(callback, app, names, sent=sent, present=present)
     visible = _url.without_omitted(present, app)
     in_usd = "event_data.revenue_in_usd"
     return _url.with_copies(found, _json.revenue(visible, _REVENUES, in_usd), app)
