@@ -99,9 +99,10 @@ def revenue(
     """
     for name, currencies in amounts:
         if (amount := values.get(name, "null")) != "null":
-            found = (values.get(other, "null") for other in currencies)
-            currency = next((text for text in found if text != "null"), None)
-            return {"revenue_float": amount} | ({"currency": currency} if currency else {})
+            for other in currencies:
+                if (currency := values.get(other, "null")) != "null":
+                    return {"revenue_float": amount, "currency": currency}
+            return {"revenue_float": amount}
     if (amount := values.get(in_usd, "null")) != "null":
         return {"revenue_float": amount, "currency": "USD"}
     return {}

@@ -42,7 +42,7 @@ def parse(callback: Callback, app: App) -> Event | Drop:
     within = _json.members_of(present.get("event_value", ""))
     found = _url.parse(callback, app, NAMES, sent=present, present=present, within=within)
     visible = _url.without_omitted(present, app)
-    if "event_value" in visible:
+    if within and "event_value" in visible:
         visible = {**within, **visible}
     return _url.with_copies(found, _json.revenue(visible, _REVENUES, "event_revenue_usd"), app)
 
