@@ -1,4 +1,4 @@
-"""The pages of AppsFlyer and Branch: their URLs and workspaces files, as the gateway reads them."""
+"""The pages of vendors: their URLs and workspaces files, as the gateway reads them."""
 
 import re
 from urllib.parse import parse_qsl, quote
@@ -12,7 +12,7 @@ from app.workspaces_file import Apps
 from bench.testbed.process import ROOT
 from tests.adapter_cases import VENDORS, callback_of
 
-PAGES = {name: (ROOT / f"docs/{name}.md").read_text() for name in ("appsflyer", "branch")}
+PAGES = {name: (ROOT / f"docs/{name}.md").read_text() for name in ("appsflyer", "branch", "tenjin")}
 TABLE = (ROOT / "docs/vendors.md").read_text()
 # A value for each macro of Branch's page.
 VALUES = {
@@ -101,9 +101,9 @@ def test_table_has_the_retries_of_each_adapter() -> None:
 
 def test_url_for_tenjin_becomes_an_event() -> None:
     """The documented URL, filled in, is an event with the device; unfilled, it lacks its time."""
-    [url] = re.findall(r"```\n(https://[^`]*/tenjin\?.*?)```", TABLE, re.DOTALL)
+    [url] = re.findall(r"```\n(https://.*?)```", PAGES["tenjin"], re.DOTALL)
     query = url.replace("\n", "").partition("?")[2].replace("secret=SECRET&", "")
-    app = App(workspace_id="w", vendor="tenjin", app_token="APP_TOKEN", events={"EVENT": "e"})
+    [app] = apps_of("tenjin").values()
     vendor = VENDORS["tenjin"]
     unfilled = vendor.parse(callback_of(query.encode(), vendor=vendor), app)
     assert unfilled == Drop(DropReason.UNFILLED_PLACEHOLDER, "{{TIME}}")
