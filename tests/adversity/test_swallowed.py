@@ -51,6 +51,16 @@ async def test_swallowed_row_is_no_duplicate(
     assert await sink.write(batch[1:2]) == [WRITTEN]
 
 
+async def test_swallowed_duplicate_is_not_written_again(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """A trigger leaves out an event that is there: it is a duplicate, and not `written` twice."""
+    assert await sink.write(events("a")) == [WRITTEN]
+    await swallow(connection, "events", "NEW.user_id = 'a'")
+    assert await sink.write(events("a")) == [DUPLICATE]
+    assert await stored(connection) == set("a")
+
+
 async def test_swallowed_stable_id_is_no_duplicate(
     sink: TimescaleSink, connection: Connection
 ) -> None:

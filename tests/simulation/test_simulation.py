@@ -1,0 +1,108 @@
+"""Histories of two gateways: no promise is broken, and each sabotage breaks one."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from bench.testbed.process import PATIENCE_S, ROOT
+from tests.simulation import __main__, history
+from tests.simulation.sabotage import SABOTAGES, find
+
+SEEDS = 300
+PARTS = 10
+# One for each kind of verdict and each part of the path; the command has all of them.
+QUICK = (
+    "claims are seen after a failure",
+    "a release gives back any claim",
+    "the generation never changes",
+    "repeats are answered before the commit",
+    "an unknown outcome is written",
+    "a refusal is never final",
+    "duplicates are not confirmed in the WAL",
+    "a cancelled wait for the standby is ignored",
+    "stable IDs are committed apart from their rows",
+    "copied rows are not counted",
+    "events that were there before are written",
+    "there is no unique index",
+)
+
+
+@pytest.mark.no_cover  # which would take longer than the histories
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_history_breaks_a_promise(part: int) -> None:
+    """Every event is stored once, and no answer is false; the trace of a failure is printed."""
+    for seed in range(part, SEEDS, PARTS):
+        result = history.run(seed)
+        if not result.is_sound:
+            __main__.print_history(result)
+        assert result.is_sound, f"again: python -m tests.simulation --trace --from {seed}"
+        assert result.answers > 0
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_sabotage_is_found(name: str) -> None:
+    """A promise that is broken on purpose is found in some history."""
+    found = find(name, range(__main__.SABOTAGE_SEEDS))
+    assert found is not None
+    assert history.run(found.result.seed).is_sound
+
+
+def test_every_quick_sabotage_is_one() -> None:
+    """The quick sabotages are some of all."""
+    assert set(QUICK) < SABOTAGES.keys()
+
+
+def test_seed_repeats_its_history_exactly() -> None:
+    """A history has the same trace again, also in a process with other hashes of text."""
+    seed = 7
+    digest = history.run(seed).digest
+    assert history.run(seed).digest == digest
+    assert history.run(seed + 1).digest != digest
+    for hashes in ("1", "2"):
+        command = [sys.executable, "-m", "tests.simulation", "--trace", "--from", str(seed)]
+        environment = {**os.environ, "PYTHONHASHSEED": hashes}
+        ended = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        assert f"digest {digest}: 0 broken promises" in ended.stdout
+
+
+def test_command_reports_its_histories(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command ends with the numbers of a run, and exit code 0."""
+    assert __main__.main(["--seeds", "3", "--from", "40"]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("3 histories, ")
+    assert output.endswith("no promise was broken\n")
+
+
+def test_failure_is_printed_with_the_command_that_repeats_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """After a broken promise the command prints the history and its seed; exit code 1."""
+    name = "repeats are answered before the commit"
+    found = find(name, range(__main__.SABOTAGE_SEEDS))
+    assert found is not None
+    seed = found.result.seed
+    with SABOTAGES[name]():
+        assert __main__.main(["--from", str(seed)]) == 1
+    output = capsys.readouterr().out
+    assert f"seed {seed}, digest {found.result.digest}: " in output
+    assert "lied: duplicate without a durable row" in output
+    assert output.endswith(f"again: python -m tests.simulation --trace --from {seed}\n")
+
+
+def test_interrupt_ends_the_command_cleanly() -> None:
+    """Ctrl-C ends a run with one line and exit code 130."""
+    command = [sys.executable, "-u", "-m", "tests.simulation", "--hours", "1"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert "histories" in process.stderr.readline()  # it is running
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, output) == (130, "")
+    assert errors.splitlines()[-1] == "interrupted: no history has failed"
