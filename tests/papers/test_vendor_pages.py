@@ -96,4 +96,4 @@ def test_table_has_the_retries_of_each_adapter() -> None:
     assert [name.strip().lower() for name in header[1:]] == sorted(VENDORS)
     [after_5xx] = [row for row in rows if row[0].strip() == "after a 5xx"]
     for name, cell in zip(sorted(VENDORS), after_5xx[1:], strict=True):
-        assert ("six" in cell) == (VENDORS[name].retries is Retries.AFTER_5XX)
+        assert ("tries" in cell) == (VENDORS[name].retries is Retries.AFTER_5XX)

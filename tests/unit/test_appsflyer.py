@@ -60,6 +60,9 @@ class TestGet(AdapterCases):
     another_second: ClassVar[Mapping[str, str]] = {"event_time": "2023-11-03 00:49:05.897"}
     another_time = another_second
     stable_id: ClassVar[Mapping[str, str]] = {"event_value": '{"af_order_id":"o1"}'}
+    revenue: ClassVar[Mapping[str, str]] = {
+        "event_revenue": "4.99", "event_revenue_currency": "EUR",
+    }  # fmt: skip
     users = (
         "customer_user_id", "appsflyer_id", "advertising_id", "idfa", "idfv", "oaid", "amazon_aid",
         "android_id",

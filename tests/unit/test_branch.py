@@ -73,6 +73,9 @@ class TestGet(AdapterCases):
     }  # fmt: skip
     another_time: ClassVar[Mapping[str, str]] = {"event_timestamp": "1552727084843"}
     stable_id: ClassVar[Mapping[str, str]] = {"id": "635390319521351354"}
+    revenue: ClassVar[Mapping[str, str]] = {
+        "event_data.revenue": "4.99", "event_data.currency": "EUR",
+    }  # fmt: skip
     users = (
         "user_data.developer_identity", "adid", "user_data.aaid", "user_data.idfa",
         "user_data.idfv", "user_data.android_id",
