@@ -5,18 +5,18 @@ block has its users, its seconds and its stable IDs, and so has many pairs of ev
 one of these parts alone.
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from random import Random
 from typing import NamedTuple
 from uuid import UUID
 
 from bench.testbed.callbacks import APPS, BY_KIND, EVENTS, KIND
 
 _APPS, _TOKENS = tuple(APPS), tuple(EVENTS)
-# It has no divisor in common with the size of a block: consecutive numbers are far from each other.
-_STRIDE = 2_971
-_BLOCKS_REMEMBERED = 16
+_BLOCKS_REMEMBERED = 512
 _ZEROS = str(UUID(int=0))
 # The same text in upper case and in lower case.
 _DECIMAL = 10**32
@@ -70,7 +70,7 @@ def point(seed: int, number: int, vendors: Sequence[str]) -> Point:
     users_count = len(users(seed, 0))
     size = len(_APPS) * len(_TOKENS) * users_count * len(vendors)
     block, place = divmod(number, size)
-    rest, app = divmod(place * _STRIDE % size, len(_APPS))
+    rest, app = divmod(_order(seed, block, size)[place], len(_APPS))
     rest, token = divmod(rest, len(_TOKENS))
     slot, user = divmod(rest, users_count)
     vendor = vendors[slot]
@@ -81,6 +81,14 @@ def point(seed: int, number: int, vendors: Sequence[str]) -> Point:
     if vendor == "branch":  # whose own ID of an event identifies it without the user
         stable_id += f"-{user}"
     return Point(_APPS[app], _TOKENS[token], found, vendor, second, stable_id, block)
+
+
+@lru_cache(_BLOCKS_REMEMBERED)
+def _order(seed: int, block: int, size: int) -> "array[int]":
+    """Return the points of a block in the order of their events."""
+    points = array("H", range(size))
+    Random(f"{seed} {block}").shuffle(points)  # noqa: S311 - repeatable
+    return points
 
 
 @lru_cache(_BLOCKS_REMEMBERED)
