@@ -7,7 +7,7 @@ CODE := app adapters sinks bench tests
 CHECKS := $(patsubst %,tests/papers/test_%.py,house pages engineers_pages papers project_files)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-quick check-code bench bench-quick bench-curves faults simulate format lock clean
+.PHONY: help run test test-quick check-code bench bench-quick bench-curves faults simulate sabotage format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ faults: $(VENV)/ready ## a million callbacks and 248 faults of 31 kinds; some 28
 
 simulate: $(VENV)/ready ## random histories in virtual time until one fails; eight hours, Ctrl-C ends it
 	@$(BIN)/python -m tests.simulation --hours 8
+
+sabotage: $(VENV)/ready ## 54 gateways that break the contract on purpose; some 12 minutes
+	@$(BIN)/python -m bench sabotage
 
 format: $(VENV)/ready ## put the code into its form
 	@$(BIN)/ruff format $(CODE)

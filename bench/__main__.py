@@ -16,6 +16,7 @@ from bench.neighbours import command as neighbours
 from bench.neighbours import flood
 from bench.overload import command as overload
 from bench.performance import compare, curves
+from bench.sabotage import command as sabotage
 from bench.testbed.process import BenchError
 
 
@@ -25,6 +26,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (
         faults,
+        sabotage,
         overload,
         neighbours,
         flood,

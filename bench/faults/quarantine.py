@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import unquote_plus, unquote_to_bytes
 
@@ -12,9 +13,10 @@ import msgspec
 from app.dropped import decode_event
 from bench.faults.verdict import Verdict
 from bench.testbed.callbacks import SECRET
-from bench.testbed.deliveries import EventGenerator
-from bench.testbed.drops import Kept, numbered
+from bench.testbed.deliveries import EventGenerator, SimulatedEvent
+from bench.testbed.drops import numbered
 from bench.testbed.ledger import AnswerKind, Ledger, Sending
+from bench.testbed.rows import Row, Version, differences
 
 _FETCH_ROWS = 1_000
 _ROWS = """
@@ -100,7 +102,9 @@ async def _read(
                 continue
             event = generator.event(sending.event)
             request = numbered(event.deliveries[0].request, number)
-            difference = next(_differences(record, request, event.kept), "") if event.kept else ""
+            difference = ""
+            if event.kept:
+                difference = next(_differences(record, request, event, number), "")
             rows[number].append(_Row(record["received_at"], record["committed_at"], difference))
     if strangers:
         verdict.doubled[-2] = f"{strangers} rows in quarantine of no sending"
@@ -113,35 +117,43 @@ def _holds_secret(record: asyncpg.Record) -> bool:
     return SECRET.encode() in held or SECRET.encode() in unquote_to_bytes(held)
 
 
-def _differences(record: asyncpg.Record, request: bytes, kept: Kept) -> Iterator[str]:
-    """Yield the columns that differ from the callback."""
+def _differences(
+    record: asyncpg.Record, request: bytes, event: SimulatedEvent, number: int
+) -> Iterator[str]:
+    """Yield the columns that differ from the callback, which is that of this sending."""
     for column in ("reason", "subject", "workspace_id", "app_token"):
-        if record[column] != getattr(kept, column):
+        if record[column] != getattr(event.kept, column):
             yield column
     head, _, body = request.partition(b"\r\n\r\n")
     method, target, _ = head.split(b" ", 2)
     if (record["vendor"], record["method"]) != ("adjust", method.decode()):
         yield "vendor or method"
-    query = target.partition(b"?")[2]
-    if kept.reason == "refused":
-        if not _is_event(record, query + b"&" + body):
-            yield "event"
+    if event.refused is not None:
+        yield from _differences_of_refused(record, event.refused, number)
         return
     content_type = found[1].decode() if (found := _CONTENT_TYPE.search(head)) else ""
     if record["content_type"] != content_type:
         yield "content type"
-    if record["query"] != _redacted(query):
+    if record["query"] != _redacted(target.partition(b"?")[2]):
         yield "query"
     if not _is_body(record["body"], content_type, body):
         yield "body"
+    if record["event"] is not None:
+        yield "event"
 
 
-def _is_event(record: asyncpg.Record, sent: bytes) -> bool:
-    """Whether a refused event is kept as itself: with its user, and without its bytes."""
+def _differences_of_refused(record: asyncpg.Record, expected: Row, number: int) -> Iterator[str]:
+    """Yield the columns that differ from a refused event, which is kept without its bytes."""
     if record["query"] or record["body"] or record["content_type"] or record["event"] is None:
-        return False
-    user_id = decode_event(record["event"]).user_id or ""
-    return user_id.encode() in sent
+        yield "query, body or event"
+        return
+    event = msgspec.structs.asdict(decode_event(record["event"]))
+    sending = f"sending-{number:010}"
+    ((occurred_at, properties),) = expected.versions
+    sent = Version(occurred_at, {**properties, "sending": sending})
+    yield from differences(event, replace(expected, versions=[sent]))
+    if event["received_at"].timestamp() != record["received_at"]:
+        yield "received_at of the event"
 
 
 def _is_body(kept: bytes, content_type: str, sent: bytes) -> bool:

@@ -20,7 +20,7 @@ from bench.testbed.environment import Environment, open_environment
 from bench.testbed.ledger import Ledger
 from bench.testbed.machine import Machine, describe_machine
 from bench.testbed.process import SERVE, BenchError
-from bench.testbed.vendor import Vendor
+from bench.testbed.vendor import RETRY_AFTER_S, Vendor
 
 # Of a fresh callback, from the end of a fault to its final answer.
 RECOVERY_MAX_S = 10.0
@@ -59,6 +59,7 @@ async def run(
     folder: Path | None = None,
     arguments: Sequence[str] = SERVE,
     statements: Sequence[str] = (),
+    retry_after_s: Sequence[float] = RETRY_AFTER_S,
 ) -> Result:
     """Run a schedule against real processes; raises EmbeddedError and BenchError."""
     started = time.monotonic()
@@ -70,7 +71,7 @@ async def run(
         statements=(*POISON_RULES, *statements),
     ) as environment:
         ports = [gateway.port for gateway in environment.gateways]
-        vendor = Vendor(generator, ports, schedule.rate)
+        vendor = Vendor(generator, ports, schedule.rate, retry_after_s=retry_after_s)
         running = _Run(schedule, environment, vendor, progress)
         try:
             async with following(environment.servers.database_url) as reader:

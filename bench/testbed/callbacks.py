@@ -13,7 +13,13 @@ from bench.testbed.client import head, post_request
 SECRET = "s3cr3t-of-the-bench"  # noqa: S105 - opens nothing but the bench's own gateways
 ENDPOINT = "/ingest/adjust"
 VENDORS = ("adjust", "appsflyer", "branch")
-EVENTS = {"g3mz3t": "purchase", "bkrfgq": "coins", "g3mfiw": "level", "f0ob4r": "signup"}
+# Two tokens of one type, a type that ends like another, and a token that is named like a kind.
+EVENTS = {
+    "g3mz3t": "purchase", "bkrfgq": "coins", "g3mfiw": "level", "f0ob4r": "signup",
+    "g3mz3u": "purchase", "upg4de": "up_level", "session": "opened", "k1nd": "app_session",
+}  # fmt: skip
+# Adjust sends this event without a token, by its kind.
+BY_KIND, KIND = "k1nd", "session"
 APPS = {"shop4ndroid1": "ws_shop", "shopios00001": "ws_shop", "game4ndroid1": "ws_game"}
 # An app that ignores an event on purpose.
 IGNORING, IGNORED = "game4ndroid1", "n0t0urs"
@@ -39,7 +45,9 @@ def workspace_toml(
 def _apps_toml(workspace: str) -> str:
     """Return a workspace whose apps have callbacks of every vendor."""
     apps = [app for app, owner in APPS.items() if owner == workspace]
-    more = f'ignore = ["{IGNORED}"]\n' if workspace == APPS[IGNORING] else ""
+    more = f'activities = {{ "{KIND}" = "{EVENTS[BY_KIND]}" }}\n'
+    if workspace == APPS[IGNORING]:
+        more += f'ignore = ["{IGNORED}"]\n'
     return "".join(workspace_toml(workspace, *apps, vendor=vendor, more=more) for vendor in VENDORS)
 
 

@@ -9,28 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from functools import partial
 from random import Random
+from typing import NamedTuple
 
 from bench.testbed import drops
-from bench.testbed.callbacks import APPS, EVENTS, any_request, parameters, time_text
+from bench.testbed.callbacks import APPS, EVENTS, parameters, time_text
 from bench.testbed.drops import Drop, Kept
-from bench.testbed.messages import expected_properties, message_request
+from bench.testbed.identities import Point, point
+from bench.testbed.rows import NUMBER, Row, Version
+from bench.testbed.versions import KEPT, make_version
 
 # Fixed: the same seed sends the same callbacks on any day.
 FIRST_DAY = datetime(2024, 3, 1, tzinfo=UTC)
 _DAY_S = 86_400
 _LATE_DAYS_MAX = 5
 _PROBES_DAYS = 10
-# The parameters that the gateway keeps in `properties`.
-_KEPT = {
-    "revenue", "revenue_float", "currency", "event_token", "activity_kind", "environment",
-    "tracker_name", "transaction_id",
-}  # fmt: skip
-
-
-# The request of a delivery for an event at this time.
-Send = Callable[[datetime, Random], bytes]
 
 
 class EventKind(Enum):
@@ -71,9 +64,9 @@ SHARES: dict[EventKind, int] = {
 }
 
 
-# Shares of the vendors of a mix; only Adjust's callbacks are dropped.
-ADJUST = {"adjust": 1}
-MIX = {"adjust": 60, "appsflyer": 25, "branch": 15}
+# The vendors of the events with one app, token and user; only Adjust's callbacks are dropped.
+ADJUST = ("adjust",) * 4
+MIX = ("adjust",) * 12 + ("appsflyer",) * 5 + ("branch",) * 3
 
 
 @dataclass(frozen=True)
@@ -91,19 +84,12 @@ class Delivery:
     hangs_up_after: float | None = None
 
 
-@dataclass(frozen=True)
-class Row:
-    """The expected row; each of the times is right."""
+class Plan(NamedTuple):
+    """A delivery without its request; see `Delivery`."""
 
-    vendor: str
-    workspace_id: str
-    app_token: str
-    event_type: str
-    occurred_at: frozenset[datetime]
-    os_name: str
-    country: str
-    adid: str
-    properties: Mapping[str, str]
+    after: int
+    process: int
+    hangs_up_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +97,7 @@ class SimulatedEvent:
     """One event of the vendor: its deliveries, and its row; None where it must be dropped.
 
     `kept` is its row in quarantine, of which each delivery has one; None where it has none.
+    `refused` is the event in that row, if the database refuses it; `identity` that of a row.
     """
 
     number: int
@@ -118,6 +105,8 @@ class SimulatedEvent:
     deliveries: Sequence[Delivery]
     row: Row | None
     kept: Kept | None = None
+    refused: Row | None = None
+    identity: Point | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +122,7 @@ class EventGenerator:
     shares: Mapping[EventKind, int] = field(default_factory=lambda: SHARES)
     new_days: Sequence[int] = ()
     probes_from: int = sys.maxsize
-    vendors: Mapping[str, int] = field(default_factory=lambda: ADJUST)
+    vendors: Sequence[str] = ADJUST
 
     def event(self, number: int) -> SimulatedEvent:
         """Return the event of this number, always the same."""
@@ -142,106 +131,111 @@ class EventGenerator:
         if number >= self.probes_from:
             is_even = (number - self.probes_from) % 2 == 0
             kind = EventKind.PLAIN if is_even else EventKind.UNMAPPED
-        token = random.choice(list(EVENTS))
-        app = random.choice(list(APPS))
-        occurred_at = self._occurred_at(number, random)
-        sent = parameters(number, random, app=app, token=token)
+        identity = point(self.seed, number, self.vendors)
+        occurred_at = self._occurred_at(number, identity, random)
+        sent = parameters(number, random, app=identity.app_token, token=identity.token)
+        sent[NUMBER] = str(number)
         if kind in _DROPS:
-            return _dropped(
-                number, kind, sent | {"created_at": time_text(occurred_at, random)}, random
-            )
-        if kind is EventKind.STABLE:
-            sent["transaction_id"] = f"t{number}"
-        vendor = self._vendor(random)
-        times = [occurred_at]
-        if kind is EventKind.STABLE:
-            # Earlier: a later time may be on a new day.
-            times += [occurred_at - timedelta(seconds=random.randint(1, 90_000))]
-        if vendor == "adjust":
-            send: Send = partial(_adjust_request, sent)
-            kept = {name: value for name, value in sent.items() if name in _KEPT}
-        else:
-            send = partial(message_request, vendor, sent)
-            kept = expected_properties(vendor, sent, occurred_at)
-        row = Row(
-            vendor=vendor,
-            workspace_id=APPS[app],
-            app_token=app,
-            event_type=EVENTS[token],
-            occurred_at=frozenset(times),
-            os_name=sent["os_name"],
-            country=sent["country"].upper(),
-            adid=sent["adid"],
-            properties=kept,
+            return _dropped(number, kind, sent, occurred_at, random)
+        if identity.vendor == "branch":
+            sent["id"] = identity.stable_id
+        elif kind is EventKind.STABLE:
+            sent["transaction_id"] = identity.stable_id
+        for name in ("user_id", "adid", "gps_adid", "idfa"):
+            del sent[name]
+        deliveries: list[Delivery] = []
+        versions: list[Version] = []
+        for turn, plan in enumerate(_PLANS[kind](random)):
+            time = occurred_at
+            if kind is EventKind.STABLE and turn:
+                # Earlier: a later time may be on a new day.
+                time -= timedelta(seconds=random.randint(1, 90_000))
+            request, version = make_version(identity, sent, turn, time, random)
+            deliveries.append(Delivery(request, *plan))
+            versions.append(version)
+        row = replace(
+            _row(sent, identity.vendor, identity.token, identity.user.columns),
+            versions=versions,
+            has_stable_id="id" in sent or "transaction_id" in sent,
         )
-        return SimulatedEvent(number, kind, _DELIVERIES[kind](send, times, random), row)
+        return SimulatedEvent(number, kind, deliveries, row, identity=identity)
 
     def day(self, number: int) -> datetime:
         """Return the day of the event of this number."""
         return FIRST_DAY + timedelta(days=bisect_right(self.new_days, number))
 
-    def _vendor(self, random: Random) -> str:
-        first, *others = self.vendors
-        # Without a draw, a seed keeps its callbacks.
-        return random.choices([first, *others], [*self.vendors.values()])[0] if others else first
-
-    def _occurred_at(self, number: int, random: Random) -> datetime:
+    def _occurred_at(self, number: int, identity: Point, random: Random) -> datetime:
+        # The same for the whole block.
+        first_s = identity.block * 7_919 % (_DAY_S - len(self.vendors))
+        of_day = timedelta(seconds=first_s + identity.second)
         if number >= self.probes_from:
-            return FIRST_DAY - timedelta(days=_PROBES_DAYS, seconds=random.randrange(_DAY_S))
+            return FIRST_DAY - timedelta(days=_PROBES_DAYS) + of_day
         late_days = 0
         if random.random() < 0.01:  # noqa: PLR2004 - one of a hundred comes late
             late_days = random.randint(1, _LATE_DAYS_MAX)
-        return self.day(number) + timedelta(days=-late_days, seconds=random.randrange(_DAY_S))
+        return self.day(number) - timedelta(days=late_days) + of_day
 
 
-def _dropped(number: int, kind: EventKind, sent: dict[str, str], random: Random) -> SimulatedEvent:
-    drop = _DROPS[kind](sent | {"sending": drops.SENDING.decode()}, random)
+def _dropped(
+    number: int, kind: EventKind, sent: dict[str, str], occurred_at: datetime, random: Random
+) -> SimulatedEvent:
+    sent |= {"created_at": time_text(occurred_at, random), "sending": drops.SENDING.decode()}
+    drop = _DROPS[kind](sent, random)
     delivery = Delivery(drop.request, 0, random.randrange(60))
-    return SimulatedEvent(number, kind, [delivery], None, drop.kept)
+    refused = None
+    if kind is EventKind.POISON:
+        columns = {"user_id": sent["user_id"], "adid": sent["adid"]}
+        kept = {name: value for name, value in sent.items() if name in KEPT}
+        row = _row(sent, "adjust", sent["event_token"], columns)
+        refused = replace(row, versions=[Version(occurred_at, kept)])
+    return SimulatedEvent(number, kind, [delivery], None, drop.kept, refused)
 
 
-def _plain(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
-    return [_delivery(send, times[0], random)]
+def _row(sent: Mapping[str, str], vendor: str, token: str, columns: Mapping[str, str]) -> Row:
+    """Return the row of an event, without versions; `columns` are the user's."""
+    return Row(
+        workspace_id=APPS[sent["app_token"]],
+        vendor=vendor,
+        app_token=sent["app_token"],
+        event_type=EVENTS[token],
+        os_name=sent["os_name"],
+        country=sent["country"].upper(),
+        versions=(),
+        user_id=columns.get("user_id"),
+        adid=columns.get("adid"),
+        gps_adid=columns.get("gps_adid"),
+        idfa=columns.get("idfa"),
+    )
 
 
-def _redelivered(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
+def _plain(random: Random) -> list[Plan]:
+    return [Plan(0, random.randrange(60))]
+
+
+def _redelivered(random: Random) -> list[Plan]:
     again = random.randint(1, 2)
-    return [
-        _delivery(send, times[0], random, after=turn * random.randint(1, 400))
-        for turn in range(again + 1)
-    ]
+    return [Plan(turn * random.randint(1, 400), random.randrange(60)) for turn in range(again + 1)]
 
 
-def _contested(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
+def _contested(random: Random) -> list[Plan]:
     first = random.randrange(60)
-    return [
-        replace(_delivery(send, times[0], random), process=first + place)
-        for place in range(random.randint(2, 4))
-    ]
+    return [Plan(0, first + place) for place in range(random.randint(2, 4))]
 
 
-def _repeated(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
-    process = random.randrange(60)
-    return [
-        replace(_delivery(send, times[0], random), process=process)
-        for _ in range(random.randint(2, 5))
-    ]
+def _repeated(random: Random) -> list[Plan]:
+    return [Plan(0, random.randrange(60))] * random.randint(2, 5)
 
 
-def _hung_up(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
-    share = random.choice((random.random(), 1.0))
-    return [replace(_delivery(send, times[0], random), hangs_up_after=share)]
+def _hung_up(random: Random) -> list[Plan]:
+    return [Plan(0, random.randrange(60), random.choice((random.random(), 1.0)))]
 
 
-def _stable(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
+def _stable(random: Random) -> list[Plan]:
     after = random.choice((0, random.randint(1, 400)))
-    return [
-        _delivery(send, times[0], random),
-        _delivery(send, times[1], random, after=after),
-    ]
+    return [Plan(0, random.randrange(60)), Plan(after, random.randrange(60))]
 
 
-_DELIVERIES: Mapping[EventKind, Callable[[Send, Sequence[datetime], Random], list[Delivery]]] = {
+_PLANS: Mapping[EventKind, Callable[[Random], list[Plan]]] = {
     EventKind.PLAIN: _plain,
     EventKind.REDELIVERED: _redelivered,
     EventKind.CONTESTED: _contested,
@@ -260,15 +254,3 @@ _DROPS: Mapping[EventKind, Callable[[dict[str, str], Random], Drop]] = {
     EventKind.TOO_LARGE: drops.too_large,
 }
 DROPPED_KINDS = frozenset(_DROPS)
-
-
-def _delivery(send: Send, occurred_at: datetime, random: Random, after: int = 0) -> Delivery:
-    return Delivery(send(occurred_at, random), after, random.randrange(60))
-
-
-def _adjust_request(sent: dict[str, str], occurred_at: datetime, random: Random) -> bytes:
-    names = list(sent)
-    if random.random() < 0.5:  # noqa: PLR2004 - half of them in another order
-        random.shuffle(names)
-    ordered = {name: sent[name] for name in names} | {"created_at": time_text(occurred_at, random)}
-    return any_request(ordered, random)

@@ -36,6 +36,12 @@ class AnswerKind(Enum):
         """Whether the vendor never sends this callback again."""
         return self in _FINAL
 
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the gateway may have written the event, without an answer that reports it."""
+        # A 503 too: a gateway that ends abandons the writes of a database that hangs.
+        return not self.is_final and self is not AnswerKind.NO_CONNECTION
+
 
 _FINAL = {
     AnswerKind.WRITTEN,
@@ -85,10 +91,11 @@ def classify(answer: Answer) -> AnswerKind:
 
 
 class Entry(NamedTuple):
-    """One line of the ledger: the number of the event, the answer, and its time."""
+    """One line of the ledger: the number of the event, the answer, and both times."""
 
     event: int
     kind: AnswerKind
+    sent_at: float
     answered_at: float
 
 
@@ -102,7 +109,7 @@ class Sending(NamedTuple):
 
 
 class Ledger:
-    """A million answers in 20 MB, and by its number each sending that must be dropped."""
+    """A million answers in 30 MB, and by its number each sending that must be dropped."""
 
     def __init__(self) -> None:
         self.callbacks = 0
@@ -110,24 +117,26 @@ class Ledger:
         self.sendings: dict[int, Sending] = {}
         self._events = array("L")
         self._kinds = array("B")
+        self._sent_at = array("d")
         self._answered_at = array("d")
 
     def __len__(self) -> int:
         """Return the number of answers."""
         return len(self._events)
 
-    def note(self, event: int, kind: AnswerKind, answered_at: float) -> None:
+    def note(self, event: int, kind: AnswerKind, sent_at: float, answered_at: float) -> None:
         """Add an answer."""
         self._events.append(event)
         self._kinds.append(_ALL.index(kind))
+        self._sent_at.append(sent_at)
         self._answered_at.append(answered_at)
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield every answer, in the order of arrival."""
-        for event, kind, answered_at in zip(
-            self._events, self._kinds, self._answered_at, strict=True
+        for event, kind, sent_at, answered_at in zip(
+            self._events, self._kinds, self._sent_at, self._answered_at, strict=True
         ):
-            yield Entry(event, _ALL[kind], answered_at)
+            yield Entry(event, _ALL[kind], sent_at, answered_at)
 
     def of(self, event: int) -> list[Entry]:
         """Return the answers to one event."""

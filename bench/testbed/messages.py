@@ -10,16 +10,31 @@ import msgspec
 
 from bench.testbed.callbacks import SECRET, query
 from bench.testbed.client import post_request
+from bench.testbed.rows import NUMBER
 
 _FOLDER = Path(__file__).parents[1] / "messages"
 # Fields of AppsFlyer's with a column.
-_IN_COLUMNS = {"appsflyer_id", "country_code", "customer_user_id", "event_time", "platform"}
+_IN_COLUMNS = {
+    "advertising_id", "appsflyer_id", "country_code", "customer_user_id", "event_time", "idfa",
+    "platform",
+}  # fmt: skip
 # Members of Branch's objects with a column.
 _MEMBERS_IN_COLUMNS = {
-    "user_data.developer_identity", "user_data.geo_country_code", "user_data.os",
+    "user_data.aaid", "user_data.developer_identity", "user_data.geo_country_code",
+    "user_data.idfa", "user_data.os",
 }  # fmt: skip
 _SECTIONS = ("user_data", "event_data", "custom_data", "last_attributed_touch_data")
 _WRAPPED_SHARE = 0.1
+# Members of a template that are taken out where the user lacks the value: it is none of the first.
+_OPTIONAL = {
+    "appsflyer": {"user_id": ',"customer_user_id":"@user@"', "adid": ',"appsflyer_id":"@device@"'},
+    "branch": {"user_id": ',"developer_identity":"@user@"', "adid": ',"idfv":"@device@"'},
+}
+# Members that are added where the user has the value, behind this beginning of a template.
+_ADDED = {
+    "appsflyer": ("{", {"gps_adid": "advertising_id", "idfa": "idfa"}),
+    "branch": ('"user_data":{', {"gps_adid": "aaid", "idfa": "idfa"}),
+}
 
 Raw = dict[str, msgspec.Raw]
 
@@ -52,17 +67,23 @@ def _body(vendor: str, sent: Mapping[str, str], occurred_at: datetime) -> bytes:
         "time": f"{occurred_at.timestamp():.0f}000" if is_branch else f"{occurred_at:%F %T}.000",
         "os": sent["os_name"],
         "country": sent["country"].upper(),
-        "device": sent["adid"],
+        "device": sent.get("adid", ""),
         "revenue": sent["revenue_float"],
         "currency": sent["currency"],
         "campaign": sent["tracker_name"],
-        "user": sent["user_id"],
-        # The number of the user is that of the event.
-        "id": sent["user_id"],
+        "user": sent.get("user_id", ""),
+        "id": sent.get("id", ""),
     }
     text = _template(vendor)
+    for name, member in _OPTIONAL[vendor].items():
+        if name not in sent:
+            text = text.replace(member, "")
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
+    begin, names = _ADDED[vendor]
+    added = {member: sent[name] for name, member in names.items() if name in sent}
+    text = text.replace(begin, begin + "".join(f'"{n}":"{v}",' for n, v in added.items()), 1)
+    text = text.replace("{", f'{{"{NUMBER}":"{sent[NUMBER]}",', 1)
     if "transaction_id" in sent:  # within a text: escaped
         order = f'{{\\"af_order_id\\":\\"{sent["transaction_id"]}\\",'
         text = text.replace('{\\"', f'{order}\\"', 1)

@@ -28,8 +28,16 @@ STALL_S = 0.1
 class Vendor:
     """Sends generated events to gateways, at most `rate` a second, and keeps the ledger."""
 
-    def __init__(self, generator: EventGenerator, ports: Sequence[int], rate: float) -> None:
+    def __init__(
+        self,
+        generator: EventGenerator,
+        ports: Sequence[int],
+        rate: float,
+        *,
+        retry_after_s: Sequence[float] = RETRY_AFTER_S,
+    ) -> None:
         self.ledger = Ledger()
+        self._retry_after_s = retry_after_s
         self._generator = generator
         self._pools = [_Pool(port) for port in ports]
         self._pace_s = 1 / rate
@@ -124,7 +132,7 @@ class Vendor:
         process = delivery.process
         if delivery.hangs_up_after is not None:
             await self._hang_up(number, delivery, random)
-        for pause_s in (*RETRY_AFTER_S, None):
+        for pause_s in (*self._retry_after_s, None):
             if (await self._attempt(event, delivery.request, process)).is_final:
                 return
             if pause_s is not None:
@@ -140,7 +148,7 @@ class Vendor:
         async with self._pools[process % len(self._pools)].connection() as connection:
             answer = await connection.send(request, ANSWER_TIMEOUT_S)
         kind = classify(answer)
-        self.ledger.note(event.number, kind, answer.answered_at)
+        self.ledger.note(event.number, kind, answer.sent_at, answer.answered_at)
         if event.row is None:
             self.ledger.sendings[number] = Sending(
                 event.number, kind, answer.sent_at, answer.answered_at
@@ -149,10 +157,11 @@ class Vendor:
 
     async def _hang_up(self, number: int, delivery: Delivery, random: Random) -> None:
         assert delivery.hangs_up_after is not None
+        sent_at = time.time()
         part = delivery.request[: int(len(delivery.request) * delivery.hangs_up_after)]
         async with self._pools[delivery.process % len(self._pools)].connection() as connection:
             await connection.hang_up(part, random.uniform(0, HANG_UP_WITHIN_S))
-        self.ledger.note(number, AnswerKind.HUNG_UP, time.time())
+        self.ledger.note(number, AnswerKind.HUNG_UP, sent_at, time.time())
 
 
 class _Pool:

@@ -8,6 +8,8 @@ from typing import Any
 import asyncpg
 import pytest
 
+from app.dropped import encode_event
+from app.event import Event
 from bench.faults import quarantine
 from bench.faults.oracle import judge
 from bench.faults.verdict import Verdict
@@ -20,6 +22,9 @@ EVENTS = 4_000
 # Of the secret and its repetitions in front of it; the oracle has its own.
 SECRETS = re.compile(rb"(?:secret|%73ecret|label)=[^&]*&")
 NUMBER = 7
+ROW_COLUMNS = (
+    "workspace_id", "vendor", "app_token", "event_type", "user_id", "adid", "os_name", "country",
+)  # fmt: skip
 LEAK = "leaks-in-a-row"
 
 
@@ -33,7 +38,9 @@ def first_get(kind: EventKind) -> SimulatedEvent:
     )
 
 
-UNKNOWN, IGNORED = map(first_get, (EventKind.UNKNOWN_APP, EventKind.IGNORED))
+UNKNOWN, IGNORED, POISON = map(
+    first_get, (EventKind.UNKNOWN_APP, EventKind.IGNORED, EventKind.POISON)
+)
 MALFORMED = next(
     event for event in map(GENERATOR.event, range(EVENTS)) if event.kind is EventKind.MALFORMED
 )
@@ -73,7 +80,7 @@ async def found(
 ) -> Verdict:
     """Return the verdict on one sending, which is answered now."""
     ledger, now = Ledger(), time.time()
-    ledger.note(sent.number, answer, now)
+    ledger.note(sent.number, answer, sent_at, now)
     if sent.row is None:
         ledger.sendings[NUMBER] = Sending(sent.number, answer, sent_at, now)
     return await judge(connection, GENERATOR, ledger, EVENTS)
@@ -168,6 +175,49 @@ async def test_second_row_behind_a_proxy_that_repeats_is_clean(
     for is_repeated in (False, True):
         verdict = await judge(connection, GENERATOR, ledger, EVENTS, is_repeated=is_repeated)
         assert verdict.is_clean is is_repeated, verdict
+
+
+def refused_event(**changes: Any) -> Event:
+    """The event in quarantine that the database has refused, with changes."""
+    row = POISON.refused
+    assert row is not None
+    columns = {
+        "event_id": bytes(16),
+        "occurred_at": row.versions[0].occurred_at,
+        "properties": {**row.versions[0].properties, "sending": "sending-0000000007"},
+        **{name: getattr(row, name) for name in ROW_COLUMNS},
+    }
+    return Event(**columns | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"user_id": "other"},
+        {"adid": None},
+        {"country": "XX"},
+        {"occurred_at": datetime(2024, 1, 1, tzinfo=UTC)},
+        {"received_at": datetime(2024, 1, 1, tzinfo=UTC)},
+        {"properties": {"sending": "sending-0000000007"}},
+    ],
+)
+async def test_other_content_of_a_refused_event_is_lost(
+    connection: asyncpg.Connection, changes: dict[str, Any]
+) -> None:
+    """Each column of a refused event is compared, within its row of quarantine."""
+    assert POISON.kept is not None
+    sent_at, received_at = time.time(), datetime.now(UTC)
+    await keep(
+        connection,
+        POISON,
+        received_at=received_at,
+        query=b"",
+        event=encode_event(refused_event(**{"received_at": received_at} | changes)),
+        **POISON.kept._asdict(),
+    )
+    verdict = await found(connection, AnswerKind.DROPPED, sent_at, POISON)
+    assert list(verdict.lost) == ([POISON.number] if changes else [])
 
 
 async def test_row_of_an_ignored_callback_is_doubled(connection: asyncpg.Connection) -> None:

@@ -20,6 +20,7 @@ BODIES = {
     503: b'{"error":"Service Unavailable"}',
 }
 CLOSED, SILENT = 0, -1
+QUICKLY_S = (0.001,) * 6
 
 
 class Endpoint:
@@ -57,15 +58,14 @@ class Endpoint:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A vendor whose hours are milliseconds; but for silence, which is longer than a stall."""
-    monkeypatch.setattr(vendor, "RETRY_AFTER_S", (0.001,) * 6)
+    """A vendor that soon gives up waiting for an answer, but not within a stall."""
     monkeypatch.setattr(vendor, "ANSWER_TIMEOUT_S", 1.0)
 
 
 async def send(endpoint: Endpoint, kind: EventKind, events: int = 1) -> Vendor:
     """Send events of one kind to an endpoint, and return the vendor after the last answer."""
     async with endpoint.listen() as port:
-        sender = Vendor(EventGenerator(1, {kind: 1}), [port], rate=1_000)
+        sender = Vendor(EventGenerator(1, {kind: 1}), [port], rate=1_000, retry_after_s=QUICKLY_S)
         await sender.send(events)
         await sender.finish()
         await sender.close()
@@ -115,7 +115,9 @@ async def test_each_sending_of_a_drop_has_its_number() -> None:
 @pytest.mark.usefixtures("quick")
 async def test_unreachable_endpoint_is_given_up() -> None:
     """An endpoint that cannot be reached is tried seven times, and given up."""
-    sender = Vendor(EventGenerator(1, {EventKind.UNMAPPED: 1}), [1], rate=1_000)
+    sender = Vendor(
+        EventGenerator(1, {EventKind.UNMAPPED: 1}), [1], rate=1_000, retry_after_s=QUICKLY_S
+    )
     await sender.send(1)
     await sender.finish()
     await sender.close()

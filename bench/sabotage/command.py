@@ -1,0 +1,71 @@
+"""`sabotage`: gateways that break the contract on purpose, and the verdict on each."""
+
+import argparse
+import time
+
+from bench.sabotage.catalogue import SABOTAGES
+from bench.sabotage.run import Findings, run_sabotage
+from bench.sabotage.sabotage import Sabotage, Scenario
+from bench.testbed import documents
+from bench.testbed.console import Progress, markdown_table, print_table
+from bench.testbed.machine import describe_machine
+from bench.testbed.process import BenchError
+from bench.testbed.results import Commands
+
+HEADINGS = ("sabotage", "broken sentence", "faults", "verdict", "seconds")
+
+
+def add_command(commands: Commands) -> None:
+    """Add `sabotage` to the commands of the bench."""
+    text = "gateways that break the contract on purpose: the oracle must find each of them"
+    parser = commands.add_parser("sabotage", help=text, description=text)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="these alone; all of them by default"
+    )
+    parser.add_argument("--list", action="store_true", help="print their names, and run none")
+    parser.add_argument(
+        "--real", action="store_true", help="run the real gateway in the same way: find nothing"
+    )
+    documents.add_option(parser)
+    parser.set_defaults(run=_command)
+
+
+async def _command(arguments: argparse.Namespace) -> int:
+    if unknown := set(arguments.names) - SABOTAGES.keys():
+        raise BenchError(f"no such sabotage: {', '.join(sorted(unknown))}; see --list")
+    sabotages = [SABOTAGES[name] for name in arguments.names or SABOTAGES]
+    if arguments.list:
+        print_table(HEADINGS[:3], [_head(sabotage) for sabotage in sabotages])
+        return 0
+    if arguments.real:  # some do without a patch, by the database alone
+        sabotages = [sabotage for sabotage in sabotages if sabotage.is_patch]
+    rows: list[tuple[object, ...]] = []
+    wrong: list[str] = []
+    machine = describe_machine("")
+    for place, sabotage in enumerate(sabotages, 1):
+        started = time.monotonic()
+        with Progress(sabotage.callbacks, f"callbacks, {place} of {len(sabotages)}") as progress:
+            progress.step(sabotage.name)
+            findings = await run_sabotage(sabotage, progress, is_real=arguments.real)
+        seconds, machine = time.monotonic() - started, findings.machine
+        rows.append((*_head(sabotage), _verdict(findings), seconds))
+        if (sabotage.found in findings.reasons) is arguments.real:
+            wrong.append(f"{sabotage.name}: {_verdict(findings)}, {findings.reasons}")
+    table = markdown_table(HEADINGS, rows)
+    print(table, *wrong, sep="\n")
+    documents.write(arguments, "sabotage", machine, table)
+    return 1 if wrong else 0
+
+
+def _head(sabotage: Sabotage) -> tuple[str, str, str]:
+    return sabotage.name, sabotage.sentence, _faults(sabotage)
+
+
+def _faults(sabotage: Sabotage) -> str:
+    if sabotage.scenario is not Scenario.FAULTS:
+        return str(sabotage.scenario.value)
+    return ", ".join(dict.fromkeys(sabotage.faults)) or "none"
+
+
+def _verdict(findings: Findings) -> str:
+    return ", ".join(found.value for found in findings.reasons) or "clean"

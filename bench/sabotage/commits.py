@@ -1,0 +1,206 @@
+"""Sabotages of fold, claim, settle and release, and of the answers to a batch."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+
+from asyncpg.exceptions import ConnectionDoesNotExistError
+
+from app import commit, gateway
+from app.claims import Claim, Claims, scripts
+from app.claims.redis import RedisClaims
+from app.event import Event, Outcome
+from bench.sabotage.sabotage import Found, Sabotage, Scenario, patch
+from bench.testbed.deliveries import EventKind
+from sinks import Sink
+from sinks.timescale.connection import ReconnectingConnection
+from sinks.timescale.sink import TimescaleSink
+
+WRITES_LATER_S = 0.05
+_CONTESTED = {EventKind.CONTESTED: 1_000, EventKind.STABLE: 400}
+_REPEATED = {EventKind.REPEATED: 2_000}
+_READ_ONLY = ["database_read_only"] * 2
+_CUT = ["connection_cut_in_copy"] * 2
+
+write_batch = commit._write  # noqa: SLF001 - the parts to be sabotaged
+commit_contested: Callable[..., Awaitable[Outcome]] = commit.commit_contested
+claim, sink_write, sink_write_contested = (
+    RedisClaims.claim,
+    TimescaleSink.write,
+    TimescaleSink.write_contested,
+)
+
+
+def _fold_forgets() -> None:
+    def unfold(events: Sequence[Event], outcomes: Mapping[bytes, Outcome]) -> Sequence[Outcome]:
+        left = dict(outcomes)
+        return [left.pop(event.event_id, Outcome.DUPLICATE) for event in events]
+
+    patch(commit, "_unfold", unfold)
+
+
+def _fold_repeats_written() -> None:
+    def unfold(events: Sequence[Event], outcomes: Mapping[bytes, Outcome]) -> Sequence[Outcome]:
+        return [outcomes[event.event_id] for event in events]
+
+    patch(commit, "_unfold", unfold)
+
+
+def _seen_when_claimed() -> None:
+    async def claim_seen(claims: RedisClaims, event_ids: Sequence[bytes]) -> Sequence[Claim]:
+        answers = await claim(claims, event_ids)
+        held = [id_ for id_, answer in zip(event_ids, answers, strict=True) if answer is Claim.HELD]
+        await claims.settle(held)
+        await claim(claims, [])  # takes the settlements along
+        return answers
+
+    patch(RedisClaims, "claim", claim_seen)
+
+
+def _settle_before_commit() -> None:
+    async def write(events: Sequence[Event], claims: Claims, sink: Sink) -> Mapping[bytes, Outcome]:
+        await claims.settle([event.event_id for event in events])
+        return await write_batch(events, claims, sink)
+
+    patch(commit, "_write", write)
+
+
+def _unknown_is_settled() -> None:
+    async def write(events: Sequence[Event], claims: Claims, sink: Sink) -> Mapping[bytes, Outcome]:
+        outcomes = await write_batch(events, claims, sink)
+        await claims.settle([id_ for id_ in outcomes if outcomes[id_] is Outcome.FAILED])
+        return outcomes
+
+    patch(commit, "_write", write)
+
+
+def _contested_is_duplicate() -> None:
+    patch(scripts, "CLAIMS", scripts.CLAIMS | {ord("b"): Claim.SEEN})
+
+
+def _contested_failure_is_settled() -> None:
+    async def settled(event: Event, claims: Claims, sink: Sink, **more: object) -> Outcome:
+        outcome = await commit_contested(event, claims, sink, **more)
+        await claims.settle([event.event_id])
+        return outcome
+
+    patch(gateway, "commit_contested", settled)
+
+
+def _unknown_is_written() -> None:
+    async def write(sink: TimescaleSink, events: Sequence[Event]) -> Sequence[Outcome]:
+        try:
+            return await sink_write(sink, events)
+        except (TimeoutError, OSError, ConnectionDoesNotExistError):
+            return [Outcome.WRITTEN] * len(events)
+
+    patch(TimescaleSink, "write", write)
+
+
+def _answers_before_commit() -> None:
+    later: set[asyncio.Task[None]] = set()
+
+    async def write_later(sink: TimescaleSink, events: Sequence[Event]) -> None:
+        await asyncio.sleep(WRITES_LATER_S)
+        await sink_write(sink, events)
+
+    async def write(sink: TimescaleSink, events: Sequence[Event]) -> Sequence[Outcome]:
+        task = asyncio.create_task(write_later(sink, events))
+        later.add(task)
+        task.add_done_callback(later.discard)
+        return [Outcome.WRITTEN] * len(events)
+
+    patch(TimescaleSink, "write", write)
+
+
+def _never_written() -> None:
+    def told(outcome: Outcome) -> Outcome:
+        return Outcome.DUPLICATE if outcome is Outcome.WRITTEN else outcome
+
+    async def write(sink: TimescaleSink, events: Sequence[Event]) -> Sequence[Outcome]:
+        return [told(outcome) for outcome in await sink_write(sink, events)]
+
+    async def write_contested(sink: TimescaleSink, event: Event) -> Outcome:
+        return told(await sink_write_contested(sink, event))
+
+    patch(TimescaleSink, "write", write)
+    patch(TimescaleSink, "write_contested", write_contested)
+
+
+def _constant_generation() -> None:
+    patch(ReconnectingConnection, "generation", property(lambda _: "always the same"))
+
+
+def _script(name: str, old: str, new: str) -> Callable[[], None]:
+    """Return a patch of one of the scripts of the claims."""
+    script: str = vars(scripts)[name]
+    assert old in script, f"{name} has no {old}"
+    return partial(patch, scripts, name, script.replace(old, new))
+
+
+def _never_settles() -> None:
+    async def settle(_: RedisClaims, __: Sequence[bytes]) -> None:
+        """Forget the committed events."""
+
+    patch(RedisClaims, "settle", settle)
+
+
+def _claims(name: str, sentence: str, apply: Callable[[], None]) -> Sabotage:
+    return Sabotage(name, sentence, Found.CLAIMS, apply, scenario=Scenario.OTHERS_CLAIMS)
+
+
+SABOTAGES = (
+    Sabotage(
+        "fold-forgets", "Fold: repeats in a batch share its failure.",
+        Found.LIED, _fold_forgets, _READ_ONLY, shares=_REPEATED,
+    ),
+    Sabotage(
+        "fold-repeats-written", "Fold: repeats in a batch answer `duplicate`.",
+        Found.LIED, _fold_repeats_written, shares=_REPEATED,
+    ),
+    Sabotage(
+        "seen-when-claimed", "Claim: one short lease per event",
+        Found.LOST, _seen_when_claimed, ["gateway_killed_between_claim_and_commit"] * 2,
+    ),
+    Sabotage(
+        "contested-is-duplicate", "Contested: another writer has it under way.",
+        Found.LIED, _contested_is_duplicate, shares=_CONTESTED,
+    ),
+    _claims("claim-without-lease", "Claim: one short lease per event", _script(
+        "_SETTLE_AND_CLAIM", "ARGV[1], 'PX', ARGV[2]", "ARGV[1]",
+    )),
+    Sabotage(
+        "settle-before-commit", "Settle: after the commit the claim becomes *seen*.",
+        Found.LOST, _settle_before_commit, _READ_ONLY,
+    ),
+    _claims("never-settles", "Settle: after the commit the claim becomes *seen*.", _never_settles),
+    _claims("seen-for-ever", "*Seen* for `SEEN_WINDOW_D`", _script(
+        "_SETTLE_AND_CLAIM", "'seen', 'PX', ARGV[3]", "'seen'",
+    )),
+    _claims("releases-claims-of-others", "Release: by its owner only", _script(
+        "_RELEASE", "if redis.call('GET', key) == ARGV[1] then", "if true then",
+    )),
+    Sabotage(
+        "failure-is-settled", "Release: on failure the claim is given back.",
+        Found.LOST, _unknown_is_settled, _READ_ONLY,
+    ),
+    Sabotage(
+        "contested-failure-is-settled", "Release: on failure the claim is given back.",
+        Found.LOST, _contested_failure_is_settled, ["table_locked", "database_full"],
+        shares=_CONTESTED,
+    ),
+    Sabotage(
+        "unknown-is-written", "An outcome that is not known is a 500.",
+        Found.LOST, _unknown_is_written, ["connection_blackholed_in_copy", *_CUT],
+    ),
+    Sabotage(
+        "answers-before-commit", "200 means committed.", Found.LIED, _answers_before_commit,
+    ),
+    Sabotage(
+        "never-written", "`written` for a new row", Found.LIED, _never_written,
+    ),
+    Sabotage(
+        "constant-generation", "Generation: restored data inherits nothing from Redis.",
+        Found.LOST, _constant_generation, scenario=Scenario.REPLACED_DATA,
+    ),
+)  # fmt: skip

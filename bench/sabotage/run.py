@@ -1,0 +1,78 @@
+"""One run against a sabotaged gateway, and its findings."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.faults.run import run
+from bench.faults.schedule import make_schedule
+from bench.faults.verdict import Verdict
+from bench.sabotage.sabotage import Found, Sabotage, Scenario
+from bench.sabotage.scenarios import (
+    RATE,
+    RETRY_AFTER_S,
+    SEED,
+    run_replaced,
+    run_with_others_claims,
+)
+from bench.testbed.console import Progress
+from bench.testbed.drops import POISON_RULES
+from bench.testbed.environment import open_environment
+from bench.testbed.machine import Machine, describe_machine
+from bench.testbed.process import SERVE
+
+
+@dataclass
+class Findings:
+    """The broken promises of a run, by verdict, with a reason of each."""
+
+    machine: Machine
+    reasons: dict[Found, str] = field(default_factory=dict)
+
+    def add(self, verdict: Verdict) -> None:
+        """Add the findings of the oracle."""
+        for found in (Found.LOST, Found.DOUBLED, Found.LIED, Found.LEAKED):
+            events: dict[int, str] = getattr(verdict, found.value)
+            if events:
+                number, reason = next(iter(events.items()))
+                self.reasons[found] = f"{len(events)}, such as callback {number}: {reason}"
+
+
+async def run_sabotage(
+    sabotage: Sabotage, progress: Progress, *, folder: Path | None = None, is_real: bool = False
+) -> Findings:
+    """Run a sabotaged gateway, or the real one in the same way; raises BenchError."""
+    arguments = SERVE if is_real else ("-m", "bench.sabotage.serve", sabotage.name)
+    if sabotage.scenario is Scenario.FAULTS:
+        schedule = make_schedule(
+            seed=SEED,
+            callbacks=sabotage.callbacks,
+            injections=len(sabotage.faults),
+            rate=RATE,
+            kinds=sabotage.faults,
+            shares=sabotage.all_shares,
+        )
+        result = await run(
+            schedule,
+            progress,
+            folder=folder,
+            arguments=arguments,
+            statements=sabotage.statements,
+            retry_after_s=RETRY_AFTER_S,
+        )
+        findings = Findings(result.machine)
+        findings.add(result.verdict)
+        if result.stuck:
+            findings.reasons[Found.STUCK] = f"{len(result.stuck)}, such as {result.stuck[0]}"
+        return findings
+    async with open_environment(
+        folder=folder, arguments=arguments, statements=(*POISON_RULES, *sabotage.statements)
+    ) as environment:
+        findings = Findings(describe_machine(environment.servers.description))
+        if sabotage.scenario is Scenario.REPLACED_DATA:
+            findings.add(await run_replaced(sabotage, environment))
+            return findings
+        verdict, broken = await run_with_others_claims(sabotage, environment)
+    findings.add(verdict)
+    if broken:
+        findings.reasons[Found.CLAIMS] = "; ".join(broken)
+    return findings

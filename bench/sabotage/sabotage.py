@@ -1,0 +1,67 @@
+"""A sabotage: a patch of the real gateway in its own process, and the run that shows it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from bench.testbed.deliveries import SHARES, EventKind
+
+
+class Found(Enum):
+    """The verdict on a sabotage; the values are printed in the table."""
+
+    LOST = "lost"
+    DOUBLED = "doubled"
+    LIED = "lied"
+    LEAKED = "leaked"
+    STUCK = "stuck"
+    CLAIMS = "claims"  # a rule of the claims in Redis, whose breach costs speed alone
+
+
+class Scenario(Enum):
+    """The run against a sabotage."""
+
+    FAULTS = "faults"
+    REPLACED_DATA = "data replaced under the claims"
+    OTHERS_CLAIMS = "claims taken over by another process"
+
+
+def nothing() -> None:
+    """Change nothing."""
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """One broken sentence of docs/contract.md.
+
+    `apply` patches the modules of the process that serves. The run injects each of `faults` in
+    turn, on a database that `statements` have changed; `shares` of the callbacks differ from the
+    usual ones. `found` is the verdict that is required.
+    """
+
+    name: str
+    sentence: str
+    found: Found
+    apply: Callable[[], None] = nothing
+    faults: Sequence[str] = ()
+    statements: Sequence[str] = ()
+    shares: Mapping[EventKind, int] = field(default_factory=dict)
+    callbacks: int = 1_200
+    scenario: Scenario = Scenario.FAULTS
+
+    @property
+    def is_patch(self) -> bool:
+        """Whether the gateway itself is changed, and not the database alone."""
+        return self.apply is not nothing
+
+    @property
+    def all_shares(self) -> Mapping[EventKind, int]:
+        """The shares of the kinds of events, all of them."""
+        return SHARES | dict(self.shares)
+
+
+def patch(owner: object, name: str, replacement: object) -> None:
+    """Replace an attribute of a module or class, which must exist."""
+    if not hasattr(owner, name):
+        raise AttributeError(f"{owner} has no {name}: the sabotage does nothing")
+    setattr(owner, name, replacement)

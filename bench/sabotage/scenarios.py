@@ -1,0 +1,149 @@
+"""The runs that show a breach of the rules of the claims, which faults alone do not show."""
+
+import asyncio
+import signal
+from collections import defaultdict
+from collections.abc import AsyncIterator
+
+from redis.asyncio import Redis
+
+from bench.faults.oracle import judge
+from bench.faults.verdict import Verdict
+from bench.sabotage.sabotage import Sabotage
+from bench.testbed.deliveries import MIX, EventGenerator
+from bench.testbed.environment import CLAIM_LEASE_S, Environment
+from bench.testbed.ledger import AnswerKind, Ledger
+from bench.testbed.process import PATIENCE_S, POLL_S
+from bench.testbed.vendor import Vendor
+
+SEED = 3
+RATE = 400.0
+RETRY_AFTER_S = (0.1, 0.2, 0.4, 0.8, 1.6)
+TAKEN_MIN = 10
+FAILED_PER_CLAIM = 4
+SETTLED_WITHIN_S = 10.0
+_SEEN_MS = 30 * 86_400_000
+_DAY_MS = 86_400_000
+# Another process takes each claim over, as after the end of its lease; returns the keys.
+_TAKE_OVER = """
+local taken = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local owner = redis.call('GET', key)
+  if owner ~= 'seen' and owner ~= 'another' then
+    redis.call('SET', key, 'another', 'PX', 600000)
+    taken[#taken + 1] = key
+  end
+end
+return taken
+"""
+
+
+async def run_replaced(sabotage: Sabotage, environment: Environment) -> Verdict:
+    """Put an empty backup back under the gateways: each event must be written again."""
+    generator = EventGenerator(SEED, sabotage.all_shares, vendors=MIX)
+    await _send(environment, generator, sabotage.callbacks)
+    for gateway in environment.gateways:
+        await asyncio.to_thread(gateway.stop)
+    await environment.execute("TRUNCATE events, stable_events, dropped, quarantine_usage")
+    await asyncio.to_thread(environment.servers.postgres.stop, signal.SIGINT)
+    await asyncio.to_thread(environment.servers.postgres.start)
+    await asyncio.gather(*(gateway.start_ready() for gateway in environment.gateways))
+    ledger = await _send(environment, generator, sabotage.callbacks)
+    return await _judge(environment, generator, ledger, sabotage.callbacks)
+
+
+async def run_with_others_claims(
+    sabotage: Sabotage, environment: Environment
+) -> tuple[Verdict, list[str]]:
+    """Take claims over while the table is locked; returns the broken rules of the claims too."""
+    generator = EventGenerator(SEED, sabotage.all_shares, vendors=MIX)
+    vendor = _vendor(environment, generator)
+    try:
+        await vendor.send(sabotage.callbacks // 2)
+        await vendor.finish()
+        async with environment.redis() as redis:
+            broken = await _until_settled(redis)
+            async with environment.locked("events"):
+                sending = asyncio.create_task(vendor.send(sabotage.callbacks))
+                taken = await _take_over(redis)
+                await _until_failed(vendor.ledger, FAILED_PER_CLAIM * len(taken))
+                # Nothing is committed meanwhile, and so no claim is settled.
+                left = await redis.mget(*taken)
+            await sending
+            await vendor.finish()
+            broken += [text async for text in _broken_rules(redis)]
+    finally:
+        await vendor.close()
+    if released := len(left) - left.count(b"another"):
+        broken.append(f"{released} claims of another process were released")
+    verdict = await _judge(environment, generator, vendor.ledger, sabotage.callbacks)
+    return verdict, broken
+
+
+async def _take_over(redis: Redis) -> set[bytes]:
+    taken: set[bytes] = set()
+    async with asyncio.timeout(PATIENCE_S):
+        while len(taken) < TAKEN_MIN:
+            taken.update(await redis.eval(_TAKE_OVER, 0))
+            await asyncio.sleep(POLL_S)
+    return taken
+
+
+async def _until_failed(ledger: Ledger, answers: int) -> None:
+    """Return after so many further answers of a failure, each of which follows a release."""
+    answers += ledger.tally()[AnswerKind.ERROR]
+    async with asyncio.timeout(PATIENCE_S):
+        while ledger.tally()[AnswerKind.ERROR] < answers:  # noqa: ASYNC110 - polls a ledger
+            await asyncio.sleep(POLL_S)
+
+
+async def _until_settled(redis: Redis) -> list[str]:
+    """Return once there are no claims, as all callbacks are answered; or the broken rule."""
+    deadline = asyncio.get_running_loop().time() + SETTLED_WITHIN_S
+    while (keys := await _keys(redis)).keys() != {b"seen"}:
+        if asyncio.get_running_loop().time() > deadline:
+            return ["events are not settled" if b"seen" in keys else "no event is settled"]
+        await asyncio.sleep(POLL_S)
+    return []
+
+
+async def _broken_rules(redis: Redis) -> AsyncIterator[str]:
+    """Yield the rules that the lifetimes of the keys break."""
+    keys = await _keys(redis)
+    keys.pop(b"another", None)
+    if any(not _SEEN_MS - _DAY_MS < left_ms <= _SEEN_MS for left_ms in keys.pop(b"seen", [])):
+        yield "an event is seen for another time than SEEN_WINDOW_D"
+    if any(not 0 < left_ms <= CLAIM_LEASE_S * 1_000 for left in keys.values() for left_ms in left):
+        yield "a claim has another lease than CLAIM_LEASE_S"
+
+
+async def _keys(redis: Redis) -> defaultdict[bytes, list[int]]:
+    """Return the milliseconds that each key has left, by its value."""
+    keys: defaultdict[bytes, list[int]] = defaultdict(list)
+    async for key in redis.scan_iter(count=1_000):
+        owner, left_ms = await redis.get(key), await redis.pttl(key)
+        if isinstance(owner, bytes):
+            keys[owner].append(left_ms)
+    return keys
+
+
+def _vendor(environment: Environment, generator: EventGenerator) -> Vendor:
+    ports = [gateway.port for gateway in environment.gateways]
+    return Vendor(generator, ports, RATE, retry_after_s=RETRY_AFTER_S)
+
+
+async def _send(environment: Environment, generator: EventGenerator, callbacks: int) -> Ledger:
+    vendor = _vendor(environment, generator)
+    try:
+        await vendor.send(callbacks)
+        await vendor.finish()
+    finally:
+        await vendor.close()
+    return vendor.ledger
+
+
+async def _judge(
+    environment: Environment, generator: EventGenerator, ledger: Ledger, callbacks: int
+) -> Verdict:
+    async with environment.connected() as connection:
+        return await judge(connection, generator, ledger, callbacks)
