@@ -60,6 +60,10 @@ REMEDIES: Mapping[DropReason, Remedy] = {
         "correct the sender: the body is unreadable, or has too many parameters",
         is_replayable=False,
     ),
+    DropReason.OTHER_CELL: Remedy(
+        "the app lived in another cell, the subject: load the map of `python -m app cells` into "
+        "the proxy, and move the callbacks to that cell (docs/cells.md); there:"
+    ),
 }
 
 

@@ -1,0 +1,88 @@
+"""`cells`: the map by which a proxy sends each app to its cell."""
+
+import argparse
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+import adapters
+from app import workspaces_file
+from app.settings import read_settings
+from app.workspaces_file import Apps, WorkspacesError, key_of
+
+DESCRIPTION = """\
+Print the map by which the proxy in front of several cells sends each callback to the cell of its
+app: a line for each app of the workspaces file, sorted.
+
+  adjust/abc123token eu-1      for HAProxy: vendor, app token as it is decoded, cell
+  "adjust/abc123token" eu-1;   with --nginx: lines to include in a `map`
+
+Print it anew after every change of the file, and load it into the proxy: docs/cells.md.
+
+Needs WORKSPACES_FILE.
+"""
+EPILOG = """\
+exit code: 0 printed, 2 the file is wrong, no app has a cell, or a token does not fit into a map
+example:   python -m app cells > cells.map
+"""
+_WHITE_SPACE = re.compile(r"\s")
+
+
+class _Options(msgspec.Struct):
+    nginx: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments, and a longer description."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--nginx", action="store_true", help="print the lines of an nginx map")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the map; raises WorkspacesError."""
+    options = msgspec.convert(vars(arguments), _Options)
+    settings = read_settings(required=["WORKSPACES_FILE"])
+    apps = workspaces_file.read(Path(settings.workspaces_file), adapters.load())
+    if not workspaces_file.cells_of(apps):
+        raise WorkspacesError("no app has a `cell`: there is nothing to route by")
+    lines = nginx_map(apps) if options.nginx else haproxy_map(apps)
+    # App tokens may hold any character, whatever the terminal's encoding is.
+    sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode())
+    return 0
+
+
+def haproxy_map(apps: Apps) -> Iterator[str]:
+    """Yield the lines of a map for HAProxy, which decodes the app token of a URL.
+
+    Raises WorkspacesError for a token with white space, which ends a key of the map.
+    """
+    for (vendor, app_token), app in sorted(apps.items()):
+        if _WHITE_SPACE.search(app_token):
+            raise WorkspacesError(
+                f"App token {app_token!r} of {vendor} holds white space, which no map of HAProxy "
+                "can hold"
+            )
+        yield f"{key_of(vendor, app_token)} {app.cell}"
+
+
+def nginx_map(apps: Apps) -> Iterator[str]:
+    """Yield the lines of an nginx map; it compares the token as a URL has it, ignoring case.
+
+    Tokens of several cells that differ in case only are regular expressions, which respect it.
+    """
+    alike: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for (vendor, app_token), app in sorted(apps.items()):
+        key = key_of(vendor, quote(app_token, safe=""))
+        alike[key.lower()][key] = app.cell
+    for cells in alike.values():
+        if len(set(cells.values())) == 1:
+            key, cell = next(iter(cells.items()))
+            yield f'"{key}" {cell};'
+        else:
+            yield from (f'"~^{re.escape(key)}$" {cell};' for key, cell in cells.items())
