@@ -7,8 +7,10 @@ from datetime import datetime
 import asyncpg
 import msgspec
 
+from bench.faults.cut import judge_restores
 from bench.faults.quarantine import judge_drops
 from bench.faults.verdict import Verdict
+from bench.testbed.chronicle import Chronicle
 from bench.testbed.deliveries import EventGenerator, EventKind, Row
 from bench.testbed.ledger import AnswerKind, Ledger
 
@@ -47,16 +49,19 @@ async def judge(
     events: int,
     *,
     is_repeated: bool = False,
+    chronicle: Chronicle | None = None,
 ) -> Verdict:
     """Compare ledger and tables, for the events of the generator below `events`.
 
-    `is_repeated` where a proxy in front of the gateways may repeat a request by itself.
+    `is_repeated` where a proxy in front of the gateways may repeat a request by itself. The
+    `chronicle` has the restores and the wrong clocks of the run.
     """
+    chronicle = chronicle or Chronicle()
     table = await _read(connection, generator, events)
     verdict = Verdict(rows=sum(table.rows))
     if table.strangers:
         verdict.doubled[-1] = f"{table.strangers} rows of no callback"
-    kept, written = _judge_answers(generator, ledger, table, verdict)
+    kept, written = _judge_answers(generator, ledger, table, verdict, chronicle)
     for number in range(events):
         rows = table.rows[number]
         if rows > 1:
@@ -68,12 +73,19 @@ async def judge(
         if written[number] > 1:
             verdict.lied[number] = f"answered written {written[number]} times"
     verdict.lied |= dict.fromkeys(table.unwanted, "to be dropped, with a row")
-    await judge_drops(connection, generator, ledger, verdict, is_repeated=is_repeated)
+    judge_restores(ledger, chronicle, table.committed_at, verdict)
+    await judge_drops(
+        connection, generator, ledger, verdict, is_repeated=is_repeated, chronicle=chronicle
+    )
     return verdict
 
 
 def _judge_answers(
-    generator: EventGenerator, ledger: Ledger, table: _Table, verdict: Verdict
+    generator: EventGenerator,
+    ledger: Ledger,
+    table: _Table,
+    verdict: Verdict,
+    chronicle: Chronicle,
 ) -> tuple["array[int]", "array[int]"]:
     """Judge each answer; returns the numbers of `written` or `duplicate`, and of `written`."""
     kept = array("L", bytes(8 * len(table.rows)))
@@ -89,6 +101,8 @@ def _judge_answers(
             if generator.event(number).kind is not EventKind.MALFORMED:
                 verdict.lied[number] = "answered malformed, without a reason"
         elif kind in (AnswerKind.WRITTEN, AnswerKind.DUPLICATE):
+            if chronicle.is_undone(answered_at, table.committed_at[number]):
+                continue
             kept[number] += 1
             written[number] += kind is AnswerKind.WRITTEN
             # A missing row was never committed: its event is lost as well.

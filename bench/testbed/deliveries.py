@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import partial
 from random import Random
+from typing import NamedTuple
 
 from bench.testbed import drops
 from bench.testbed.callbacks import APPS, EVENTS, any_request, parameters, time_text
@@ -120,18 +121,27 @@ class SimulatedEvent:
     kept: Kept | None = None
 
 
+class Period(NamedTuple):
+    """Events from a number to another, of which every second one occurs in one of these spans."""
+
+    first: int
+    end: int
+    spans: Sequence[tuple[datetime, timedelta]]
+
+
 @dataclass(frozen=True)
 class EventGenerator:
     """Generates the events of one seed.
 
-    From each number in `new_days` on, the events occur on a day without earlier events. From
-    `probes_from` on, plain events, which occur on a day of their own, take turns with unmapped
-    ones.
+    From each number in `new_days` on, the events occur on a day without earlier events; `periods`
+    have days of their own. From `probes_from` on, plain events, which occur on a day of their own,
+    take turns with unmapped ones.
     """
 
     seed: int
     shares: Mapping[EventKind, int] = field(default_factory=lambda: SHARES)
     new_days: Sequence[int] = ()
+    periods: Sequence[Period] = ()
     probes_from: int = sys.maxsize
     vendors: Mapping[str, int] = field(default_factory=lambda: ADJUST)
 
@@ -144,7 +154,7 @@ class EventGenerator:
             kind = EventKind.PLAIN if is_even else EventKind.UNMAPPED
         token = random.choice(list(EVENTS))
         app = random.choice(list(APPS))
-        occurred_at = self._occurred_at(number, random)
+        occurred_at = self._occurred_at(number, kind, random)
         sent = parameters(number, random, app=app, token=token)
         if kind in _DROPS:
             return _dropped(
@@ -185,9 +195,15 @@ class EventGenerator:
         # Without a draw, a seed keeps its callbacks.
         return random.choices([first, *others], [*self.vendors.values()])[0] if others else first
 
-    def _occurred_at(self, number: int, random: Random) -> datetime:
+    def _occurred_at(self, number: int, kind: EventKind, random: Random) -> datetime:
         if number >= self.probes_from:
             return FIRST_DAY - timedelta(days=_PROBES_DAYS, seconds=random.randrange(_DAY_S))
+        for period in self.periods:
+            # The other time of an event with a stable ID would lie outside of the span.
+            is_within = period.first <= number < period.end and kind is not EventKind.STABLE
+            if is_within and random.random() < 0.5:  # noqa: PLR2004 - every second one
+                start, length = random.choice(period.spans)
+                return start + timedelta(seconds=random.randrange(int(length.total_seconds())))
         late_days = 0
         if random.random() < 0.01:  # noqa: PLR2004 - one of a hundred comes late
             late_days = random.randint(1, _LATE_DAYS_MAX)

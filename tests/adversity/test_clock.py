@@ -12,11 +12,11 @@ import pytest
 
 from app.dev.embedded import EmbeddedError
 from bench.testbed.client import get
+from bench.testbed.clocks import Clock, find_libfaketime
+from bench.testbed.ports import free_port
 from bench.testbed.process import PATIENCE_S, POLL_S
-from tests.clocks import Clock, find_libfaketime
 from tests.gateways import Process, Services, environment
 from tests.outcomes import outcome, serving
-from tests.ports import free_port
 from tests.services.test_commands import run
 
 MINUTE_S = 60

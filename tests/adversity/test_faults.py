@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.faults.command import print_result
 from bench.faults.faults import FAULTS
+from bench.faults.report import print_result
 from bench.faults.run import Result, run
 from bench.faults.schedule import Schedule, make_schedule, short_schedule
 from bench.testbed import vendor
@@ -43,7 +43,7 @@ async def run_schedule(schedule: Schedule, folder: Path, **more: Sequence[str]) 
     """Run a schedule as the command does; a failed test shows the printed table."""
     with Progress(schedule.callbacks, "callbacks") as progress:
         result = await run(schedule, progress, folder=folder, **more)
-    print_result(result)
+    print_result([result])
     return result
 
 

@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.dev.processes import Server
-from tests.deploying import statements
-from tests.gateways import Process, Services
-from tests.outcomes import Parameters, callbacks, outcome, serving, until_told
-from tests.postgres_topologies import (
+from bench.testbed.postgres_servers import (
     HYPERTABLE,
     PLAIN,
     Maker,
@@ -20,6 +17,9 @@ from tests.postgres_topologies import (
     until_primary,
     url_of,
 )
+from tests.deploying import statements
+from tests.gateways import Process, Services
+from tests.outcomes import Parameters, callbacks, outcome, serving, until_told
 
 BOTH = (HYPERTABLE, PLAIN)
 TIMELINE = "SELECT timeline_id FROM pg_control_checkpoint()"

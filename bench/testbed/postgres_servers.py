@@ -1,4 +1,4 @@
-"""PostgreSQL servers on loopback: a primary and its synchronous standby, and copies of disks."""
+"""PostgreSQL servers on loopback, their standbys, and copies of their disks."""
 
 import asyncio
 import shutil
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import asyncpg
 from app.dev.embedded import INIT_TIMEOUT_S, TIMESCALEDB_CONF
 from app.dev.processes import ENVIRONMENT, Server, run
 from app.dev.programs import Programs
+from bench.testbed.ports import free_port
 from bench.testbed.process import PATIENCE_S, POLL_S, as_nobody
 from sinks.timescale.schema import migrate
-from tests.ports import free_port
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test
 OWNER, REPLICATOR = "flokit", "replicator"
@@ -42,9 +43,11 @@ jit = off
 track_commit_timestamp = on
 deadlock_timeout = '100ms'
 min_wal_size = '8MB'
+wal_log_hints = on
 wal_keep_size = '64MB'
 wal_retrieve_retry_interval = '100ms'
 """
+# Of a pair, whose servers take turns.
 NAMES = ("one", "two")
 PAIR_CONF = f"{CONF}synchronous_standby_names = 'FIRST 1 ({', '.join(NAMES)})'\n"
 # A new data directory has no standby yet, for any postgresql.conf.
@@ -115,7 +118,7 @@ async def until_primary(server: Server) -> None:
 async def until_waiting(server: Server) -> Sequence[int]:
     """Return the processes of gateways with commits that wait for a standby, once there are any."""
     async with asking(server) as connection, asyncio.timeout(PATIENCE_S):
-        while not (found := await connection.fetch(WAITING)):
+        while not (found := await connection.fetch(WAITING)):  # noqa: ASYNC110 - polls a view
             await asyncio.sleep(POLL_S)
     return [record["pid"] for record in found]
 
@@ -148,30 +151,64 @@ class Maker:
 
     def standby(self, name: str, primary: Server) -> Server:
         """Start a standby of a running primary."""
-        self._follow(self.folder / name, primary)
+        self._copy_of(self.folder / name, primary)
         self._configure(name, PAIR_CONF)
         return self.started(name)
 
     def rejoin(self, server: Server, primary: Server) -> None:
         """Make a standby of a server in any role."""
         server.kill()
-        shutil.rmtree(server.folder)
-        self._follow(server.folder, primary)
+        self._copy_of(server.folder, primary)
         self._configure(server.name, PAIR_CONF)
+        server.start()
+
+    def rewind(self, server: Server, primary: Server) -> None:
+        """Make a standby of a former primary: its disk is kept, but for the other history."""
+        server.kill()
+        source = f"host=127.0.0.1 port={primary.port} user={OWNER} dbname=postgres"
+        pg_rewind = [self._bin("pg_rewind"), f"--target-pgdata={server.folder}", "--no-sync"]
+        pg_rewind += [f"--source-server={source} password={PASSWORD}"]
+        run(as_nobody(pg_rewind), timeout_s=COPY_TIMEOUT_S)
+        # The files of settings are the new primary's now.
+        self._configure(server.name, PAIR_CONF)
+        self.follow(server, primary)
+
+    def follow(self, server: Server, primary: Server) -> None:
+        """Start a server as a standby, on a disk that is behind the primary's."""
+        (server.folder / "postgresql.auto.conf").write_text(
+            f"primary_conninfo = 'host=127.0.0.1 port={primary.port} user={REPLICATOR} "
+            f"password={PASSWORD}'\n"
+        )
+        (server.folder / "standby.signal").touch()
         server.start()
 
     def base_backup(self, server: Server) -> Path:
         """Return a backup of a running server, good for any number of recoveries."""
         return self._back_up(self.folder / f"{server.name}.backup", server)
 
-    def recover(self, server: Server, backup: Path) -> None:
-        """Start a server anew on a backup, recovered to its end: on a timeline of its own."""
+    def recover(self, server: Server, backup: Path, conf: str = RECOVERY_CONF) -> None:
+        """Start a server anew on a backup, by default recovered to the end of the backup.
+
+        The recovered server is on a timeline of its own.
+        """
         server.kill()
         _copy(backup, server.folder)
-        with (server.folder / "postgresql.auto.conf").open("a") as conf:
-            conf.write(RECOVERY_CONF)
+        with (server.folder / "postgresql.auto.conf").open("a") as file:
+            file.write(conf)
         (server.folder / "recovery.signal").touch()
         server.start()
+
+    def recover_until(self, server: Server, backup: Path, moment: datetime) -> None:
+        """Recover a killed server from a backup to a moment, with the WAL on its disk."""
+        wal = self.folder / f"{server.name}.wal"
+        _copy(server.folder / "pg_wal", wal)
+        self.recover(
+            server,
+            backup,
+            f"restore_command = 'cp {wal}/%f %p'\n"
+            f"recovery_target_time = '{moment:%Y-%m-%d %H:%M:%S.%f}+00'\n"
+            "recovery_target_action = 'promote'\n",
+        )
 
     def snapshot(self, server: Server) -> Path:
         """Return a copy of the disk, as it would be after a crash now; the server goes on."""
@@ -192,10 +229,11 @@ class Maker:
     def _bin(self, program: str) -> str:
         return str(self.programs.bin_folder / program)
 
-    def _follow(self, data: Path, primary: Server) -> None:
+    def _copy_of(self, data: Path, primary: Server) -> None:
         self._back_up(data, primary, "--write-recovery-conf")
 
     def _back_up(self, data: Path, server: Server, *words: str) -> Path:
+        shutil.rmtree(data, ignore_errors=True)
         # Not `dbname`, which would keep a password out of the settings of the standby.
         base_backup = [self._bin("pg_basebackup"), f"--pgdata={data}", *words]
         base_backup += ["--checkpoint=fast", "--no-sync", f"--username={REPLICATOR}"]
@@ -249,81 +287,3 @@ def making(folder: Path, programs: Programs) -> Iterator[Maker]:
         ExitStack() as stack,
     ):
         yield Maker(folder, programs, lock.fileno(), spawner, stack)
-
-
-@dataclass
-class Pair:
-    """A primary and a standby, without which it commits nothing: see `until_synchronous`."""
-
-    maker: Maker
-    primary: Server
-    standby: Server
-    has_failed_over: bool = False  # the standby has another history
-
-    async def sync_state(self) -> str | None:
-        """The primary's state of the standby: `sync`, or None while it does not stream."""
-        state: str | None = await ask(
-            self.primary,
-            "SELECT max(sync_state) FROM pg_stat_replication "
-            "WHERE application_name = $1 AND state = 'streaming'",
-            self.standby.name,
-        )
-        return state
-
-    async def until_synchronous(self) -> None:
-        """Return when the standby has all that the primary has, and every commit waits for it."""
-
-        async def is_synchronous() -> bool:
-            return await self.sync_state() == "sync"
-
-        await until(is_synchronous)
-        here = await ask(self.primary, "SELECT pg_current_wal_lsn()::text")
-        replayed = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
-        await until(lambda: ask(self.standby, replayed, here))
-
-    async def promote(self) -> None:
-        """Make the standby the primary, which goes on alone; the other is left as it is."""
-        await tell(self.standby, *ALONE)
-        await self.promote_as_it_is()
-
-    async def promote_as_it_is(self) -> None:
-        """The same, but it waits for the standby in its settings, which is not there."""
-        await tell(self.standby, "SELECT pg_promote()")
-        self.primary, self.standby = self.standby, self.primary
-        self.has_failed_over = True
-        await until_primary(self.primary)
-
-    async def rejoin(self) -> None:
-        """Make the one that is no primary any more a synchronous standby."""
-        await asyncio.to_thread(self.maker.rejoin, self.standby, self.primary)
-        self.has_failed_over = False
-        await self.wait_for_standby()
-
-    async def wait_for_standby(self) -> None:
-        """From now on the primary commits nothing without its standby, and so after a promotion."""
-        for server in (self.primary, self.standby):
-            await tell(
-                server, "ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"
-            )
-        await self.until_synchronous()
-
-    async def mend(self) -> None:
-        """Make it whole again, after any fault of either server."""
-        self.primary.resume()
-        await asyncio.to_thread(self.primary.start)
-        if self.has_failed_over:
-            await self.rejoin()
-            return
-        self.standby.resume()
-        await asyncio.to_thread(self.standby.start)
-        await self.wait_for_standby()
-
-
-@contextmanager
-def pair(folder: Path, programs: Programs) -> Iterator[Pair]:
-    """Run a primary and its synchronous standby."""
-    with making(folder, programs) as maker:
-        primary = maker.primary(NAMES[0], PAIR_CONF)
-        made = Pair(maker, primary, maker.standby(NAMES[1], primary))
-        asyncio.run(made.wait_for_standby())
-        yield made

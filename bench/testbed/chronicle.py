@@ -1,0 +1,57 @@
+"""The chronicle of a run: restores and wrong clocks, by which answers and rows are judged."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+# Between two clocks of one machine.
+_CLOCK_S = 0.001
+
+
+class Cut(NamedTuple):
+    """A restore: the data of `target` is back, and the server takes writes from `back` on.
+
+    An answer until `target` must have its row. The row of a later one may be gone.
+    """
+
+    target: float
+    back: float
+
+    def undoes(self, answered_at: float, committed_at: float) -> bool:
+        """Whether the row behind an answer was lost by the restore; a present row is newer."""
+        return self.target < answered_at <= self.back < committed_at
+
+
+class Shift(NamedTuple):
+    """A gateway's clock that is ahead by `ahead_s` from `since` until `until`."""
+
+    since: float
+    until: float
+    ahead_s: float
+
+
+@dataclass
+class Chronicle:
+    """The restores and the wrong clocks of one run."""
+
+    cuts: list[Cut] = field(default_factory=list)
+    shifts: list[Shift] = field(default_factory=list)
+
+    def is_undone(self, answered_at: float, committed_at: float) -> bool:
+        """Whether an answer does not count, since a restore has undone its commit.
+
+        `committed_at` is that of the present row; infinity without one.
+        """
+        return any(cut.undoes(answered_at, committed_at) for cut in self.cuts)
+
+    def is_arrival(self, received_at: float, sent_at: float, answered_at: float) -> bool:
+        """Whether a row may have this time of arrival: by a right clock, or by one that was off."""
+        ahead = [0.0]
+        ahead += [
+            shift.ahead_s
+            for shift in self.shifts
+            if sent_at <= shift.until and shift.since <= answered_at
+        ]
+        return any(
+            sent_at - _CLOCK_S <= received_at - ahead_s <= answered_at + _CLOCK_S
+            for ahead_s in ahead
+        )
