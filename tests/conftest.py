@@ -23,8 +23,8 @@ from app.claims.redis import RedisClaims
 from app.dev import embedded
 from app.dev import programs as embedded_programs
 from app.telemetry.exposition import exposition
+from bench.testbed import postgres_maker
 from bench.testbed import postgres_pair as pairs
-from bench.testbed import postgres_servers
 from sinks.timescale.schema import migrate
 from sinks.timescale.sink import TimescaleSink
 from tests import leaks, redis_topologies
@@ -157,9 +157,9 @@ async def pair(postgres_pair: pairs.Pair) -> AsyncIterator[pairs.Pair]:
 @pytest.fixture(scope="module")
 def maker(
     tmp_path_factory: pytest.TempPathFactory, postgres_programs: embedded_programs.Programs
-) -> Iterator[postgres_servers.Maker]:
+) -> Iterator[postgres_maker.Maker]:
     """The maker of PostgreSQL servers, which end with the module."""
-    with postgres_servers.making(tmp_path_factory.mktemp("made"), postgres_programs) as maker:
+    with postgres_maker.making(tmp_path_factory.mktemp("made"), postgres_programs) as maker:
         yield maker
 
 

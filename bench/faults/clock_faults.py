@@ -25,7 +25,7 @@ async def gateway_clock_behind(environment: Environment, gateway: Gateway, rando
 
 
 async def wrong_dates(_: Environment, __: Gateway, random: Random) -> None:
-    """Every second callback has a date of its own, without a chunk, for some seconds."""
+    """Many callbacks have dates without a chunk, for some seconds."""
     await asyncio.sleep(random.uniform(2, 4))  # by `EventGenerator.periods`
 
 

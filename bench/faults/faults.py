@@ -44,3 +44,15 @@ MANY_DAYS = frozenset({clock_faults.wrong_dates.__name__})
 NOW = frozenset(
     {clock_faults.gateway_clock_ahead.__name__, clock_faults.gateway_clock_behind.__name__}
 )
+# The faults of one database that are over soon.
+QUICK = tuple(
+    fault.__name__
+    for faults in (
+        gateway_faults.FAULTS,
+        server_faults.FAULTS,
+        quarantine_faults.FAULTS,
+        operator_faults.QUICK,
+        pooler_faults.QUICK,
+    )
+    for fault in faults
+)

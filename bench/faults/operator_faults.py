@@ -144,11 +144,5 @@ async def _until_changed(gateway: Gateway, name: str, before: float) -> None:
             await asyncio.sleep(POLL_S)
 
 
-FAULTS: tuple[Fault, ...] = (
-    foreign_trigger,
-    foreign_unique_index,
-    retention_run,
-    secret_rotated,
-    workspaces_swapped,
-    workspaces_broken,
-)
+QUICK: tuple[Fault, ...] = (foreign_trigger, foreign_unique_index, retention_run)
+FAULTS: tuple[Fault, ...] = (*QUICK, secret_rotated, workspaces_swapped, workspaces_broken)

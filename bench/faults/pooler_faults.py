@@ -77,9 +77,5 @@ async def _behind_pooler(environment: Environment, gateway: Gateway) -> AsyncIte
         await environment.execute(f"ALTER ROLE {url.username} RESET ALL")
 
 
-FAULTS: tuple[Fault, ...] = (
-    pooler_in_between,
-    pooler_killed,
-    pooler_frozen,
-    gateway_frozen_behind_pooler,
-)
+QUICK: tuple[Fault, ...] = (pooler_in_between, pooler_killed)
+FAULTS: tuple[Fault, ...] = (*QUICK, pooler_frozen, gateway_frozen_behind_pooler)

@@ -67,7 +67,7 @@ async def run(
 ) -> Result:
     """Run a schedule against real processes; raises EmbeddedError and BenchError."""
     started = time.monotonic()
-    schedule = replace(schedule, now=datetime.now(UTC))
+    schedule = replace(schedule, now=datetime.now(UTC).replace(microsecond=0))
     async with open_environment(
         folder=folder,
         gateways=schedule.gateways,
@@ -76,9 +76,8 @@ async def run(
         statements=(*POISON_RULES, *statements),
         has_standby=schedule.place is Place.PAIR,
     ) as environment:
-        generator = schedule.generator
         ports = [gateway.port for gateway in environment.gateways]
-        vendor = Vendor(generator, ports, schedule.rate)
+        vendor = Vendor(schedule.generator, ports, schedule.rate)
         running = _Run(schedule, environment, vendor, progress)
         look_back = LOOK_BACK + (CLOCKS_APART if schedule.place is Place.DATES else timedelta())
         try:
@@ -88,16 +87,11 @@ async def run(
             await vendor.close()
         reading = await reader.finish()
         progress.step("comparing ledger and table")
-        events = schedule.callbacks + running.probes
-        async with environment.connected() as connection:
-            verdict = await judge(
-                connection, generator, vendor.ledger, events, chronicle=environment.chronicle
-            )
         return Result(
             schedule,
             describe_machine(environment.servers.description),
             vendor.ledger,
-            verdict,
+            await running.judge(),
             reading,
             time.monotonic() - started,
             running.recovery_s,
@@ -144,6 +138,18 @@ class _Run:
                     task.cancel()
                     with suppress(asyncio.CancelledError, Exception):  # already raised above
                         await task
+
+    async def judge(self) -> Verdict:
+        """Return the verdict of the oracle."""
+        environment = self._environment
+        async with environment.connected() as connection:
+            return await judge(
+                connection,
+                self._generator,
+                self._vendor.ledger,
+                self._schedule.callbacks + self.probes,
+                chronicle=environment.chronicle,
+            )
 
     async def _show(self) -> None:
         while True:

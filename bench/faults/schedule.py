@@ -6,15 +6,16 @@ from datetime import datetime, timedelta
 from random import Random
 
 from bench.faults.fault import Place
-from bench.faults.faults import FAULTS, MANY_DAYS, NEW_DAY, NOW, PLACES
+from bench.faults.faults import FAULTS, MANY_DAYS, NEW_DAY, NOW, PLACES, QUICK
 from bench.testbed.deliveries import (
+    ADJUST,
     FIRST_DAY,
     MIX,
     SHARES,
     EventGenerator,
     EventKind,
-    Period,
 )
+from bench.testbed.periods import Period
 
 # The share of the callbacks after the last fault, which show that it is over.
 _TAIL = 0.02
@@ -23,8 +24,10 @@ _KEPT_BEFORE_D = 1_000
 _NOT_KEPT_D = 31
 _HOUR = timedelta(hours=1)
 _DAY = timedelta(days=1)
-# Of a storm of wrong dates, among so many days before the others.
-_WRONG_DAYS, _WRONG_AMONG, _WRONG_BEFORE_D = 25, 900, 20
+# The share of the callbacks with a date of their own; of a storm of wrong dates the number of days,
+# among so many days before the others.
+_WRONG = 0.3
+_WRONG_DAYS, _WRONG_AMONG, _WRONG_BEFORE_D = 15, 900, 20
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Schedule:
             new_days,
             tuple(self._periods()),
             probes_from=self.callbacks,
-            vendors=MIX,
+            # A callback whose vendor does not retry is dropped in place of a 503 for a wrong clock.
+            vendors=ADJUST if self.place is Place.DATES else MIX,
         )
 
     @property
@@ -84,12 +88,12 @@ class Schedule:
                 random = Random(f"{self.seed} {injection.at}")  # noqa: S311 - repeatable
                 days = random.sample(range(_WRONG_AMONG), _WRONG_DAYS)
                 before = [FIRST_DAY - _DAY * (_WRONG_BEFORE_D + day) for day in days]
-                yield Period(injection.at, end, [(day, _DAY) for day in before])
+                yield Period(injection.at, end, _WRONG, [(day, _DAY) for day in before])
             elif injection.fault in NOW:
                 # 25 hours make the first ones too new, the others too old: for up to 3 hours.
                 first = self.now - _DAY * self._kept_d + 3 * _HOUR
                 spans = [(self.now - _HOUR, 20 * _HOUR), (first, 20 * _HOUR)]
-                yield Period(injection.at, end, spans)
+                yield Period(injection.at, end, _WRONG, spans)
 
 
 def make_schedules(
@@ -151,7 +155,6 @@ def make_schedule(
 
 
 def short_schedule(seed: int) -> Schedule:
-    """Return a schedule of 20,000 callbacks and each fault of one database once."""
-    kinds = [kind for kind, place in PLACES.items() if place is Place.SINGLE]
+    """Return a schedule of 20,000 callbacks and each quick fault of one database once."""
     # Slow enough for callbacks throughout each fault.
-    return make_schedule(seed=seed, callbacks=20_000, injections=len(kinds), rate=170, kinds=kinds)
+    return make_schedule(seed=seed, callbacks=20_000, injections=len(QUICK), rate=170, kinds=QUICK)

@@ -11,12 +11,12 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import partial
 from random import Random
-from typing import NamedTuple
 
 from bench.testbed import drops
 from bench.testbed.callbacks import APPS, EVENTS, any_request, parameters, time_text
 from bench.testbed.drops import Drop, Kept
 from bench.testbed.messages import expected_properties, message_request
+from bench.testbed.periods import Period, moment_of
 
 # Fixed: the same seed sends the same callbacks on any day.
 FIRST_DAY = datetime(2024, 3, 1, tzinfo=UTC)
@@ -121,21 +121,12 @@ class SimulatedEvent:
     kept: Kept | None = None
 
 
-class Period(NamedTuple):
-    """Events from a number to another, of which every second one occurs in one of these spans."""
-
-    first: int
-    end: int
-    spans: Sequence[tuple[datetime, timedelta]]
-
-
 @dataclass(frozen=True)
 class EventGenerator:
     """Generates the events of one seed.
 
     From each number in `new_days` on, the events occur on a day without earlier events; `periods`
-    have days of their own. From `probes_from` on, plain events, which occur on a day of their own,
-    take turns with unmapped ones.
+    have days of their own. So have plain and unmapped events, in turns, from `probes_from` on.
     """
 
     seed: int
@@ -150,11 +141,11 @@ class EventGenerator:
         random = Random(self.seed * 1_000_003 + number)  # noqa: S311 - repeatable
         kind = random.choices(list(self.shares), list(self.shares.values()))[0]
         if number >= self.probes_from:
-            is_even = (number - self.probes_from) % 2 == 0
-            kind = EventKind.PLAIN if is_even else EventKind.UNMAPPED
+            kind = EventKind.UNMAPPED if (number - self.probes_from) % 2 else EventKind.PLAIN
         token = random.choice(list(EVENTS))
         app = random.choice(list(APPS))
-        occurred_at = self._occurred_at(number, kind, random)
+        periods = () if kind is EventKind.STABLE else self.periods
+        occurred_at = moment_of(periods, number, random) or self._occurred_at(number, random)
         sent = parameters(number, random, app=app, token=token)
         if kind in _DROPS:
             return _dropped(
@@ -195,15 +186,9 @@ class EventGenerator:
         # Without a draw, a seed keeps its callbacks.
         return random.choices([first, *others], [*self.vendors.values()])[0] if others else first
 
-    def _occurred_at(self, number: int, kind: EventKind, random: Random) -> datetime:
+    def _occurred_at(self, number: int, random: Random) -> datetime:
         if number >= self.probes_from:
             return FIRST_DAY - timedelta(days=_PROBES_DAYS, seconds=random.randrange(_DAY_S))
-        for period in self.periods:
-            # The other time of an event with a stable ID would lie outside of the span.
-            is_within = period.first <= number < period.end and kind is not EventKind.STABLE
-            if is_within and random.random() < 0.5:  # noqa: PLR2004 - every second one
-                start, length = random.choice(period.spans)
-                return start + timedelta(seconds=random.randrange(int(length.total_seconds())))
         late_days = 0
         if random.random() < 0.01:  # noqa: PLR2004 - one of a hundred comes late
             late_days = random.randint(1, _LATE_DAYS_MAX)

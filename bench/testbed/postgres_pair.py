@@ -8,17 +8,8 @@ from pathlib import Path
 
 from app.dev.processes import Server
 from app.dev.programs import Programs
-from bench.testbed.postgres_servers import (
-    ALONE,
-    NAMES,
-    PAIR_CONF,
-    Maker,
-    ask,
-    making,
-    tell,
-    until,
-    until_primary,
-)
+from bench.testbed.postgres_maker import NAMES, PAIR_CONF, Maker, making
+from bench.testbed.postgres_servers import ALONE, ask, tell, until, until_primary
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.faults.faults import FAULTS
+from bench.faults.faults import QUICK
 from bench.faults.report import print_result
 from bench.faults.run import Result, run
 from bench.faults.schedule import Schedule, make_schedule, short_schedule
@@ -48,12 +48,28 @@ async def run_schedule(schedule: Schedule, folder: Path, **more: Sequence[str]) 
 
 
 @pytest.mark.services
-async def test_every_fault_once(tmp_path: Path) -> None:
-    """Twenty thousand callbacks and a fault of every kind: each event has exactly one row."""
+async def test_every_quick_fault_once(tmp_path: Path) -> None:
+    """Twenty thousand callbacks and a fault of most kinds: each event has exactly one row."""
     result = await run_schedule(short_schedule(seed=7), tmp_path)
     assert result.is_clean
-    assert result.injections == dict.fromkeys(FAULTS, 1)
+    assert result.injections == dict.fromkeys(QUICK, 1)
     assert result.verdict.rows > 0.9 * result.schedule.callbacks
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ["primary_killed_before_the_answer", "recovered_to_a_moment"],
+        ["gateway_clock_behind"],
+    ],
+)
+async def test_slow_fault_once(tmp_path: Path, kinds: Sequence[str]) -> None:
+    """A fail-over, a recovery to a moment, or a wrong clock: each event has exactly one row."""
+    schedule = make_schedule(seed=7, callbacks=2_500, injections=len(kinds), rate=150, kinds=kinds)
+    result = await run_schedule(schedule, tmp_path)
+    assert result.is_clean
+    assert result.injections == dict.fromkeys(kinds, 1)
 
 
 @pytest.mark.services

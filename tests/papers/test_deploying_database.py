@@ -10,7 +10,8 @@ import pytest
 
 from app.dev.processes import ENVIRONMENT, Server
 from app.dev.programs import Programs
-from bench.testbed.postgres_servers import Maker, ask, asking, making, until, url_of
+from bench.testbed.postgres_maker import Maker, making
+from bench.testbed.postgres_servers import ask, asking, until, url_of
 from bench.testbed.process import ROOT, as_nobody
 from tests.deploying import PAGE, commands, lines, statements
 from tests.gateways import Services

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from app.dev.processes import Server
-from bench.testbed.postgres_servers import HYPERTABLE, Maker, ask, tell
+from bench.testbed.postgres_maker import Maker
+from bench.testbed.postgres_servers import HYPERTABLE, ask, tell
 from bench.testbed.process import inherited
 from tests.deploying import commands, lines, statements
 from tests.gateways import Process, Services, environment

@@ -10,7 +10,8 @@ import asyncpg
 import pytest
 
 from app.dev.processes import ENVIRONMENT, Server
-from bench.testbed.postgres_servers import HYPERTABLE, Maker, tell
+from bench.testbed.postgres_maker import Maker
+from bench.testbed.postgres_servers import HYPERTABLE, tell
 from bench.testbed.process import as_nobody
 from sinks.timescale import hosts
 from tests.deploying import commands, lines, statements
