@@ -106,7 +106,7 @@ def make_schedules(
     gateways: int = 2,
     shares: Mapping[EventKind, int] = SHARES,
 ) -> list[Schedule]:
-    """Return a schedule for each place, of the kinds there; all with each fault equally often."""
+    """Return a schedule for each place, of the kinds there; a kind may be among them twice."""
     names = [kinds[number % len(kinds)] for number in range(injections)]
     return [
         make_schedule(
@@ -114,7 +114,7 @@ def make_schedules(
             callbacks=callbacks * len(here) // len(names),
             injections=len(here),
             rate=rate,
-            kinds=list(dict.fromkeys(here)),
+            kinds=here,
             gateways=gateways,
             shares=shares,
         )
@@ -133,7 +133,7 @@ def make_schedule(
     gateways: int = 2,
     shares: Mapping[EventKind, int] = SHARES,
 ) -> Schedule:
-    """Return a schedule of kinds of one place, each equally often, in an order of the seed."""
+    """Return a schedule of kinds of one place, in turn, but in an order of the seed."""
     [place] = {PLACES[kind] for kind in kinds} or {Place.SINGLE}
     random = Random(seed)  # noqa: S311 - repeatable
     names = [kinds[number % len(kinds)] for number in range(injections)]
