@@ -32,15 +32,17 @@ async def wrong_dates(_: Environment, __: Gateway, random: Random) -> None:
 async def _jump(environment: Environment, gateway: Gateway, ahead_s: int, random: Random) -> None:
     library = await asyncio.to_thread(find_libfaketime)
     clock = Clock(library, environment.folder / f"clock-{gateway.port}")
+    begun = time.time()
     await restart(gateway, **clock.environ)
     await asyncio.sleep(random.uniform(0.5, 1))
     since = time.time()
     clock.set(ahead_s)
     await asyncio.sleep(random.uniform(2, 4))
     clock.set(0)
-    environment.chronicle.shifts.append(Shift(since, time.time(), ahead_s))
+    until = time.time()
     await asyncio.sleep(random.uniform(0.2, 0.5))
     await restart(gateway)
+    environment.chronicle.shifts += (Shift(since, until, ahead_s), Shift(begun, time.time(), 0))
 
 
 FAULTS: tuple[Fault, ...] = (gateway_clock_ahead, gateway_clock_behind, wrong_dates)

@@ -81,7 +81,10 @@ def _judge_kept(
     if row.difference:
         verdict.lost[sending.event] = f"its row in quarantine has another {row.difference}"
     elif not chronicle.is_arrival(row.received_at, sending.sent_at, sending.answered_at):
-        verdict.lost[sending.event] = "its row in quarantine has another time of arrival"
+        after_s = row.received_at - sending.sent_at
+        verdict.lost[sending.event] = (
+            f"its row in quarantine arrived {after_s:.3f} s after its sending"
+        )
     if row.committed_at > sending.answered_at:
         early_s = row.committed_at - sending.answered_at
         verdict.lied[sending.event] = f"answered {sending.kind.value} {early_s:.3f} s too early"
