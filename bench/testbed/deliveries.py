@@ -16,6 +16,7 @@ from bench.testbed import drops
 from bench.testbed.callbacks import APPS, EVENTS, parameters, time_text
 from bench.testbed.drops import Drop, Kept
 from bench.testbed.identities import Point, point
+from bench.testbed.periods import Period, moment_of
 from bench.testbed.rows import NUMBER, Row, Version
 from bench.testbed.versions import KEPT, make_version
 
@@ -113,14 +114,14 @@ class SimulatedEvent:
 class EventGenerator:
     """Generates the events of one seed.
 
-    From each number in `new_days` on, the events occur on a day without earlier events. From
-    `probes_from` on, plain events, which occur on a day of their own, take turns with unmapped
-    ones.
+    From each number in `new_days` on, the events occur on a day without earlier events; `periods`
+    have days of their own. So have plain and unmapped events, in turns, from `probes_from` on.
     """
 
     seed: int
     shares: Mapping[EventKind, int] = field(default_factory=lambda: SHARES)
     new_days: Sequence[int] = ()
+    periods: Sequence[Period] = ()
     probes_from: int = sys.maxsize
     vendors: Sequence[str] = ADJUST
 
@@ -132,7 +133,11 @@ class EventGenerator:
             is_even = (number - self.probes_from) % 2 == 0
             kind = EventKind.PLAIN if is_even else EventKind.UNMAPPED
         identity = point(self.seed, number, self.vendors)
-        occurred_at = self._occurred_at(number, identity, random)
+        of_day = self._of_day(identity)
+        periods = () if kind is EventKind.STABLE else self.periods
+        occurred_at = moment_of(periods, number, of_day, random)
+        if occurred_at is None:
+            occurred_at = self._start(number, random) + of_day
         sent = parameters(number, random, app=identity.app_token, token=identity.token)
         sent[NUMBER] = str(number)
         if kind in _DROPS:
@@ -164,16 +169,19 @@ class EventGenerator:
         """Return the day of the event of this number."""
         return FIRST_DAY + timedelta(days=bisect_right(self.new_days, number))
 
-    def _occurred_at(self, number: int, identity: Point, random: Random) -> datetime:
-        # The same for the whole block.
+    def _of_day(self, identity: Point) -> timedelta:
+        # The same for the whole block, but for the second of the identity.
         first_s = identity.block * 7_919 % (_DAY_S - len(self.vendors))
-        of_day = timedelta(seconds=first_s + identity.second)
+        return timedelta(seconds=first_s + identity.second)
+
+    def _start(self, number: int, random: Random) -> datetime:
+        """Return the beginning of the day on which an event occurs."""
         if number >= self.probes_from:
-            return FIRST_DAY - timedelta(days=_PROBES_DAYS) + of_day
+            return FIRST_DAY - timedelta(days=_PROBES_DAYS)
         late_days = 0
         if random.random() < 0.01:  # noqa: PLR2004 - one of a hundred comes late
             late_days = random.randint(1, _LATE_DAYS_MAX)
-        return self.day(number) - timedelta(days=late_days) + of_day
+        return self.day(number) - timedelta(days=late_days)
 
 
 def _dropped(
