@@ -218,14 +218,15 @@ async def test_cell_reads_the_days_of_a_range_only(
     async with connected(hubs.url("eu-1")) as connection:
         await skip_without_timescaledb(services, connection)
         chunks = await connection.fetch(
-            "SELECT range_start >= '2025-06-01' AND range_end <= '2025-07-01' AS is_of_june "
+            "SELECT range_start >= '2025-06-01 00:00Z' "
+            "AND range_end <= '2025-07-01 00:00Z' AS in_june "
             "FROM timescaledb_information.chunks WHERE hypertable_name = 'events'"
         )
         plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN {remote}"))
     assert len(set(re.findall(r"_hyper_\w+_chunk", plan))) == sum(
-        chunk["is_of_june"] for chunk in chunks
+        chunk["in_june"] for chunk in chunks
     )
-    assert not all(chunk["is_of_june"] for chunk in chunks)
+    assert not all(chunk["in_june"] for chunk in chunks)
 
 
 async def test_tables_have_the_columns_of_the_cells(hub: Hub, hubs: Hubs) -> None:
