@@ -23,6 +23,7 @@ from app.claims.redis import RedisClaims
 from app.dev import embedded
 from app.dev import programs as embedded_programs
 from app.telemetry.exposition import exposition
+from bench.testbed.haproxy import find_haproxy
 from sinks.timescale.schema import migrate
 from sinks.timescale.sink import TimescaleSink
 from tests import leaks, postgres_topologies, redis_topologies
@@ -37,7 +38,6 @@ from tests.gateways import (
     make_claims,
     workspaces_toml,
 )
-from tests.haproxy import find_haproxy
 from tests.replays import Replays
 from tests.vectors import VECTORS, app_token
 

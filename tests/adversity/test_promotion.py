@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.testbed.haproxy import DATABASE, HAProxy, haproxy
 from bench.testbed.process import PATIENCE_S, POLL_S
 from tests.deploying import lines, statements
 from tests.gateways import Process, Services, environment
-from tests.haproxy import DATABASE, HAProxy, haproxy
 from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
 from tests.ports import free_port
 from tests.postgres_topologies import (
