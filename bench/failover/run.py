@@ -169,9 +169,8 @@ async def run(
 ) -> Result:
     """Run these failovers in turn; raises EmbeddedError and BenchError."""
     started = time.monotonic()
-    generator = EventGenerator(
-        seed, probes_from=int(rate * CALLBACKS_S * (1 + len(faults))), vendors=MIX
-    )
+    callbacks_max = int(rate * CALLBACKS_S * (1 + len(faults)))
+    generator = EventGenerator(seed, probes_from=callbacks_max, vendors=MIX)
     async with AsyncExitStack() as stack:
         progress.step("starting the servers")
         servers = await stack.enter_async_context(open_environment(folder, route))

@@ -122,6 +122,7 @@ class Cluster:
         leader = await self.until_leader()
         async with self.connected(leader, SUPERUSER) as connection:
             await connection.execute(f"CREATE ROLE {OWNER} LOGIN PASSWORD '{PASSWORD}'")
+            await connection.execute(f"GRANT pg_monitor TO {OWNER}")
             await connection.execute(f"CREATE DATABASE {DATABASE} OWNER {OWNER}")
         async with self.connected(leader) as connection:
             if self._programs.postgres.has_timescaledb:

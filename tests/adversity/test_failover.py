@@ -11,8 +11,9 @@ from app.dev.embedded import EmbeddedError
 from app.dev.programs import Programs
 from bench.topologies.node import Node, find_executables
 from bench.topologies.patroni import Cluster, open_cluster, proxied
-from tests.gateways import Services
+from tests.gateways import Services, environment
 from tests.outcomes import Callers, serving
+from tests.services.test_commands import run
 
 # As documented, but for a quicker start on a busy machine.
 HASTY = "bootstrap: {dcs: {loop_wait: 1, postgresql: {parameters: {fsync: 'off'}}}}"
@@ -30,6 +31,17 @@ async def cluster(tmp_path: Path, postgres_programs: Programs) -> AsyncIterator[
     folder.mkdir()
     async with open_cluster(folder, executables, overrides=HASTY) as cluster:
         yield cluster
+
+
+async def assert_check_finds_nothing(url: str, services: Services, folder: Path) -> None:
+    """Fail unless `check` warns of nothing but the settings of HASTY."""
+    ended = await asyncio.to_thread(run, "check", **environment(url, services.redis_url, folder))
+    lines = ended.stdout.splitlines()
+    found = [line for line in lines if not line.startswith("ok ") and "fsync" not in line]
+    assert found == [], ended.stdout
+    assert [line.split(":")[0] for line in lines if "confirmed" in line] == [
+        "ok       database setting synchronous_standby_names"
+    ]
 
 
 async def rows_of(cluster: Cluster, leader: Node, callers: Callers) -> list[str]:
@@ -51,6 +63,8 @@ async def test_gateways_follow_the_primary_on_both_routes(
         proxy = stack.enter_context(proxied(cluster, haproxy_program))
         await asyncio.to_thread(proxy.wait_until, leader.name, "UP")
         routes = {"proxy": cluster.url_at(proxy.port), "hosts": cluster.url_of()}
+        for url in routes.values():
+            await assert_check_finds_nothing(url, services, tmp_path)
         gateways = {
             name: stack.enter_context(serving(url, services.redis_url, tmp_path))
             for name, url in routes.items()
