@@ -45,6 +45,11 @@ class Environment(NamedTuple):
     gateways: Sequence[ServerProcess]
     description: str
 
+    @property
+    def ports(self) -> Sequence[int]:
+        """The ports of the gateways."""
+        return [gateway.port for gateway in self.gateways]
+
 
 @asynccontextmanager
 async def open_environment(folder: Path | None, route: Route) -> AsyncIterator[Environment]:

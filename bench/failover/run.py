@@ -10,20 +10,19 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from bench.failover.environment import GATEWAYS, Route, open_environment
-from bench.failover.environment import Redis as RedisServer
+from bench.failover.environment import Environment, Route, open_environment
 from bench.failover.timeline import Failover
 from bench.failover.watcher import Watcher, watching
 from bench.faults.oracle import judge
 from bench.faults.verdict import Verdict
+from bench.testbed.client import Connection
 from bench.testbed.console import Progress
 from bench.testbed.deliveries import MIX, EventGenerator
-from bench.testbed.ledger import AnswerKind, Ledger
+from bench.testbed.ledger import AnswerKind, Ledger, classify
 from bench.testbed.machine import Machine, describe_machine
 from bench.testbed.process import PATIENCE_S, POLL_S, BenchError
-from bench.testbed.vendor import Vendor
+from bench.testbed.vendor import ANSWER_TIMEOUT_S, Vendor
 from bench.topologies.node import Node
-from bench.topologies.patroni import Cluster
 
 # Callbacks of an undisturbed database before each fault.
 STEADY_S = 3.0
@@ -68,11 +67,10 @@ class Result:
 
 @dataclass
 class _Run:
-    cluster: Cluster
+    servers: Environment
     vendor: Vendor
     generator: EventGenerator
     watcher: Watcher
-    redis: RedisServer
     promote_after_s: float
     progress: Progress
     failovers: list[Failover] = field(default_factory=list)
@@ -102,7 +100,7 @@ class _Run:
 
     async def _fail_over(self, fault: Fault, number: int) -> None:
         self.progress.step("waiting for every standby")
-        former = await self.cluster.until_whole()
+        former = await self.servers.cluster.until_whole()
         await asyncio.sleep(STEADY_S)
         self.progress.step(fault.value)
         failover = Failover(fault.value, time.time())
@@ -112,14 +110,14 @@ class _Run:
         async with asyncio.timeout(PATIENCE_S):
             leader = await self.watcher.until_promoted()
             await self._disturb_redis(failover, number)
-            await asyncio.gather(*(self._until_written(gateway) for gateway in range(GATEWAYS)))
+            await asyncio.gather(*(self._until_written(port) for port in self.servers.ports))
         failover.every_gateway_at = time.time()
         await asyncio.sleep(RETURN_S)
-        await asyncio.to_thread(self.redis.server.start)
+        await asyncio.to_thread(self.servers.redis.server.start)
         if fault in (Fault.FENCED, Fault.LOST):
             former.start()
         self.progress.step(f"waiting for {former.name} as a standby of {leader.name}")
-        await self.cluster.until_whole()
+        await self.servers.cluster.until_whole()
         failover.whole_at = time.time()
 
     async def _disturb(self, fault: Fault, former: Node) -> None:
@@ -127,32 +125,40 @@ class _Run:
             case Fault.FENCED:
                 await asyncio.to_thread(former.kill)
                 await asyncio.sleep(self.promote_after_s)
-                await asyncio.to_thread(self.cluster.fence)
+                await asyncio.to_thread(self.servers.cluster.fence)
             case Fault.LOST:
                 await asyncio.to_thread(former.kill)
             case Fault.CRASHED:
                 former.crash()
             case Fault.SWITCHED:
-                await asyncio.to_thread(self.cluster.switch_over)
+                await asyncio.to_thread(self.servers.cluster.switch_over)
 
     async def _disturb_redis(self, failover: Failover, number: int) -> None:
         """Take the keys of Redis, or Redis, away in two of three failovers."""
         match number % 3:
             case 1:
                 failover.redis = "flushed"
-                async with Redis.from_url(self.redis.url, socket_timeout=REDIS_TIMEOUT_S) as redis:
+                async with Redis.from_url(
+                    self.servers.redis.url, socket_timeout=REDIS_TIMEOUT_S
+                ) as redis:
                     await redis.flushall()
             case 2:
                 failover.redis = "killed"
-                await asyncio.to_thread(self.redis.server.kill)
+                await asyncio.to_thread(self.servers.redis.server.kill)
 
-    async def _until_written(self, gateway: int) -> None:
+    async def _until_written(self, port: int) -> None:
+        """Send callbacks to one gateway, past those that wait for their turn, until a `written`."""
         while True:
             event = self.generator.event(self.events)
             self.probes += 1
             if event.row is None:
                 continue
-            if (await self.vendor.deliver_once(event, gateway)) is AnswerKind.WRITTEN:
+            connection = Connection(port)
+            answer = await connection.send(event.deliveries[0].request, ANSWER_TIMEOUT_S)
+            connection.close()
+            kind = classify(answer)
+            self.vendor.ledger.note(event.number, kind, answer.answered_at)
+            if kind is AnswerKind.WRITTEN:
                 return
             await asyncio.sleep(POLL_S)
 
@@ -175,12 +181,10 @@ async def run(
         progress.step("starting the servers")
         servers = await stack.enter_async_context(open_environment(folder, route))
         cluster = servers.cluster
-        vendor = Vendor(generator, [gateway.port for gateway in servers.gateways], rate)
+        vendor = Vendor(generator, servers.ports, rate)
         stack.push_async_callback(vendor.close)
         watcher = await stack.enter_async_context(watching(cluster, servers.proxy))
-        running = _Run(
-            cluster, vendor, generator, watcher, servers.redis, promote_after_s, progress
-        )
+        running = _Run(servers, vendor, generator, watcher, promote_after_s, progress)
         try:
             await running.run(faults)
         except TimeoutError:

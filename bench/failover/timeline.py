@@ -40,7 +40,7 @@ class Failover:
 
         `written` are the sorted times of all of them.
         """
-        after = bisect_left(written, self.moments[Moment.PROMOTED])
+        after = bisect_left(written, self.moments[Moment.REQUESTED])
         self.stopped_at = written[after - 1]
         self.note(Moment.WRITTEN, written[after])
         first, last = bisect_left(written, self.began_at), bisect_left(written, self.whole_at)

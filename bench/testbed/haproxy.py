@@ -54,9 +54,9 @@ PATRONI = Configuration(
     STATS
     | {
         "bind :5432": "bind fd@{door}",
-        "    server one 10.0.0.1:5432 check port 8008\n": "",
-        "    server two 10.0.0.2:5432 check port 8008\n": "",
-        "    server three 10.0.0.3:5432 check port 8008\n": "",
+        "    server one 10.0.0.11:5432 check port 8008\n": "",
+        "    server two 10.0.0.12:5432 check port 8008\n": "",
+        "    server three 10.0.0.13:5432 check port 8008\n": "",
     },
 )
 

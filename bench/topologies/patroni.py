@@ -89,11 +89,13 @@ class Cluster:
             streaming = await connection.fetchval(
                 "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
             )
-        # Patroni promotes a standby only when it has entered it as the synchronous one.
-        has_synchronous = [
-            node for node in self.nodes if await asyncio.to_thread(node.answers, "/sync")
+        # Patroni promotes a standby only when it has entered it in etcd as a synchronous one.
+        entered = [
+            await asyncio.to_thread(node.answers, "/quorum")
+            for node in self.nodes
+            if node is not leader
         ]
-        return streaming == len(self.nodes) - 1 and bool(has_synchronous)
+        return streaming == len(entered) and all(entered)
 
     def switch_over(self) -> None:
         """Change the roles on purpose, as the documentation does."""
