@@ -10,6 +10,7 @@ import uvloop
 from app.dev.embedded import EmbeddedError
 from bench.capacity import command as capacity
 from bench.dashboard import command as dashboard
+from bench.failover import command as failover
 from bench.faults import command as faults
 from bench.micro import command as micro
 from bench.neighbours import command as neighbours
@@ -27,6 +28,7 @@ def main() -> int:
     for command in (
         faults,
         sabotage,
+        failover,
         overload,
         neighbours,
         flood,

@@ -25,6 +25,7 @@ from app.dev import programs as embedded_programs
 from app.telemetry.exposition import exposition
 from bench.testbed import postgres_maker
 from bench.testbed import postgres_pair as pairs
+from bench.testbed.haproxy import find_haproxy
 from sinks.timescale.schema import migrate
 from sinks.timescale.sink import TimescaleSink
 from tests import leaks, redis_topologies
@@ -39,7 +40,6 @@ from tests.gateways import (
     make_claims,
     workspaces_toml,
 )
-from tests.haproxy import find_haproxy
 from tests.replays import Replays
 from tests.vectors import VECTORS, app_token
 

@@ -92,6 +92,14 @@ def wire_of(connection: asyncpg.Connection) -> Wire:
     return Wire(is_local, version, is_verified, is_verified and tls.context.check_hostname)
 
 
+async def is_direct(connection: asyncpg.Connection) -> bool:
+    """Whether a connection ends at the server itself: at no proxy or pooler in front of it."""
+    transport: asyncio.BaseTransport = connection._transport  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+    peer = transport.get_extra_info("peername")
+    port: int | None = await connection.fetchval("SELECT inet_server_port()")
+    return not isinstance(peer, tuple) or peer[1] == port
+
+
 def _is_enough(name: str, value: str, wanted: str) -> bool:
     if not wanted.isdigit():
         return value == wanted

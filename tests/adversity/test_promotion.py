@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.testbed.haproxy import DATABASE, HAProxy, haproxy
 from bench.testbed.ports import free_port
 from bench.testbed.postgres_pair import Pair
 from bench.testbed.postgres_servers import (
@@ -22,9 +23,9 @@ from bench.testbed.postgres_servers import (
     url_of,
 )
 from bench.testbed.process import PATIENCE_S, POLL_S
+from sinks.timescale.standbys import replication
 from tests.deploying import lines, statements
 from tests.gateways import Process, Services, environment
-from tests.haproxy import DATABASE, HAProxy, haproxy
 from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
 from tests.services.test_commands import run
 
@@ -129,10 +130,24 @@ async def test_check_names_each_host(pair: Pair, services: Services, tmp_path: P
 async def test_check_names_no_host_where_there_is_only_one(
     pair: Pair, services: Services, tmp_path: Path
 ) -> None:
-    """A single host has no line of its own."""
+    """A single host has no line of its own, but for one that is no way to the next primary."""
     environ = environment(at(pair.primary.port), services.redis_url, tmp_path)
     ended = await asyncio.to_thread(run, "check", **environ)
     assert "database host" not in ended.stdout
+    assert "warning  DATABASE_URL: one host, the server itself" in ended.stdout
+    standby = f"warning  database standbys: {pair.standby.name} streaming sync: the only one"
+    assert standby in ended.stdout
+
+
+async def test_unprivileged_role_reads_only_the_names_of_standbys(pair: Pair) -> None:
+    """Without pg_monitor the states of standbys are unknown, and not reported as missing."""
+    await tell(pair.primary, "DROP ROLE IF EXISTS plain", "CREATE ROLE plain")
+    async with asking(pair.primary) as connection:
+        await connection.execute("SET ROLE plain")
+        found = await replication(connection)
+    assert not found.is_readable
+    assert found.is_synchronous
+    assert [(each.name, each.state) for each in found.standbys] == [(pair.standby.name, None)]
 
 
 @pytest.mark.parametrize("words", ["", READ_WRITE])

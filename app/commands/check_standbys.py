@@ -1,0 +1,89 @@
+"""The part of `check` about high availability: standbys, slots, and the way to the next primary."""
+
+from collections.abc import Sequence
+
+from app.commands.report import Report
+from sinks.timescale.standbys import Replication, Slot, Standby
+
+# A standby that is further behind delays a failover, and its own reads.
+BEHIND_MAX_S = 30.0
+# PostgreSQL's states of a slot whose standby can no longer continue, or soon cannot.
+BROKEN_SLOTS = {
+    "lost": "its standby must be copied anew",
+    "unreserved": "its standby must soon be copied anew",
+}
+SUBJECT = "database standbys"
+
+
+def check_standbys(report: Report, found: Replication, *, is_direct: bool) -> None:
+    """Report on the standbys of a primary.
+
+    `is_direct` where DATABASE_URL has one host, and that is the server itself.
+    """
+    _check_settings(report, found)
+    for slot in found.slots:
+        _check_slot(report, slot, is_bounded=found.is_bounded)
+    if not found.standbys:
+        if not found.is_synchronous:
+            report.ok(SUBJECT, "none: a failover is not possible")
+        return
+    if not found.is_readable:
+        names = ", ".join(standby.name for standby in found.standbys)
+        report.warn(
+            SUBJECT,
+            f"{names}: the role may not read their states: GRANT pg_monitor TO {found.role};",
+        )
+    else:
+        _check_states(report, found)
+    if is_direct:
+        report.warn(
+            "DATABASE_URL",
+            "one host, the server itself: unless its address moves to a new primary, name every "
+            "host, or a proxy by role",
+        )
+
+
+def _check_settings(report: Report, found: Replication) -> None:
+    """Report settings with which no standby can follow, or be recognised."""
+    if found.wal_level == "minimal":
+        report.warn("database setting wal_level", "minimal: no standby can follow")
+    if found.hot_standby == "off":
+        report.warn(
+            "database setting hot_standby",
+            "off: a standby with this setting refuses connections, as a server that is down does",
+        )
+
+
+def _check_slot(report: Report, slot: Slot, *, is_bounded: bool) -> None:
+    """Report a slot whose standby is away."""
+    name = f"database slot {slot.name}"
+    if effect := BROKEN_SLOTS.get(slot.wal_status):
+        report.warn(name, f"{slot.wal_status}: {effect}")
+    elif is_bounded:
+        report.ok(name, f"its standby is away, {slot.kept_bytes / 1e6:.0f} MB of WAL are kept")
+    else:
+        report.warn(
+            name,
+            f"its standby is away, {slot.kept_bytes / 1e6:.0f} MB of WAL are kept, without a "
+            "limit: set max_slot_wal_keep_size, or the disk fills",
+        )
+
+
+def _check_states(report: Report, found: Replication) -> None:
+    """Report the standbys that commits wait for, and their distance from the primary."""
+    streaming = [standby for standby in found.standbys if standby.is_streaming]
+    confirming = [standby for standby in streaming if standby.confirms]
+    text = _listed(found.standbys)
+    if not found.is_synchronous:
+        report.warn(SUBJECT, f"{text}: no commit waits for them, a failover may lose events")
+    elif confirming and len(streaming) == 1:
+        report.warn(SUBJECT, f"{text}: the only one, without it every callback is answered 500")
+    else:
+        report.ok(SUBJECT, text)
+    for standby in streaming:
+        if standby.behind_s > BEHIND_MAX_S:
+            report.warn(SUBJECT, f"{standby.name} is {standby.behind_s:.0f} s behind")
+
+
+def _listed(standbys: Sequence[Standby]) -> str:
+    return ", ".join(f"{each.name} {each.state} {each.sync_state}" for each in standbys)
