@@ -21,7 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "unmapped": "list the events that arrive without a mapping, with lines to paste",
     "tail": "show callbacks and their outcomes as they arrive",
     "replay": "write dropped callbacks out of quarantine, through the present mapping",
-    "cells": "print the map by which a proxy sends each app to its cell",
+    "cells": "print the map by which a proxy sends each app to its cell, or the SQL of a hub",
     "retain": "delete events older than RETENTION_D, and drops older than QUARANTINE_D",
 }
 NO_DEV = (

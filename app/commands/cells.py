@@ -1,10 +1,10 @@
-"""`cells`: the map by which a proxy sends each app to its cell."""
+"""`cells`: the map by which a proxy sends each app to its cell, and the SQL of a hub."""
 
 import argparse
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,6 +12,7 @@ import msgspec
 
 import adapters
 from app import workspaces_file
+from app.commands.hub import HubCell, hub_sql
 from app.settings import read_settings
 from app.workspaces_file import Apps, WorkspacesError, key_of
 
@@ -22,12 +23,15 @@ app: a line for each app of the workspaces file, sorted.
   adjust/abc123token eu-1      for HAProxy: vendor, app token as it is decoded, cell
   "adjust/abc123token" eu-1;   with --nginx: lines to include in a `map`
 
+  CREATE SERVER "eu-1" ...     with --hub: a file for psql, which makes one PostgreSQL with the
+                               tables of all cells (docs/hub.md)
+
 Print it anew after every change of the file, and load it into the proxy: docs/cells.md.
 
 Needs WORKSPACES_FILE.
 """
 EPILOG = """\
-exit code: 0 printed, 2 the file is wrong, no app has a cell, or a token does not fit into a map
+exit code: 0 printed, 2 the file is wrong, no app has a cell, or a name does not fit
 example:   python -m app cells > cells.map
 """
 _WHITE_SPACE = re.compile(r"\s")
@@ -35,6 +39,7 @@ _WHITE_SPACE = re.compile(r"\s")
 
 class _Options(msgspec.Struct):
     nginx: bool
+    hub: bool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,19 +47,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--nginx", action="store_true", help="print the lines of an nginx map")
+    output.add_argument("--hub", action="store_true", help="print the SQL of a hub, for psql")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the map; raises WorkspacesError."""
+    """Print the map, or the SQL; raises SettingsError and WorkspacesError."""
     options = msgspec.convert(vars(arguments), _Options)
     settings = read_settings(required=["WORKSPACES_FILE"])
     apps = workspaces_file.read(Path(settings.workspaces_file), adapters.load())
-    if not workspaces_file.cells_of(apps):
+    if not (cells := workspaces_file.cells_of(apps)):
         raise WorkspacesError("no app has a `cell`: there is nothing to route by")
-    lines = nginx_map(apps) if options.nginx else haproxy_map(apps)
+    if options.hub:
+        text = hub_sql([HubCell(cell, _workspaces_in(cell, apps)) for cell in cells])
+    else:
+        lines = nginx_map(apps) if options.nginx else haproxy_map(apps)
+        text = "".join(f"{line}\n" for line in lines)
     # App tokens may hold any character, whatever the terminal's encoding is.
-    sys.stdout.buffer.write("".join(f"{line}\n" for line in lines).encode())
+    sys.stdout.buffer.write(text.encode())
     return 0
+
+
+def _workspaces_in(cell: str, apps: Apps) -> Sequence[str]:
+    """Return the workspaces with an app in a cell, in order."""
+    return sorted({app.workspace_id for app in apps.values() if app.cell == cell})
 
 
 def haproxy_map(apps: Apps) -> Iterator[str]:

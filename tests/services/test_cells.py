@@ -221,7 +221,7 @@ async def test_commands_name_the_remedy(
 
 
 async def test_cells_prints_the_map(environ: Mapping[str, str], file: Path) -> None:
-    """`cells` prints a sorted line for each app, for HAProxy or nginx; it needs the file only."""
+    """`cells` prints lines for HAProxy or nginx, or the SQL of a hub; it needs the file only."""
     environ = {"WORKSPACES_FILE": environ["WORKSPACES_FILE"]}
     printed = await asyncio.to_thread(run, "cells", **environ)
     assert printed.returncode == 0
@@ -231,6 +231,9 @@ async def test_cells_prints_the_map(environ: Mapping[str, str], file: Path) -> N
     ]  # fmt: skip
     printed = await asyncio.to_thread(run, "cells", "--nginx", **environ)
     assert printed.stdout.startswith('"adjust/here" eu-1;\n"adjust/there" eu-2;\n')
+    printed = await asyncio.to_thread(run, "cells", "--hub", **environ)
+    assert printed.returncode == 0
+    assert "WHEN workspace_id IN ('ws_here') THEN ARRAY['eu-1']" in printed.stdout
     await asyncio.to_thread(file.write_text, workspace_toml("ws", "here"))
     assert_one_line(await asyncio.to_thread(run, "cells", **environ), 2, "no app has a `cell`")
     await asyncio.to_thread(file.write_text, apps_toml({"a b": HERE}))
