@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import math
 import signal
 import sys
 import time
@@ -92,7 +91,8 @@ def _until(interrupts: Sequence[int], seeds: Iterable[int]) -> Iterable[int]:
 
 def _run(seeds: Iterable[int]) -> int:
     """Run histories until the first that breaks a promise; return the exit code."""
-    began, shown = time.monotonic(), -math.inf
+    began = shown = time.monotonic()
+    print(f"numbers every {PROGRESS_S:g} s; Ctrl-C ends the run", file=sys.stderr)
     histories = steps = answers = 0
     simulated_s = 0.0
 

@@ -42,12 +42,14 @@ def _parts() -> tuple[Vendors, Workspaces]:
 class SimulatedGateway:
     """One gateway, from its start to its end."""
 
-    def __init__(self, world: World, redis: Redis, name: str, batch_max: int) -> None:
+    def __init__(
+        self, world: World, redis: Redis, name: str, *, batch_max: int, buffer_max: int
+    ) -> None:
         self.process = Process(name)
         world.processes.append(self.process)
         self._world = world
         self._redis = redis
-        self._batch_max = batch_max
+        self._batch_max, self._buffer_max = batch_max, buffer_max
         self._gateway: Gateway = self.process.context.run(self._make)
         self.run(self._gateway._ping_sink())
 
@@ -79,7 +81,7 @@ class SimulatedGateway:
             commit_timeout_s=COMMIT_TIMEOUT_S,
             claim_lease_s=LEASE_S,
             batch_max_events=self._batch_max,
-            buffer_max_events=100,
+            buffer_max_events=self._buffer_max,
             quarantine_d=0,
             vendors={"adjust": VendorAccess((SECRET,))},
         )

@@ -6,12 +6,14 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 from unittest.mock import patch
 
 import asyncpg
 
+from app.claims import discovery
+from app.claims import redis as redis_claims
 from tests.simulation import stories
 from tests.simulation.cluster import Cluster
 from tests.simulation.connection import connect
@@ -23,6 +25,8 @@ from tests.simulation.vendor import Vendor
 from tests.simulation.world import Note, World
 
 GATEWAYS = ("A", "B")
+# redis-py reads its own version from the disk each time.
+_read_address = cache(discovery.read_address)
 
 
 class Result(NamedTuple):
@@ -46,13 +50,14 @@ def run(seed: int) -> Result:
     """Run the history of a seed."""
     world = World(seed)
     with _pinned(world):
-        vendor = _History(world).run()
-        result = Result(
-            seed, tuple(world.violations), tuple(world.trace), world.digest(), world.loop.steps,
-            world.loop.time(), vendor.answers,
-        )  # fmt: skip
-        world.loop.end(world.processes)
-    return result
+        try:
+            vendor = _History(world).run()
+            return Result(
+                seed, tuple(world.violations), tuple(world.trace), world.digest(),
+                world.loop.steps, world.loop.time(), vendor.answers,
+            )  # fmt: skip
+        finally:
+            world.loop.end(world.processes)
 
 
 @contextmanager
@@ -64,6 +69,7 @@ def _pinned(world: World) -> Iterator[None]:
     try:
         with (
             patch.object(asyncpg, "connect", partial(connect, world)),
+            patch.object(redis_claims, "read_address", _read_address),
             patch.object(os, "urandom", random.randbytes),
             patch.object(secrets, "token_bytes", random.randbytes),
         ):
@@ -76,7 +82,10 @@ class _History:
     def __init__(self, world: World) -> None:
         random = world.random
         self._world = world
-        self._batch_max = random.choice((1, 4, 100))
+        self._limits = {
+            "batch_max": random.choice((1, 4, 100)),
+            "buffer_max": random.choice((3, 100, 100)),
+        }
         self._horizon_s = random.uniform(3.0, 9.0)
         self._number = 0
         self._cluster = Cluster(world)
@@ -108,4 +117,4 @@ class _History:
         self._number += 1
         name = f"{GATEWAYS[place]}{self._number}"
         self._world.note(name, "starts")
-        return SimulatedGateway(self._world, self._redis, name, self._batch_max)
+        return SimulatedGateway(self._world, self._redis, name, **self._limits)

@@ -69,6 +69,7 @@ class Loop(asyncio.BaseEventLoop):
         self._tasks: list[_Task] = []
         self.steps = 0
         self.errors: list[BaseException] = []
+        self._is_ending = False
         self.set_task_factory(self._make_task)
         self.set_exception_handler(self._note_error)
 
@@ -114,6 +115,8 @@ class Loop(asyncio.BaseEventLoop):
 
     def end(self, processes: list[Process]) -> None:
         """Cancel all tasks, also those of dead processes, and run them to their end."""
+        self._is_ending = True
+        self.errors.clear()
         for process in processes:
             self.thaw(process)
         while left := [task for task in self._tasks if not task.done()]:
@@ -157,5 +160,6 @@ class Loop(asyncio.BaseEventLoop):
         return task
 
     def _note_error(self, _: events.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if "handle" in context:  # a callback has failed: those are the simulation's own
+        # A callback has failed: those are the simulation's own.
+        if "handle" in context and not self._is_ending:
             self.errors.append(context["exception"])

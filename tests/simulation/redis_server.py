@@ -13,6 +13,7 @@ from tests.simulation.world import World
 _LATENCY_S = 0.0002
 # A sabotage: the claim of any owner is given back.
 RELEASE_OF_ANY = "for _, key in ipairs(KEYS) do redis.call('DEL', key) end return ''"
+_SETTLE_AND_CLAIM, _RELEASE = scripts._SETTLE_AND_CLAIM, scripts._RELEASE
 _SEEN = b"seen"
 
 
@@ -32,8 +33,8 @@ class Redis:
         self._holders: dict[bytes, Process] = {}
         self._scripts: Mapping[str, Callable[[Sequence[bytes], Sequence[bytes], Process], bytes]]
         self._scripts = {
-            scripts._SETTLE_AND_CLAIM: self._settle_and_claim,
-            scripts._RELEASE: self._release,
+            _SETTLE_AND_CLAIM: self._settle_and_claim,
+            _RELEASE: self._release,
             RELEASE_OF_ANY: self._release_any,
         }
 

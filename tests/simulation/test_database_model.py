@@ -1,11 +1,9 @@
 """The model of the database beside a real PostgreSQL: the same operations, the same results."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import NamedTuple
-from uuid import UUID
 
 import asyncpg
 import pytest
@@ -13,20 +11,13 @@ from asyncpg.exceptions import PostgresError
 
 from app.event import Event
 from bench.testbed.process import PATIENCE_S
-from sinks.timescale import search, statements
-from sinks.timescale.encoding import as_arrays, encode_rows
-from sinks.timescale.errors import classify
-from sinks.timescale.session import Session, open_session, role_settings
+from sinks.timescale.session import Session
 from tests import events
-from tests.simulation.connection import connect
-from tests.simulation.database import Data, Server
-from tests.simulation.loop import Process
+from tests.simulation.operations import in_the_model, perform, real_sessions
 from tests.simulation.sql import POISON
-from tests.simulation.world import World
 
 SEQUENCES = 10
 STEPS = 20
-SETTINGS = {"application_name": "flokit-gateway", "lock_timeout": "20", **role_settings(30)}
 # The wait for a lock that is released, and for one that is not.
 LONG_WAIT_S, SHORT_WAIT_S = 20.0, 0.02
 KINDS = ("BEGIN", "COMMIT", "ROLLBACK", "copy", "copy", "insert", "insert", "stable", "find")
@@ -59,31 +50,6 @@ def steps(seed: int) -> list[Step]:
     return drawn
 
 
-async def perform(session: Session, kind: str, batch: Sequence[Event]) -> object:
-    """The result of one operation: the rows, the status or the SQLSTATE, and the row at fault."""
-    ids = [UUID(bytes=event.event_id) for event in batch]
-    try:
-        match kind:
-            case "copy":
-                return await session.copy(statements._COPY, encode_rows(batch))
-            case "insert":
-                records = await session.fetch(statements._INSERT, *as_arrays(batch))
-                return sorted(record[0] for record in records)
-            case "stable":
-                times = [event.occurred_at for event in batch]
-                records = await session.fetch(statements._ENTER_STABLE, ids, times)
-                return sorted(record[0] for record in records)
-            case "find":
-                return [
-                    sorted(await search.find_rows(session, batch)),
-                    sorted(await search.find_stable(session, batch)),
-                ]
-            case _:
-                return await session.execute(kind)
-    except PostgresError as error:
-        return error.sqlstate, classify(error).row, session.is_in_transaction()
-
-
 async def results(
     sessions: Sequence[Session],
     sequence: Sequence[Step],
@@ -105,37 +71,6 @@ async def results(
             found.append((step.then, await perform(other, step.then, ())))
         found.append((step.label, await task))
     return [*found, *[await perform(session, "ROLLBACK", ()) for session in sessions]]
-
-
-def in_the_model(work: Callable[[Sequence[Session]], Awaitable[list[object]]]) -> list[object]:
-    """The result of work on two sessions with the modelled server."""
-    world = World(1)
-    server = Server(world, Data(), deadlock_timeout_s=1.0)
-    world.hosts["db"] = server
-    process = Process("test")
-
-    async def both() -> list[object]:
-        sessions = [
-            await connect(world, "postgresql://db/events", server_settings=SETTINGS)
-            for _ in range(2)
-        ]
-        return await work(sessions)
-
-    task = world.loop.create_task(both(), context=process.context)
-    found = world.loop.run_until_complete(task)
-    world.loop.end([process])
-    return found
-
-
-@asynccontextmanager
-async def real_sessions(database_url: str) -> AsyncIterator[list[Session]]:
-    """Two sessions with the real server."""
-    opened = [await open_session(database_url, SETTINGS, 5.0) for _ in range(2)]
-    try:
-        yield opened
-    finally:
-        for session in opened:
-            await session.close()
 
 
 def waiting_on(

@@ -4,15 +4,30 @@ import os
 import signal
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
+from app.claims import scripts
 from bench.testbed.process import PATIENCE_S, ROOT
+from sinks.timescale import statements
 from tests.simulation import __main__, history
+from tests.simulation.redis_server import UnknownScript
 from tests.simulation.sabotage import SABOTAGES, find
+from tests.simulation.sql import UnknownStatement
+
+pytestmark = pytest.mark.no_cover  # which would take longer than the histories
 
 SEEDS = 300
 PARTS = 10
+FAULTS = {
+    "gateway killed", "gateway restarted", "gateway frozen", "gateway far from its database",
+    "redis flushed", "redis away", "redis slow", "connection cut",
+    "connection lost before a commit", "connection lost after a commit", "session terminated",
+    "statements cancelled", "waits for the standby cancelled", "primary crashed",
+    "standby promoted", "standby away", "snapshot taken", "snapshot put back",
+    "error of the server", "rows swallowed by a trigger",
+}  # fmt: skip
 # One for each kind of verdict and each part of the path; the command has all of them.
 QUICK = (
     "claims are seen after a failure",
@@ -30,7 +45,6 @@ QUICK = (
 )
 
 
-@pytest.mark.no_cover  # which would take longer than the histories
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_history_breaks_a_promise(part: int) -> None:
     """Every event is stored once, and no answer is false; the trace of a failure is printed."""
@@ -70,6 +84,19 @@ def test_seed_repeats_its_history_exactly() -> None:
         assert f"digest {digest}: 0 broken promises" in ended.stdout
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "unknown"),
+    [(statements, "_INSERT", UnknownStatement), (scripts, "_SETTLE_AND_CLAIM", UnknownScript)],
+)
+def test_statement_without_a_model_ends_a_history(
+    module: ModuleType, name: str, unknown: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement or script without a model raises: it is never passed over."""
+    monkeypatch.setattr(module, name, f"{vars(module)[name]} ")
+    with pytest.raises(unknown):
+        list(map(history.run, range(10)))
+
+
 def test_command_reports_its_histories(capsys: pytest.CaptureFixture[str]) -> None:
     """The command ends with the numbers of a run, and exit code 0."""
     assert __main__.main(["--seeds", "3", "--from", "40"]) == 0
@@ -101,8 +128,20 @@ def test_interrupt_ends_the_command_cleanly() -> None:
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        assert "histories" in process.stderr.readline()  # it is running
+        assert "Ctrl-C" in process.stderr.readline()  # it is running
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, output) == (130, "")
     assert errors.splitlines()[-1] == "interrupted: no history has failed"
+
+
+def test_histories_reach_every_fault_and_answer() -> None:
+    """Within few histories every kind of fault occurs, and every kind of answer is given."""
+    texts: set[str] = set()
+    for seed in range(40):
+        texts |= {note.text.partition(":")[0] for note in history.run(seed).trace}
+    for kind in ("written", "duplicate", "dropped", "500", "503"):
+        assert f"answers {kind}" in texts
+    assert texts >= FAULTS
+    for moment in ("before COPY", "after COPY", "before COMMIT", "after COMMIT"):
+        assert f"loses its connection {moment}" in texts

@@ -40,7 +40,7 @@ class World:
         self.sessions: list[SimulatedSession] = []
         self.trace: list[Note] = []
         self.violations: list[str] = []
-        # The next statement that writes, of any gateway, loses its connection.
+        # The next message that commits, of any gateway, loses its connection.
         self.trap: Trap = ""
         # With a trigger, a batch may be `duplicate` for one event that was there before.
         self.has_swallowed = False
@@ -77,9 +77,11 @@ class World:
         return self.delay_s(_LATENCY_S) + max(slow_s, 0.0)
 
     def spring_trap(self, session: "SimulatedSession", message: str) -> Trap:
-        """Return the fault of a message that may write or commits."""
+        """Return the fault of a message that commits."""
         trap = self.trap
-        if not trap or not (message == "COMMIT" or sql.write_of(message)):
+        is_write = sql.write_of(message) is not None
+        is_commit = message == "COMMIT" or (is_write and not session.backend.is_in_transaction)
+        if not trap or not is_commit:
             return ""
         self.trap = ""
         self.note(session.owner.name, f"loses its connection {trap} {message.split(maxsplit=1)[0]}")
