@@ -47,6 +47,7 @@ async def _command(arguments: argparse.Namespace) -> int:
         with Progress(sabotage.callbacks, f"callbacks, {place} of {len(sabotages)}") as progress:
             progress.step(sabotage.name)
             findings = await run_sabotage(sabotage, progress, is_real=arguments.real)
+            progress.step(f"{sabotage.name}: {_verdict(findings)}")
         seconds, machine = time.monotonic() - started, findings.machine
         rows.append((*_head(sabotage), _verdict(findings), seconds))
         if (sabotage.found in findings.reasons) is arguments.real:

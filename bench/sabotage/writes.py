@@ -41,12 +41,9 @@ _FOREIGN_INDEX = (
     "CREATE UNIQUE INDEX ON events "
     "(occurred_at, app_token, event_type, country, (properties ->> 'currency'))"
 )
-# The log is written late, and a commit does not wait for it.
-_WEAK = (
-    "ALTER SYSTEM SET synchronous_commit = 'off'",
-    "ALTER SYSTEM SET wal_writer_delay = '10s'",
-    "SELECT pg_reload_conf()",
-)
+# The log is written late, and a commit of the gateway does not wait for it.
+_WRITTEN_LATE = ("ALTER SYSTEM SET wal_writer_delay = '10s'", "SELECT pg_reload_conf()")
+_WEAK = "SET synchronous_commit = off"
 _FLUSHED = ["redis_flushed"] * 2
 _REDELIVERED = {EventKind.REDELIVERED: 600}
 _STABLE = {EventKind.STABLE: 2_000}
@@ -212,8 +209,8 @@ SABOTAGES = (
     ),
     Sabotage(
         "commit-not-durable", "`synchronous_commit` is raised to `on`.",
-        Found.LOST, partial(patch, sessions, "DURABLE", "SELECT"), ["database_stopped"] * 3,
-        statements=_WEAK,
+        Found.LOST, partial(patch, sessions, "DURABLE", _WEAK), ["database_stopped"] * 3,
+        statements=_WRITTEN_LATE,
     ),
     Sabotage(
         "wrong-received-at", "`received_at` is the time of arrival.",
