@@ -61,6 +61,19 @@ PATRONI = Configuration(
 )
 
 
+def cells(servers: Mapping[str, int], path: Path) -> Configuration:
+    """The documented one for cells: the map at `path`, and a gateway for each of two cells."""
+    settings = documented("docs/deploying.md", "global\n    tune.bufsize").partition("frontend ")[0]
+    text = settings + documented("docs/cells.md", "frontend callbacks").replace("1s", "50ms")
+    one, two = ("server one 127.0.0.1:8001", "server two 127.0.0.1:8002")
+    here = {
+        written: f"server {name} 127.0.0.1:{port}"
+        for written, (name, port) in zip((one, two), servers.items(), strict=True)
+    }
+    here |= {"/etc/haproxy/cells.map": str(path), "bind :8080": "bind fd@{door}"}
+    return Configuration(text, STATS | {"defaults\n": "defaults\n    timeout check 20s\n"} | here)
+
+
 def find_haproxy() -> Path:
     """The program: Debian's, or else the host's. Raises `EmbeddedError`."""
     try:

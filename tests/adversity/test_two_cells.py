@@ -1,0 +1,382 @@
+"""Two cells behind one host name: each has its own apps, one that is down answers for itself only.
+
+The commands and the configurations are those of `docs/cells.md`.
+"""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+
+from app.dev.programs import Programs
+from app.workspaces_file import digest_of
+from bench.testbed.callbacks import workspace_toml
+from bench.testbed.client import Answer, get, post
+from bench.testbed.database import connected, execute
+from bench.testbed.process import OK, PATIENCE_S, POLL_S, ROOT, Program, inherited
+from tests.cells import ELSEWHERE, HERE, apps_toml
+from tests.gateways import SECRET, Process, Services, Target, database_of, query
+from tests.haproxy import cells as behind_haproxy
+from tests.haproxy import haproxy
+from tests.nginx import find_nginx
+from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, told, until_told
+from tests.ports import free_port
+from tests.replays import in_quarantine
+from tests.services.test_commands import run
+
+PAGE = (ROOT / "docs/cells.md").read_text()
+BY_CELL = {HERE: "abc123token", ELSEWHERE: "def456token"}
+CELLS = {token: cell for cell, token in BY_CELL.items()}
+MOVES = "mov789token"
+SILENT = "silent.app"
+OTHER_CELL = 'flokit_callbacks_failed_total{{reason="other_cell",vendor="adjust",workspace="{}"}}'
+TABLES = ("events", "stable_events", "dropped", "quarantine_usage", "imports")
+ROW = "SELECT count(*) FROM events WHERE app_token = $1"
+
+
+class Door(Target):
+    """The proxy in front of the cells."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+
+class Cell(NamedTuple):
+    """A cell: one gateway, with a database and a Redis of its own."""
+
+    gateway: Process
+    database_url: str
+    redis_url: str
+
+    @property
+    def file(self) -> Path:
+        """Its copy of the workspaces file."""
+        return self.gateway.folder / "workspaces.toml"
+
+    async def rows(self, app_token: str) -> int:
+        """The number of rows of an app."""
+        async with connected(self.database_url) as connection:
+            return int(await connection.fetchval(ROW, app_token))
+
+
+Cells = Mapping[str, Cell]
+
+
+@pytest.fixture(scope="module")
+def running(
+    services: Services, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cells]:
+    """Two cells, as the test before has left them."""
+    found: dict[str, Cell] = {}
+    with ExitStack() as stack:
+        for number, name in enumerate(BY_CELL):
+            url = stack.enter_context(database_of(services, template, f"cell_{number}"))
+            redis_url = urlsplit(services.redis_url)._replace(path=f"/{number}").geturl()
+            folder = tmp_path_factory.mktemp(name)
+            gateway = serving(url, redis_url, folder, CELL=name, TENJIN_CALLBACK_SECRET=SECRET)
+            found[name] = Cell(gateway, url, redis_url)
+        distribute(found, apps_toml(CELLS))
+        for cell in found.values():
+            stack.enter_context(cell.gateway)
+        for cell in found.values():
+            cell.gateway.wait_until_ready()
+        yield found
+
+
+@pytest.fixture
+async def cells(running: Cells) -> Cells:
+    """Two cells without rows, and with the same file; each test has users of its own."""
+    for cell in running.values():
+        await execute(cell.database_url, *(f"DELETE FROM {table}" for table in TABLES))
+    await load(running, apps_toml(CELLS))
+    return running
+
+
+def distribute(cells: Cells, text: str, *names: str) -> None:
+    """Write a workspaces file for these cells, or for all."""
+    for name in names or cells:
+        cells[name].file.write_text(text)
+
+
+def print_map(cells: Cells, path: Path, *words: str) -> Path:
+    """Print the map of the file into a file."""
+    ended = run("cells", *words, WORKSPACES_FILE=str(cells[HERE].file))
+    assert ended.returncode == 0, ended.stderr
+    path.write_text(ended.stdout)
+    return path
+
+
+@contextmanager
+def proxy(cells: Cells, folder: Path, program: Path) -> Iterator[Door]:
+    """HAProxy with the present map in front of the cells."""
+    folder.mkdir()
+    servers = {name: cell.gateway.port for name, cell in cells.items()}
+    given = behind_haproxy(servers, print_map(cells, folder / "cells.map"))
+    with haproxy(folder, {}, program, given) as running:
+        for server in servers:
+            running.wait_until(server, "UP")
+        yield Door(running.port)
+
+
+async def load(cells: Cells, text: str, *names: str) -> None:
+    """Give a workspaces file to these cells, or to all; return when their gateways have it."""
+    await asyncio.to_thread(distribute, cells, text, *names)
+    wanted = float(int.from_bytes(digest_of(text.encode())[:4]))
+    async with asyncio.timeout(PATIENCE_S):
+        for name in names or cells:
+            while (await cells[name].gateway.metrics())["flokit_workspaces_version"] != wanted:
+                await asyncio.sleep(POLL_S)
+
+
+async def test_each_app_is_written_in_its_cell(
+    cells: Cells, tmp_path: Path, haproxy_program: Path
+) -> None:
+    """Through one host name, every outcome is that of a single gateway, whatever the spelling."""
+    await load(cells, apps_toml(CELLS | {"moves": "moving"}))
+    with proxy(cells, tmp_path / "proxy", haproxy_program) as door:
+        for name, token in BY_CELL.items():
+            other = next(each for each in BY_CELL if each != name)
+            spelled = "".join(f"%{ord(letter):02x}" for letter in token)
+            late = f"a=1;app_token={BY_CELL[other]}&{query(app_token=token)}&app_token=other"
+            for kind, callback in callbacks(name).items():
+                sent = {**callback, "app_token": token}
+                words = [await outcome(door, sent) for _ in range(2)]
+                assert words == ["written", "duplicate"], kind
+                assert await outcome(door, {**sent, "app_token": spelled}) == "duplicate"
+            assert told(await door.send(late)) == "written"
+            assert told(await door.post(b"", app_token=token, event_token="none")) == "dropped"
+            target = f"//ingest/adjust/?{query(app_token=token)}"
+            assert told(await get(door.port, target)) == "duplicate"
+            assert (await door.callback(app_token=token, secret="wrong")).status == 401
+            assert [await cells[each].rows(token) for each in (name, other)] == [3, 0]
+        for token in ("nowhere", "", "%zz"):
+            assert await outcome(door, {"app_token": token}) == "dropped"
+        assert told(await get(door.port, f"/ingest/adjust?secret={SECRET}")) == "dropped"
+        # The proxy has no such cell: the default one answers, not the proxy.
+        assert await outcome(door, {"app_token": "moves"}) == "503"
+        found = await cells[HERE].gateway.metrics()
+        assert found[OTHER_CELL.format("ws_moves")] == 1
+        assert (await get(door.port, "/healthz")).status == OK
+        assert (await get(door.port, "/metrics")).status == 503
+    async with connected(cells[HERE].database_url) as connection:
+        counted = await connection.fetchval(
+            "SELECT count(*) FROM dropped WHERE reason = 'unknown_app'"
+        )
+    assert counted == 4
+
+
+async def test_cell_that_is_down_answers_for_itself_only(
+    cells: Cells, tmp_path: Path, haproxy_program: Path
+) -> None:
+    """While one cell is down, its own callbacks get a 5xx, and all others are written."""
+    with proxy(cells, tmp_path / "proxy", haproxy_program) as door:
+        for down, up in ((HERE, ELSEWHERE), (ELSEWHERE, HERE)):
+            cells[down].gateway.kill()
+            sent = {"app_token": BY_CELL[down], "user_id": f"during-{down}"}
+            for number in range(3):
+                there = {"app_token": BY_CELL[up], "user_id": f"{down}-{number}"}
+                assert await outcome(door, there) == "written"
+                assert await outcome(door, sent) in {"502", "503", "0"}
+            await cells[down].gateway.start_ready()
+            assert await until_told(door, sent) == "written"
+
+
+class Page:
+    """The commands of a section of the page, typed in with the settings of a gateway."""
+
+    def __init__(self, heading: str, folder: Path, cell: Cell, bin_folder: Path) -> None:
+        text = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+        self._lines = re.findall(r"^ *\$ (.*)$", text, re.MULTILINE)
+        for name, script in zip(
+            re.findall(r"^`(\w+\.sh)` ", text, re.MULTILINE),
+            re.findall(r"```bash\n(.*?)```", text, re.DOTALL),
+            strict=True,
+        ):
+            (folder / name).write_text(script)
+        path = f"{Path(sys.executable).parent}:{bin_folder}:{os.environ['PATH']}"
+        self.environ = inherited() | cell.gateway.environ | {"PATH": path}
+        # The product is imported from the root, as in its image.
+        self.environ |= {"PYTHONPATH": str(ROOT)}
+        self._folder = folder
+
+    def take(self, first: str) -> str:
+        """Take the next command of the page, which begins so."""
+        line: str = self._lines.pop(0)
+        assert line.startswith(first)
+        return line
+
+    def assign(self, name: str) -> None:
+        """Take an assignment of the page, whose value is the test's own or its output."""
+        value = self.take(f"export {name}=").partition("=")[2]
+        if value.startswith("$("):
+            self.environ[name] = self.shell(f"echo {value}").strip()
+
+    async def type(self, first: str) -> str:
+        """Type the next command of the page in, and return its output."""
+        return await asyncio.to_thread(self.shell, self.take(first))
+
+    def shell(self, line: str) -> str:
+        """Run a line, which must succeed, and return its output."""
+        ended = subprocess.run(
+            ["/bin/bash", "-euc", line], cwd=self._folder, env=self.environ, capture_output=True,
+            text=True, timeout=PATIENCE_S, check=False,
+        )  # fmt: skip
+        assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
+        return ended.stdout
+
+    def assert_complete(self) -> None:
+        """Fail if a command of the page was not typed in."""
+        assert self._lines == []
+
+
+async def test_callback_that_comes_before_its_file_is_taken_over(
+    cells: Cells, tmp_path: Path, postgres_programs: Programs
+) -> None:
+    """A callback kept as `unknown_app` in the wrong cell is there until its own cell takes it."""
+    new = "def456token"
+    await load(cells, apps_toml({BY_CELL[HERE]: HERE}), HERE)
+    early = {"app_token": new, "user_id": "early"}
+    assert await outcome(cells[HERE].gateway, early) == "dropped"
+    await load(cells, apps_toml(CELLS), HERE)
+    assert await outcome(cells[HERE].gateway, early) == "503"
+    folder = postgres_programs.bin_folder
+    wrong = Page("A callback in the wrong cell", tmp_path, cells[HERE], folder)
+    assert "1 other_cell, stay in quarantine" in await wrong.type("python -m app replay --app")
+    right = Page("A callback in the wrong cell", tmp_path, cells[ELSEWHERE], folder)
+    right.environ["OTHER_DATABASE_URL"] = cells[HERE].database_url
+    right.take("python -m app replay --app")
+    assert "would be written 1" in await right.type("python -m app replay --from")
+    assert await cells[ELSEWHERE].rows(new) == 0
+    assert "written 1" in await right.type("python -m app replay --from")
+    right.assert_complete()
+    assert await outcome(cells[ELSEWHERE].gateway, early) == "duplicate"
+    async with connected(cells[HERE].database_url) as connection:
+        assert await in_quarantine(connection) == 0
+        assert await connection.fetchval("SELECT count(*) FROM imports") == 0
+    async with connected(cells[ELSEWHERE].database_url) as connection:
+        imports = await connection.fetchrow("SELECT kind, read, written FROM imports")
+        assert imports is not None
+        assert tuple(imports) == ("replay", 1, 1)
+
+
+async def test_workspace_moves_without_loss_or_double(
+    cells: Cells, tmp_path: Path, haproxy_program: Path, postgres_programs: Programs
+) -> None:
+    """Typed in as it stands, the page moves a workspace under fire, across which vendors retry."""
+
+    def file(cell: str) -> str:
+        apps = f'cell = "{cell}"\n'
+        silent = workspace_toml("ws_moves", SILENT, vendor="tenjin", more=apps)
+        return apps_toml(CELLS) + workspace_toml("ws_moves", MOVES, more=apps) + silent
+
+    await load(cells, file(HERE))
+    page = Page("Moving a workspace", tmp_path, cells[ELSEWHERE], postgres_programs.bin_folder)
+    old, new = cells[HERE], cells[ELSEWHERE]
+    page.environ |= {
+        "OLD_URL": old.database_url, "NEW_URL": new.database_url, "WORKSPACE": "ws_moves",
+    }  # fmt: skip
+    for name in ("OLD_URL", "NEW_URL", "WORKSPACE", "SINCE"):
+        page.assign(name)
+    with ExitStack() as stack:
+        door = stack.enter_context(proxy(cells, tmp_path / "before", haproxy_program))
+        before = {user: {**each, "app_token": MOVES} for user, each in callbacks("before").items()}
+        before["old"] = {"app_token": MOVES, "user_id": "old", "created_at": "1700000000"}
+        for each in before.values():
+            assert await outcome(door, each) == "written"
+        assert await outcome(door, {"app_token": MOVES, "event_token": "none"}) == "dropped"
+        callers, others = Callers(Moved(door), "live"), Callers(door, "other")
+        async with callers.calling(), others.calling():
+            await callers.more()
+            await page.type("bash copy.sh")
+            await callers.more()
+            await load(cells, file("moving"))
+            assert page.take("sleep") == "sleep 90"
+            await until_idle(cells)
+            sent = f"/ingest/tenjin?{query(app_token=SILENT, user_id='silent')}"
+            assert told(await get(door.port, sent)) == "dropped"
+            for each in before.values():
+                assert await outcome(door, each) == "503"
+            await page.type("bash copy.sh")
+            one, other = (await page.type("bash compare.sh")).splitlines()
+            assert one == other
+            await load(cells, file(ELSEWHERE))
+            for each in before.values():
+                assert await outcome(door, each) == "503"
+            after = stack.enter_context(proxy(cells, tmp_path / "after", haproxy_program))
+            door.port = after.port
+            await asyncio.gather(callers.more(), others.more())
+        before["shifted"] = {**before["stable"], "created_at": "1750500009"}
+        for each in before.values():
+            assert await outcome(door, each) == "duplicate"
+    replayed = await page.type("python -m app replay --from")
+    assert "written 1 " in replayed
+    await page.type("psql")
+    page.assert_complete()
+    assert await old.rows(MOVES) == 0
+    expected = {*callers.told, *(each["user_id"] for each in before.values()), "silent"}
+    async with connected(new.database_url) as connection:
+        users = await connection.fetchval(
+            "SELECT array_agg(user_id) FROM events WHERE workspace_id = 'ws_moves'"
+        )
+        stable = await connection.fetchval("SELECT count(*) FROM stable_events")
+    assert sorted(users) == sorted(expected)
+    assert stable == 1 + sum(int(user.partition("-")[2]) % 2 for user in callers.told)
+    assert set(others.told.values()) | set(callers.told.values()) <= COMMITTED
+    assert await old.rows(BY_CELL[HERE]) == len(others.told)
+
+
+class Moved(Target):
+    """The app that moves, behind a proxy."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def callback(self, **parameters: str) -> Answer:
+        """Send a callback of that app."""
+        return await self._door.callback(app_token=MOVES, **parameters)
+
+
+async def until_idle(cells: Cells) -> None:
+    """Return when each gateway has committed the events that it had accepted before."""
+    async with asyncio.timeout(PATIENCE_S):
+        for cell in cells.values():
+            while await cell.gateway.buffered():
+                await asyncio.sleep(POLL_S)
+
+
+async def test_nginx_routes_by_its_map(cells: Cells, tmp_path: Path) -> None:
+    """With the documented configuration nginx sends each app to its cell, also of tokens alike."""
+    alike = {"Alike": HERE, "sl/ash": HERE, "aLike": ELSEWHERE}
+    other = workspace_toml("ws_other", "aLike", more=f'cell = "{ELSEWHERE}"\n')
+    await load(cells, apps_toml(CELLS | {"Alike": HERE, "sl/ash": HERE}) + other)
+    print_map(cells, tmp_path / "cells.map", "--nginx")
+    [text] = re.findall(r"```nginx\n(.*?)```", PAGE, re.DOTALL)
+    for documented, cell in zip(("8001", "8002"), cells.values(), strict=True):
+        text = text.replace(f"127.0.0.1:{documented}", f"127.0.0.1:{cell.gateway.port}")
+    port = free_port()
+    places = " ".join(f"{each}_temp_path {each};" for each in ("proxy", "fastcgi", "uwsgi", "scgi"))
+    (tmp_path / "nginx.conf").write_text(
+        "daemon off; master_process off; pid nginx.pid; events {}\n"
+        f"http {{ client_body_temp_path body; {places} access_log off;\n{text}\n"
+        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://$flokit_cell; }} }} }}"
+    )
+    command = [find_nginx(), "-p", str(tmp_path), "-c", "nginx.conf", "-e", "error.log"]
+    with Program(command, tmp_path / "nginx.log") as nginx:
+        nginx.wait_until((tmp_path / "nginx.pid").exists)
+        door = Door(port)
+        for token, name in (CELLS | alike).items():
+            sent = {"app_token": token.replace("/", "%2f"), "user_id": "nginx"}
+            words = [await outcome(door, sent) for _ in range(2)]
+            assert words == ["written", "duplicate"]
+            assert await cells[name].rows(token) == 1
+        assert await outcome(door, {"app_token": "nowhere"}) == "dropped"
+        assert (await get(port, f"/ingest/adjust?{query()}&app_token=def456token")).status == OK
+        assert (await post(port, "//ingest/adjust/?app_token=ALIKE", b"")).status == 401
