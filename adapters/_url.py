@@ -102,7 +102,30 @@ def make_event(
         ),
         has_stable_id=stable_id is not None, ignored=tuple(ignored),
     )  # fmt: skip
-    return _without(event, app.omit, names) if app.omit else event
+    return _without(event, app, names) if app.omit else event
+
+
+def without_omitted(values: Values, app: App) -> Values:
+    """Return the parameters that the app does not omit.
+
+    A member of an object may be listed by the name of either, by which quarantine takes it out.
+    """
+    if not app.omit:
+        return values
+    goes = set(app.omit)
+    return {
+        name: value
+        for name, value in values.items()
+        if goes.isdisjoint((name, name.partition(".")[0], name.rpartition(".")[2]))
+    }
+
+
+def with_copies(found: Event | Drop, copies: Values, app: App) -> Event | Drop:
+    """Return an event with more properties, which are no part of its identity."""
+    if isinstance(found, Drop) or not copies:
+        return found
+    properties = {**found.properties, **without_omitted(copies, app)}
+    return msgspec.structs.replace(found, properties=properties)
 
 
 def _sent(callback: Callback, sent: Values | None) -> Values:
@@ -216,16 +239,13 @@ def _kept(
     }
 
 
-def _without(event: Event, omitted: Iterable[str], names: Names) -> Event:
+def _without(event: Event, app: App, names: Names) -> Event:
     """Return the event without the parameters that are never stored; its ID does not change."""
-    goes = set(omitted)
-
-    def is_omitted(name: str) -> bool:
-        # A member of an object may be listed by its own name, by which quarantine takes it out.
-        return name in goes or name.rpartition(".")[2] in goes
-
-    properties = {n: value for n, value in event.properties.items() if not is_omitted(n)}
-    empty = {column for n, column in names.columns.items() if column in goes or is_omitted(n)}
-    if any(is_omitted(name) for name in names.devices):
+    stay = without_omitted(names.columns, app)
+    columns = names.columns.items()
+    empty = {column for name, column in columns if name not in stay or column in app.omit}
+    devices = dict.fromkeys(names.devices, "")
+    if len(without_omitted(devices, app)) < len(devices):
         empty.add("adid")  # which of them it holds is not known any more
+    properties = without_omitted(event.properties, app)
     return msgspec.structs.replace(event, properties=properties, **dict.fromkeys(empty))
