@@ -45,4 +45,5 @@ async def _jump(environment: Environment, gateway: Gateway, ahead_s: int, random
     environment.chronicle.shifts += (Shift(since, until, ahead_s), Shift(begun, time.time(), 0))
 
 
-FAULTS: tuple[Fault, ...] = (gateway_clock_ahead, gateway_clock_behind, wrong_dates)
+CLOCKS: tuple[Fault, ...] = (gateway_clock_ahead, gateway_clock_behind)
+FAULTS: tuple[Fault, ...] = (*CLOCKS, wrong_dates)

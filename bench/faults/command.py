@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.faults.faults import FAULTS, QUICK
+from bench.faults.faults import FAULTS, QUICK, unavailable
 from bench.faults.report import print_result, table, write
 from bench.faults.run import Result, run
 from bench.faults.schedule import Schedule, make_schedules
 from bench.testbed import documents
 from bench.testbed.console import Progress
 from bench.testbed.deliveries import SHARES, EventKind
+from bench.testbed.process import BenchError
 from bench.testbed.results import RESULTS, Commands
 
 # The usual form has each fault equally often, the long one the quick ones twice as often.
@@ -73,7 +74,13 @@ async def _command(arguments: argparse.Namespace) -> int:
 
 
 def _schedules(arguments: argparse.Namespace) -> Sequence[Schedule]:
-    kinds: list[str] = arguments.kinds
+    missing = unavailable()
+    kinds: list[str] = [kind for kind in arguments.kinds if kind not in missing]
+    for kind in arguments.kinds:
+        if kind in missing:
+            print(f"left out: {kind}: {missing[kind]}")
+    if not kinds:
+        raise BenchError("no fault is left")
     callbacks, faults, rate = _CALLBACKS, _EACH * len(kinds), _RATE
     if arguments.long:
         callbacks, faults, rate = _LONG_CALLBACKS, _LONG_FAULTS, _LONG_RATE

@@ -13,7 +13,8 @@ from bench.testbed.postgres_servers import tell, until_primary
 
 # The last answers of a killed server arrive meanwhile.
 _GRACE_S = 1.0
-_NEW_TRANSACTION = "SELECT pg_current_xact_id()"
+# Its commit is in the WAL on disk; that of a transaction that writes nothing may be missing there.
+_NEW_TRANSACTION = "SELECT pg_logical_emit_message(true, 'bench', 'later')"
 # A standby would inherit them from the primary.
 _FORGET = tuple(
     f"ALTER SYSTEM RESET {name}"
