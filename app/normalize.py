@@ -23,13 +23,13 @@ _SUSPECT = frozenset({*"-0", *_PAIRS})
 
 _SECOND_DIGITS = 10
 _MILLISECOND_DIGITS = 13  # of a moment of this era
-_LEAP_SECOND = 60
+_LEAP_SECOND = "60"
 _MINUTES = 60
 _COUNTRY = re.compile(r"[A-Za-z]{2,3}")
 _ALL_ZERO = re.compile(r"-*0[0-]*")
 _UNIX = re.compile(r"([0-9]{1,13})(?:\.([0-9]+))?")
 _ISO = re.compile(
-    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[T ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:[.,]([0-9]+))?"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:[.,]([0-9]+))?"
     # The SDKs write a Z before the offset; form decoding turns its + into a space.
     r"(?:Z|Z?([+ -])([0-9]{2}):?([0-9]{2}))?"
 )
@@ -91,15 +91,19 @@ def time(text: str) -> datetime | None:
 
 
 def _iso_time(iso: re.Match[str]) -> datetime:
-    year, month, day, hour, minute, second = (int(iso[group]) for group in range(1, 7))
+    date, hour, minute, second, fraction, sign, *offset = iso.groups()
+    if hour == "24":  # some versions read it as midnight
+        raise ValueError("there is no hour 24")
     leap_second = second == _LEAP_SECOND
-    zone = UTC
-    if iso[8]:
-        offset = timedelta(hours=int(iso[9]), minutes=_below_60(int(iso[10])))
-        zone = timezone(-offset if iso[8] == "-" else offset)
-    microsecond = int((iso[7] or "")[:6].ljust(6, "0"))
-    moment = datetime(year, month, day, hour, minute, second - leap_second, microsecond, zone)
-    return moment.astimezone(UTC) + timedelta(seconds=leap_second)
+    text = f"{date}T{hour}:{minute}:{'59' if leap_second else second}.{(fraction or '')[:6]:0<6}"
+    if sign is None:
+        moment = datetime.fromisoformat(f"{text}+00:00")
+    else:
+        hours, minutes = map(int, offset)
+        distance = timedelta(hours=hours, minutes=_below_60(minutes))
+        zone = timezone(-distance if sign == "-" else distance)
+        moment = datetime.fromisoformat(text).replace(tzinfo=zone).astimezone(UTC)
+    return moment + timedelta(seconds=1) if leap_second else moment
 
 
 def _below_60(minutes: int) -> int:

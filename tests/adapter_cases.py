@@ -128,12 +128,12 @@ def assert_fits(event: Event, callback: Callback, app: App) -> None:
 class AdapterCases:
     """The tests of one vendor. `parameters` make a callback that becomes an event.
 
-    `another_user` and `another_second` make it one of another user, or of another second: where
-    the vendor sends a stable ID with every event, `another_second` has another one. `stable_id`
-    gives the event a stable ID, and `another_time` changes nothing but its time. `users` are the
-    names of the identifiers by precedence, `others` of parameters that distinguish devices
-    without any. `placeholder` is the vendor's placeholder for a parameter called `name`; empty for
-    a vendor that has none, and whose UNFILLED matches nothing.
+    `another_user` and `another_second` make it one of another user, or of another second: where the
+    vendor sends a stable ID with every event, `another_second` has another one. `stable_id` gives
+    the event a stable ID, and `another_time` changes nothing but its time. `revenue` gives it one
+    of 4.99 euros. `users` are the names of the identifiers by precedence, `others` of parameters
+    that distinguish devices without any. `placeholder` is the vendor's placeholder for a parameter
+    called `name`; empty for a vendor that has none, and whose UNFILLED matches nothing.
 
     A vendor with its data in the body overrides `callback`: see `in_json_body`.
     """
@@ -144,6 +144,7 @@ class AdapterCases:
     another_second: ClassVar[Mapping[str, str]]
     another_time: ClassVar[Mapping[str, str]]
     stable_id: ClassVar[Mapping[str, str]]
+    revenue: ClassVar[Mapping[str, str]]
     users: ClassVar[tuple[str, ...]] = tuple(USERS)
     others: ClassVar[tuple[str, ...]] = ("ip_address", "user_agent", "idfv")
     placeholder: ClassVar[str] = "{name}"
@@ -250,6 +251,11 @@ class AdapterCases:
         assert second.has_stable_id
         assert first.event_id == second.event_id
         assert first.occurred_at != second.occurred_at
+
+    def test_revenue_has_the_names_that_analysts_read(self) -> None:
+        """A revenue is in the properties that the view `revenue_events` reads."""
+        properties = self.event({**self.parameters, **self.revenue}).properties
+        assert (properties["revenue_float"], properties["currency"]) == ("4.99", "EUR")
 
     def test_placeholder_left_unfilled_is_absent(self) -> None:
         """A parameter left as the vendor's own placeholder counts as if it had not been sent."""

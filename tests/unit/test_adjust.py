@@ -53,6 +53,7 @@ class TestAdjust(AdapterCases):
     another_second: ClassVar[Mapping[str, str]] = {"created_at": "1750500001"}
     another_time = another_second
     stable_id: ClassVar[Mapping[str, str]] = {"transaction_id": "GPA.1"}
+    revenue: ClassVar[Mapping[str, str]] = {"revenue_float": "4.99", "currency": "EUR"}
 
 
 def parse(changes: Changes = NOTHING, app: App = CONFIGURED) -> Event | Drop:

@@ -34,6 +34,7 @@ class TestTenjin(AdapterCases):
     another_second: ClassVar[Mapping[str, str]] = {"created_at": "1750500001"}
     another_time = another_second
     stable_id: ClassVar[Mapping[str, str]] = {"order": "7"}
+    revenue: ClassVar[Mapping[str, str]] = {"revenue_float": "4.99", "currency": "EUR"}
     placeholder = "{{name}}"
 
     @pytest.mark.parametrize(
