@@ -27,7 +27,16 @@ from tests.gateways import SECRET, Process, Services, Target, database_of, query
 from tests.haproxy import cells as behind_haproxy
 from tests.haproxy import haproxy
 from tests.nginx import find_nginx
-from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, told, until_told
+from tests.outcomes import (
+    COMMITTED,
+    Callers,
+    Parameters,
+    callbacks,
+    outcome,
+    serving,
+    told,
+    until_told,
+)
 from tests.ports import free_port
 from tests.replays import in_quarantine
 from tests.services.test_commands import run
@@ -267,72 +276,6 @@ async def test_callback_that_comes_before_its_file_is_taken_over(
         assert tuple(imports) == ("replay", 1, 1)
 
 
-async def test_workspace_moves_without_loss_or_double(
-    cells: Cells, tmp_path: Path, haproxy_program: Path, postgres_programs: Programs
-) -> None:
-    """Typed in as it stands, the page moves a workspace under fire, across which vendors retry."""
-
-    def file(cell: str) -> str:
-        apps = f'cell = "{cell}"\n'
-        silent = workspace_toml("ws_moves", SILENT, vendor="tenjin", more=apps)
-        return apps_toml(CELLS) + workspace_toml("ws_moves", MOVES, more=apps) + silent
-
-    await load(cells, file(HERE))
-    page = Page("Moving a workspace", tmp_path, cells[ELSEWHERE], postgres_programs.bin_folder)
-    old, new = cells[HERE], cells[ELSEWHERE]
-    page.environ |= {
-        "OLD_URL": old.database_url, "NEW_URL": new.database_url, "WORKSPACE": "ws_moves",
-    }  # fmt: skip
-    for name in ("OLD_URL", "NEW_URL", "WORKSPACE", "SINCE"):
-        page.assign(name)
-    with ExitStack() as stack:
-        door = stack.enter_context(proxy(cells, tmp_path / "before", haproxy_program))
-        before = {user: {**each, "app_token": MOVES} for user, each in callbacks("before").items()}
-        before["old"] = {"app_token": MOVES, "user_id": "old", "created_at": "1700000000"}
-        for each in before.values():
-            assert await outcome(door, each) == "written"
-        assert await outcome(door, {"app_token": MOVES, "event_token": "none"}) == "dropped"
-        callers, others = Callers(Moved(door), "live"), Callers(door, "other")
-        async with callers.calling(), others.calling():
-            await callers.more()
-            await page.type("bash copy.sh")
-            await callers.more()
-            await load(cells, file("moving"))
-            assert page.take("sleep") == "sleep 90"
-            await until_idle(cells)
-            sent = f"/ingest/tenjin?{query(app_token=SILENT, user_id='silent')}"
-            assert told(await get(door.port, sent)) == "dropped"
-            for each in before.values():
-                assert await outcome(door, each) == "503"
-            await page.type("bash copy.sh")
-            one, other = (await page.type("bash compare.sh")).splitlines()
-            assert one == other
-            await load(cells, file(ELSEWHERE))
-            for each in before.values():
-                assert await outcome(door, each) == "503"
-            after = stack.enter_context(proxy(cells, tmp_path / "after", haproxy_program))
-            door.port = after.port
-            await asyncio.gather(callers.more(), others.more())
-        before["shifted"] = {**before["stable"], "created_at": "1750500009"}
-        for each in before.values():
-            assert await outcome(door, each) == "duplicate"
-    replayed = await page.type("python -m app replay --from")
-    assert "written 1 " in replayed
-    await page.type("psql")
-    page.assert_complete()
-    assert await old.rows(MOVES) == 0
-    expected = {*callers.told, *(each["user_id"] for each in before.values()), "silent"}
-    async with connected(new.database_url) as connection:
-        users = await connection.fetchval(
-            "SELECT array_agg(user_id) FROM events WHERE workspace_id = 'ws_moves'"
-        )
-        stable = await connection.fetchval("SELECT count(*) FROM stable_events")
-    assert sorted(users) == sorted(expected)
-    assert stable == 1 + sum(int(user.partition("-")[2]) % 2 for user in callers.told)
-    assert set(others.told.values()) | set(callers.told.values()) <= COMMITTED
-    assert await old.rows(BY_CELL[HERE]) == len(others.told)
-
-
 class Moved(Target):
     """The app that moves, behind a proxy."""
 
@@ -350,6 +293,77 @@ async def until_idle(cells: Cells) -> None:
         for cell in cells.values():
             while await cell.gateway.buffered():
                 await asyncio.sleep(POLL_S)
+
+
+def file_of(cell: str) -> str:
+    """The file in which the workspace that moves lives in this cell."""
+    more = f'cell = "{cell}"\n'
+    silent = workspace_toml("ws_moves", SILENT, vendor="tenjin", more=more)
+    return apps_toml(CELLS) + workspace_toml("ws_moves", MOVES, more=more) + silent
+
+
+async def stop_and_copy(
+    page: Page, cells: Cells, door: Door, before: Mapping[str, Parameters]
+) -> None:
+    """Type in the steps from the stop to the comparison; no callback is written meanwhile."""
+    await load(cells, file_of("moving"))
+    assert page.take("sleep") == "sleep 90"
+    await until_idle(cells)
+    sent = f"/ingest/tenjin?{query(app_token=SILENT, user_id='silent')}"
+    assert told(await get(door.port, sent)) == "dropped"
+    for each in before.values():
+        assert await outcome(door, each) == "503"
+    await page.type("bash copy.sh")
+    one, other = (await page.type("bash compare.sh")).splitlines()
+    assert one == other
+
+
+async def test_workspace_moves_without_loss_or_double(
+    cells: Cells, tmp_path: Path, haproxy_program: Path, postgres_programs: Programs
+) -> None:
+    """Typed in as it stands, the page moves a workspace under fire, across which vendors retry."""
+    await load(cells, file_of(HERE))
+    page = Page("Moving a workspace", tmp_path, cells[ELSEWHERE], postgres_programs.bin_folder)
+    page.environ |= {"OLD_URL": cells[HERE].database_url, "WORKSPACE": "ws_moves"}
+    page.environ |= {"NEW_URL": cells[ELSEWHERE].database_url}
+    for name in ("OLD_URL", "NEW_URL", "WORKSPACE", "SINCE"):
+        page.assign(name)
+    before = {user: {**each, "app_token": MOVES} for user, each in callbacks("before").items()}
+    before["old"] = {"app_token": MOVES, "user_id": "old", "created_at": "1700000000"}
+    with ExitStack() as stack:
+        door = stack.enter_context(proxy(cells, tmp_path / "before", haproxy_program))
+        for each in before.values():
+            assert await outcome(door, each) == "written"
+        callers, others = Callers(Moved(door), "live"), Callers(door, "other")
+        async with callers.calling(), others.calling():
+            await page.type("bash copy.sh")
+            await callers.more()
+            await stop_and_copy(page, cells, door, before)
+            await load(cells, file_of(ELSEWHERE))
+            for each in before.values():
+                assert await outcome(door, each) == "503"
+            door.port = stack.enter_context(proxy(cells, tmp_path / "after", haproxy_program)).port
+            await asyncio.gather(callers.more(), others.more())
+        for each in (*before.values(), {**before["stable"], "created_at": "1750500009"}):
+            assert await outcome(door, each) == "duplicate"
+    assert "written 1 " in await page.type("python -m app replay --from")
+    await page.type("psql")
+    page.assert_complete()
+    await assert_moved(cells, {each["user_id"] for each in before.values()} | {"silent"}, callers)
+    assert await cells[HERE].rows(BY_CELL[HERE]) == len(others.told)
+
+
+async def assert_moved(cells: Cells, users: set[str], callers: Callers) -> None:
+    """Fail unless the new cell has one row for each user, with the stable IDs, and the old none."""
+    assert await cells[HERE].rows(MOVES) == 0
+    async with connected(cells[ELSEWHERE].database_url) as connection:
+        found = await connection.fetchval(
+            "SELECT array_agg(user_id) FROM events WHERE workspace_id = 'ws_moves'"
+        )
+        stable = await connection.fetchval("SELECT count(*) FROM stable_events")
+    assert sorted(found) == sorted({*callers.told, *users})
+    assert stable == 1 + sum(int(user.partition("-")[2]) % 2 for user in callers.told)
+    assert set(callers.told.values()) <= COMMITTED
 
 
 async def test_nginx_routes_by_its_map(cells: Cells, tmp_path: Path) -> None:
