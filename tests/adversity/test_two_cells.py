@@ -21,11 +21,12 @@ from app.workspaces_file import digest_of
 from bench.testbed.callbacks import workspace_toml
 from bench.testbed.client import Answer, get, post
 from bench.testbed.database import connected, execute
+from bench.testbed.haproxy import cells as behind_haproxy
+from bench.testbed.haproxy import haproxy
+from bench.testbed.ports import free_port
 from bench.testbed.process import OK, PATIENCE_S, POLL_S, ROOT, Program, inherited
 from tests.cells import ELSEWHERE, HERE, apps_toml
 from tests.gateways import SECRET, Process, Services, Target, database_of, query
-from tests.haproxy import cells as behind_haproxy
-from tests.haproxy import haproxy
 from tests.nginx import find_nginx
 from tests.outcomes import (
     COMMITTED,
@@ -37,7 +38,6 @@ from tests.outcomes import (
     told,
     until_told,
 )
-from tests.ports import free_port
 from tests.replays import in_quarantine
 from tests.services.test_commands import run
 

@@ -12,7 +12,7 @@ import adapters
 from app import workspaces_file
 from app.commands.cells import haproxy_map
 from app.settings import read_settings
-from tests.haproxy import documented
+from bench.testbed.haproxy import documented
 from tests.kustomize import K8S, Document, of_kind, rendered, yaml_files
 from tests.papers.test_manifests import VERSIONS
 

@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from app.dev.processes import Server
+from bench.testbed.postgres_maker import Maker
+from bench.testbed.postgres_servers import PLAIN, asking, url_of
 from bench.testbed.process import PATIENCE_S, POLL_S
 from sinks.timescale.session import Session
 from tests import events
-from tests.postgres_topologies import PLAIN, Maker, asking, url_of
 from tests.simulation.connection import SimulatedSession
 from tests.simulation.operations import in_the_model, perform, real_sessions
 
