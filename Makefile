@@ -35,7 +35,7 @@ bench-quick: $(VENV)/ready ## the same, too short to judge; under a minute
 bench-curves: $(VENV)/ready ## over rate, connections, table size, duplicates, workers; under 45 minutes
 	@$(BIN)/python -m bench curves
 
-faults: $(VENV)/ready ## a million callbacks and 248 faults of 31 kinds; some 28 minutes
+faults: $(VENV)/ready ## a million callbacks and 360 faults of 60 kinds; under 45 minutes
 	@$(BIN)/python -m bench faults
 
 sabotage: $(VENV)/ready ## 54 gateways that break the contract on purpose; some 12 minutes

@@ -3,8 +3,11 @@
 Of a repeated name the last value counts: a vendor's own serializer repeats none.
 """
 
+from collections.abc import Callable, Sequence
+
 import msgspec
 
+from adapters._names import Values
 from app import normalize
 from app.event import Callback
 from app.normalize import WHITE_SPACE, clean
@@ -15,18 +18,25 @@ _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
 # The only spelling of a character that no database stores.
 _NUL = b"\\u0000"
+# Of nested values: far more than any vendor sends. More members would hold the event loop too long.
+MEMBERS_MAX = 4_000
 # Equal on every device that sends them in place of an ID.
 _OTHER_TYPES = frozenset({"true", "false"})
 
 
-def parameters(callback: Callback) -> dict[str, str]:
+def parameters(
+    callback: Callback, unwrapped: Callable[[dict[str, str]], dict[str, str]] | None = None
+) -> dict[str, str]:
     """Return the parameters of a JSON body, a form or the URL that have a value.
 
-    Those of the URL take precedence.
+    Those of the URL take precedence. `unwrapped` returns the members of the event from those of
+    the body.
     """
     found = members(callback.body) if callback.body else None
     if found is None:
         return {name: value for name, value in callback.parameters.items() if value}
+    if unwrapped is not None:
+        found = unwrapped(found)
     found.pop("secret", None)
     found.update(callback.query)
     return found if all(callback.query.values()) else {n: v for n, v in found.items() if v}
@@ -60,9 +70,12 @@ def members(text: bytes) -> dict[str, str] | None:
     }
 
 
-def members_of(value: str) -> dict[str, str]:
-    """Return the members of a parameter's value that is a JSON object; none of any other value."""
-    if value[:1] != "{" or value == "{}":
+def members_of(value: str, members_max: int = MEMBERS_MAX) -> dict[str, str]:
+    """Return the members of a parameter's value that is a JSON object; none of any other value.
+
+    Nor of an object with more members, including those of the objects within it.
+    """
+    if value[:1] != "{" or value == "{}" or value.count(":") > members_max:
         return {}
     return members(value.encode("utf-8", "replace")) or {}
 
@@ -75,6 +88,24 @@ def identifier(value: str) -> str | None:
     if value[0] in "{[" or value in _OTHER_TYPES:
         return None
     return normalize.identifier(value)
+
+
+def revenue(
+    values: Values, amounts: Sequence[tuple[str, Sequence[str]]], in_usd: str
+) -> dict[str, str]:
+    """Return the revenue under the names that all vendors share; empty if there is none.
+
+    `amounts` are names by precedence, each with its currencies' names. The text `null` is none.
+    """
+    for name, currencies in amounts:
+        if (amount := values.get(name, "null")) != "null":
+            for other in currencies:
+                if (currency := values.get(other, "null")) != "null":
+                    return {"revenue_float": amount, "currency": currency}
+            return {"revenue_float": amount}
+    if (amount := values.get(in_usd, "null")) != "null":
+        return {"revenue_float": amount, "currency": "USD"}
+    return {}
 
 
 def _text_of(value: bytes) -> str:

@@ -21,26 +21,23 @@ _ADID = list(USERS).index("adid")
 NO_USER = ("nobody", "")
 
 
-def parse(callback: Callback, app: App, names: Names) -> Event | Drop:
-    """Return the event of a callback with parameters of these names, or the reason to drop it."""
-    sent, present = callback.parameters, callback.present
-    return parse_parameters(callback, app, names, sent=sent, present=present)
-
-
-def parse_parameters(
+def parse(
     callback: Callback,
     app: App,
     names: Names,
     *,
-    sent: Values,
-    present: Values,
+    sent: Values | None = None,
+    present: Values | None = None,
     within: Values = NOTHING,
 ) -> Event | Drop:
-    """Return the event of a callback with these parameters, or the reason to drop it.
+    """Return the event of a callback with parameters of these names, or the reason to drop it.
 
-    `within` are members of a parameter's value. They may be a stable ID, and an app may list them
-    under `keep`; they are no parameters of their own.
+    `sent` and `present` are by default those of the callback. `within` are members of a
+    parameter's value. They may be a stable ID, and an app may list them under `keep`; they are no
+    parameters of their own.
     """
+    if present is None:
+        present = callback.present
     token = present.get(names.event[0]) or _first(present, names.event)
     found = [token] if token else []
     if not token or names.is_kind_too:
@@ -53,11 +50,11 @@ def parse_parameters(
         event_type = _first(app.activities, found)
     if event_type is None:
         # A literal placeholder means a misconfigured callback URL.
-        if not token and (unfilled := _first(sent, names.event)):
+        if not token and (unfilled := _first(_sent(callback, sent), names.event)):
             return Drop(DropReason.UNFILLED_PLACEHOLDER, unfilled)
         return Drop(DropReason.UNMAPPED_EVENT, found[0] if found else "")
     time = present.get(names.time, "")
-    if not time and (unfilled := sent.get(names.time)):
+    if not time and (unfilled := _sent(callback, sent).get(names.time)):
         return Drop(DropReason.UNFILLED_PLACEHOLDER, unfilled)
     occurred_at = normalize.time(time)
     if occurred_at is None or not callback.accepts(occurred_at):
@@ -100,10 +97,40 @@ def make_event(
         occurred_at=occurred_at, received_at=received_at, workspace_id=app.workspace_id,
         vendor=app.vendor, app_token=app.app_token, event_type=event_type,
         user_id=user_id, adid=adid, idfa=idfa, gps_adid=gps_adid, os_name=os_name, country=country,
-        properties=_kept(properties, within, names, app, entries),
+        properties=(
+            properties if app.keep is None else _kept(properties, within, names, app.keep, entries)
+        ),
         has_stable_id=stable_id is not None, ignored=tuple(ignored),
     )  # fmt: skip
-    return _without(event, app.omit, names) if app.omit else event
+    return _without(event, app, names) if app.omit else event
+
+
+def without_omitted(values: Values, app: App) -> Values:
+    """Return the parameters that the app does not omit.
+
+    A member of an object may be listed by the name of either, by which quarantine takes it out.
+    """
+    if not app.omit:
+        return values
+    goes = set(app.omit)
+    return {
+        name: value
+        for name, value in values.items()
+        if goes.isdisjoint((name, name.partition(".")[0], name.rpartition(".")[2]))
+    }
+
+
+def with_copies(found: Event | Drop, copies: Values, app: App) -> Event | Drop:
+    """Return an event with more properties, which are no part of its identity."""
+    if isinstance(found, Drop) or not copies:
+        return found
+    properties = {**found.properties, **without_omitted(copies, app)}
+    return msgspec.structs.replace(found, properties=properties)
+
+
+def _sent(callback: Callback, sent: Values | None) -> Values:
+    """Return all parameters, also those left unfilled: few callbacks need them."""
+    return callback.parameters if sent is None else sent
 
 
 def _first(values: Values, names: Iterable[str]) -> str | None:
@@ -173,7 +200,9 @@ def _properties(
     present: Values, names: Names, os_name: str | None, country: str | None, ignored: Iterable[str]
 ) -> dict[str, str]:
     """Return every parameter that has no column, as it was sent."""
-    properties = {name: value for name, value in present.items() if name not in names.not_kept}
+    properties = dict(present)
+    for name in names.not_kept:
+        properties.pop(name, None)
     event = names.event[0]
     for other in names.event[1:]:  # one name for analysts
         if other in properties and event not in properties:
@@ -197,13 +226,11 @@ def _kept(
     properties: dict[str, str],
     within: Values,
     names: Names,
-    app: App,
+    keep: Iterable[str],
     stable_entries: Iterable[StableName],
 ) -> Mapping[str, str]:
-    """Return the properties that the app keeps."""
-    if app.keep is None:
-        return properties
-    kept = {*names.always_kept, *app.keep}
+    """Return the properties that an app with a list keeps."""
+    kept = {*names.always_kept, *keep}
     for entry in stable_entries:
         kept.update((entry,) if isinstance(entry, str) else entry)
     return {
@@ -212,16 +239,13 @@ def _kept(
     }
 
 
-def _without(event: Event, omitted: Iterable[str], names: Names) -> Event:
+def _without(event: Event, app: App, names: Names) -> Event:
     """Return the event without the parameters that are never stored; its ID does not change."""
-    goes = set(omitted)
-
-    def is_omitted(name: str) -> bool:
-        # A member of an object may be listed by its own name, by which quarantine takes it out.
-        return name in goes or name.rpartition(".")[2] in goes
-
-    properties = {n: value for n, value in event.properties.items() if not is_omitted(n)}
-    empty = {column for n, column in names.columns.items() if column in goes or is_omitted(n)}
-    if any(is_omitted(name) for name in names.devices):
+    stay = without_omitted(names.columns, app)
+    columns = names.columns.items()
+    empty = {column for name, column in columns if name not in stay or column in app.omit}
+    devices = dict.fromkeys(names.devices, "")
+    if len(without_omitted(devices, app)) < len(devices):
         empty.add("adid")  # which of them it holds is not known any more
+    properties = without_omitted(event.properties, app)
     return msgspec.structs.replace(event, properties=properties, **dict.fromkeys(empty))

@@ -37,28 +37,18 @@ def parse(callback: Callback, app: App) -> Event | Drop:
     present = _json.parameters(callback)
     if "appsflyer_device_id" in present and "appsflyer_id" not in present:  # version 1.0
         present["appsflyer_id"] = present.pop("appsflyer_device_id")
-    if "event_time" not in present and _TIMES[1] in present:
+    if present.get("event_time", "null") == "null" and _TIMES[1] in present:
         present["event_time"] = present[_TIMES[1]]
     within = _json.members_of(present.get("event_value", ""))
-    present |= _revenue(present, within)
-    return _url.parse_parameters(callback, app, NAMES, sent=present, present=present, within=within)
+    found = _url.parse(callback, app, NAMES, sent=present, present=present, within=within)
+    visible = _url.without_omitted(present, app)
+    if within and "event_value" in visible:
+        visible = {**within, **visible}
+    return _url.with_copies(found, _json.revenue(visible, _REVENUES, "event_revenue_usd"), app)
 
 
 def _kinds(present: Values) -> tuple[str, ...]:
     return (present["event_type"],) if "event_type" in present else ()
-
-
-def _revenue(present: Values, within: Values) -> dict[str, str]:
-    """Return the revenue under the names that all vendors share."""
-    for name, currencies in _REVENUES:
-        if amount := present.get(name) or within.get(name):
-            for other in currencies:
-                if currency := present.get(other) or within.get(other):
-                    return {"revenue_float": amount, "currency": currency}
-            return {"revenue_float": amount}
-    if in_usd := present.get("event_revenue_usd"):
-        return {"revenue_float": in_usd, "currency": "USD"}
-    return {}
 
 
 NAMES = Names(

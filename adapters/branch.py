@@ -9,7 +9,7 @@ import re
 import msgspec
 
 from adapters import _json, _url
-from adapters._names import Names, Values
+from adapters._names import Names
 from app.event import App, Callback, Drop, Event, Retries
 
 # A macro that was not resolved, such as `${(id)!}` or `<#if attributed>1<#else>0</#if>`.
@@ -31,28 +31,41 @@ _SHORT = {
         "event_data.revenue_in_usd", "event_data.transaction_id",
     )
 }  # fmt: skip
+_REVENUES = (("event_data.revenue", ("event_data.currency",)),)
+_TIMES = ("timestamp", "event_timestamp")
 # Branch prints a missing value as the text `null`.
 _MISSING = (None, "", "null")
 
 
 def parse(callback: Callback, app: App) -> Event | Drop:
     """Return the event of a webhook, or the reason to drop it."""
-    sent = _flat(_json.parameters(callback))
+    sent = _flat(_json.parameters(callback, _unwrapped))
     present = _json.present(callback, sent)
-    present |= _revenue(present)
     # The app's own name for the event goes before Branch's.
     alias = present.get("customer_event_alias", "")
     names = _ALIASED if alias in app.events or alias in app.ignore else NAMES
-    return _url.parse_parameters(callback, app, names, sent=sent, present=present)
+    found = _url.parse(callback, app, names, sent=sent, present=present)
+    visible = _url.without_omitted(present, app)
+    in_usd = "event_data.revenue_in_usd"
+    return _url.with_copies(found, _json.revenue(visible, _REVENUES, in_usd), app)
+
+
+def _unwrapped(members: dict[str, str]) -> dict[str, str]:
+    """Return the members of a body, with those of an event within `data` in place of its own."""
+    event = _json.members_of(members.get("data", ""))
+    is_whole = "name" in event and not event.keys().isdisjoint(_TIMES)
+    if not event or ("name" in members and not is_whole):
+        return members
+    # The ID and time around an event would be those of its delivery.
+    around = {n: value for n, value in members.items() if n not in {"data", "id", *_TIMES}}
+    return {**around, **event}
 
 
 def _flat(members: dict[str, str]) -> dict[str, str]:
-    """Return the parameters of a body, those within its sections and within `data` included."""
-    if "data" in members and "name" not in members:
-        members = {**_json.members_of(members.pop("data")), **members}
+    """Return the parameters of a body, including those within its sections."""
     flat: dict[str, str] = {}
     for name, value in members.items():
-        if name in _SECTIONS and (within := _json.members_of(value)):
+        if name in _SECTIONS and (within := _json.members_of(value, _json.MEMBERS_MAX - len(flat))):
             flat.update((f"{name}.{member}", text) for member, text in within.items())
         elif name not in _SECTIONS or value != "{}":
             flat[_SHORT.get(name, name)] = value
@@ -60,16 +73,6 @@ def _flat(members: dict[str, str]) -> dict[str, str]:
         flat["timestamp"] = flat.pop("event_timestamp")  # its name in macros and exports
     flat.pop("secret", None)
     return flat
-
-
-def _revenue(present: Values) -> dict[str, str]:
-    """Return the revenue, in whole units, under the names that all vendors share."""
-    if revenue := present.get("event_data.revenue"):
-        currency = present.get("event_data.currency")
-        return {"revenue_float": revenue} | ({"currency": currency} if currency else {})
-    if in_usd := present.get("event_data.revenue_in_usd"):
-        return {"revenue_float": in_usd, "currency": "USD"}
-    return {}
 
 
 NAMES = Names(

@@ -76,7 +76,7 @@ class Gateway:
             submit=observer.submit(self.buffer.submit),
             drops=self.drops,
             hint=SecretHints(settings.vendors).hint,
-            is_clock_right=self.is_clock_right,
+            clock_ahead_s=lambda: self.sink.clock_ahead_s,
             retention_d=settings.retention_d,
             now=now,
         )

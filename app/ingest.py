@@ -24,6 +24,7 @@ from app.errors import (
 from app.event import App, Callback, Drop, DropReason, Event, Outcome, Retries
 from app.normalize import clean
 from app.parameters import NO_BODY
+from app.readiness import corrected, is_clock_right
 from app.telemetry.metrics import IDENTIFIERS_IGNORED, REJECTED
 from app.telemetry.observer import Submit, Verifier
 from app.telemetry.outcomes import count_drop, count_failure
@@ -81,7 +82,7 @@ class Ingest:
         submit: Submit,
         drops: Drops,
         hint: Callable[[str, Sequence[bytes]], str],
-        is_clock_right: Callable[[], bool],
+        clock_ahead_s: Callable[[], float | None],
         retention_d: int = 0,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -91,7 +92,7 @@ class Ingest:
         self._submit = submit
         self._drops = drops
         self._hint = hint
-        self._is_clock_right = is_clock_right
+        self._clock_ahead_s = clock_ahead_s
         self._read = partial(make_callback, retention_d=retention_d)
         self._now = now
         self.in_flight = 0
@@ -159,7 +160,8 @@ class Ingest:
             return
         app_token = app.app_token if app else sent_app_token(request.query) or ""
         dropped = Dropped(
-            received_at=received_at, vendor=request.vendor,
+            # A replay accepts times by it.
+            received_at=corrected(received_at, self._clock_ahead_s()), vendor=request.vendor,
             workspace_id=app.workspace_id if app else "", app_token=app_token[:SUBJECT_MAX],
             reason=drop.reason, subject=drop.subject[:SUBJECT_MAX], method=request.method,
             query=request.query, body=body,
@@ -194,7 +196,7 @@ class Ingest:
             depends_on_clock = (
                 event.reason is DropReason.INVALID_TIMESTAMP
                 and vendor.retries is Retries.AFTER_5XX
-                and not self._is_clock_right()
+                and not is_clock_right(self._clock_ahead_s())
                 and isinstance(vendor.parse(replace(callback, any_time=True), app), Event)
             )
         except Exception:

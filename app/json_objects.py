@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -58,6 +58,26 @@ def parse_object(text: str, members_max: int) -> dict[str, str] | None:
         return _texts(_scan_object(text), members_max)
     except (ValueError, RecursionError):
         return None
+
+
+def inner_members(text: str, names: Collection[str]) -> Sequence[tuple[str, str]]:
+    """Return the members of these names in the objects of a JSON value, at any depth, as texts."""
+    found: list[tuple[str, str]] = []
+
+    def collect(members: list[tuple[str, object]]) -> object:
+        for name, value in members:
+            if clean(name) in names:
+                found.append((clean(name), value if isinstance(value, str) else json.dumps(value)))
+        return members
+
+    decoder = json.JSONDecoder(
+        parse_float=str, parse_int=str, parse_constant=_reject_constant, object_pairs_hook=collect
+    )
+    try:
+        decoder.decode(text)
+    except (ValueError, RecursionError):
+        return []
+    return found
 
 
 def _texts(members: Iterable[tuple[str, object]], members_max: int) -> dict[str, str]:

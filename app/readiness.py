@@ -1,5 +1,7 @@
 """The state of a gateway, as `/readyz` reports it."""
 
+from datetime import datetime, timedelta
+
 import msgspec
 
 from app.settings import CLOCK_TOLERANCE_S
@@ -34,6 +36,13 @@ class Readiness(msgspec.Struct, frozen=True):
 def is_clock_right(ahead_s: float | None) -> bool:
     """Return whether two clocks are known to agree; `ahead_s` is None if not known."""
     return ahead_s is not None and abs(ahead_s) <= CLOCK_TOLERANCE_S
+
+
+def corrected(moment: datetime, ahead_s: float | None) -> datetime:
+    """Return a time of a clock that is known to be wrong as the right clock has it."""
+    if ahead_s is None or is_clock_right(ahead_s):
+        return moment
+    return moment - timedelta(seconds=ahead_s)
 
 
 def clock_state(ahead_s: float | None) -> ClockState:

@@ -9,6 +9,7 @@ import msgspec
 from app.errors import TooManyParameters
 from app.event import digest
 from app.hidden import Hidden, encoded, hidden_words
+from app.json_objects import inner_members
 from app.normalize import clean
 from app.parameters import PARAMETERS_MAX, decode, parse_body, parse_kept
 
@@ -75,8 +76,11 @@ def omitted_stand_in(
     Without it, callbacks that differ only in an omitted identifier would be one event in a replay.
     """
     sent = parse_kept(query, content_type, body)
-    values = sorted((name, sent[name]) for name in omitted if sent.get(name))
-    return f"{STAND_IN}={digest(values).hex()}".encode() if values else b""
+    values = [(name, sent[name]) for name in omitted if sent.get(name)]
+    for value in sent.values():
+        if value.startswith(("{", "[")):
+            values += inner_members(value, omitted)
+    return f"{STAND_IN}={digest(sorted(values)).hex()}".encode() if values else b""
 
 
 def redact_text(text: str, secrets: Collection[str]) -> str:

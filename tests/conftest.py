@@ -23,9 +23,11 @@ from app.claims.redis import RedisClaims
 from app.dev import embedded
 from app.dev import programs as embedded_programs
 from app.telemetry.exposition import exposition
+from bench.testbed import postgres_maker
+from bench.testbed import postgres_pair as pairs
 from sinks.timescale.schema import migrate
 from sinks.timescale.sink import TimescaleSink
-from tests import leaks, postgres_topologies, redis_topologies
+from tests import leaks, redis_topologies
 from tests.events import make_chunks
 from tests.gateways import (
     SECRET,
@@ -137,14 +139,14 @@ def postgres_programs() -> embedded_programs.Programs:
 @pytest.fixture(scope="session")
 def postgres_pair(
     tmp_path_factory: pytest.TempPathFactory, postgres_programs: embedded_programs.Programs
-) -> Iterator[postgres_topologies.Pair]:
+) -> Iterator[pairs.Pair]:
     """A PostgreSQL and its synchronous standby, as the test before has left them."""
-    with postgres_topologies.pair(tmp_path_factory.mktemp("pair"), postgres_programs) as pair:
+    with pairs.pair(tmp_path_factory.mktemp("pair"), postgres_programs) as pair:
         yield pair
 
 
 @pytest.fixture
-async def pair(postgres_pair: postgres_topologies.Pair) -> AsyncIterator[postgres_topologies.Pair]:
+async def pair(postgres_pair: pairs.Pair) -> AsyncIterator[pairs.Pair]:
     """A primary and a synchronous standby, both well."""
     await postgres_pair.mend()
     yield postgres_pair
@@ -155,9 +157,9 @@ async def pair(postgres_pair: postgres_topologies.Pair) -> AsyncIterator[postgre
 @pytest.fixture(scope="module")
 def maker(
     tmp_path_factory: pytest.TempPathFactory, postgres_programs: embedded_programs.Programs
-) -> Iterator[postgres_topologies.Maker]:
+) -> Iterator[postgres_maker.Maker]:
     """The maker of PostgreSQL servers, which end with the module."""
-    with postgres_topologies.making(tmp_path_factory.mktemp("made"), postgres_programs) as maker:
+    with postgres_maker.making(tmp_path_factory.mktemp("made"), postgres_programs) as maker:
         yield maker
 
 

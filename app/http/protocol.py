@@ -83,10 +83,9 @@ class GatewayHttp(Http):
             self.stage = Stage.HANDLER
             answer: bytes | Answer | None
             try:
+                read = plain.read_body if plain.body else None
                 answer = await gateway.handle(
-                    GatewayRequest(
-                        plain.vendor, plain.query, address, headers, plain.read_body, plain.method
-                    )
+                    GatewayRequest(plain.vendor, plain.query, address, headers, read, plain.method)
                 )
             except Exception as error:  # noqa: BLE001 - turned into an answer, like any other
                 answer = protocol.errors.answer(error)

@@ -1,8 +1,9 @@
-"""The form of a fault, and the faults at a moment of a batch that several have in common."""
+"""The form of a fault, its environment, and the faults at a moment that several have in common."""
 
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from random import Random
 
 from bench.testbed.environment import CLAIM_LEASE_S, COMMIT_TIMEOUT_S, Environment
@@ -10,6 +11,14 @@ from bench.testbed.gateway import Gateway
 from bench.testbed.proxy import Moment
 
 Fault = Callable[[Environment, Gateway, Random], Awaitable[None]]
+
+
+class Place(Enum):
+    """The environment of a fault; each has gateways, a Redis and a database of its own."""
+
+    SINGLE = "one database"
+    PAIR = "a primary and its synchronous standby"
+    DATES = "one database with RETENTION_D"
 
 
 async def kill_at(gateway: Gateway, moment: Moment) -> None:
@@ -35,3 +44,10 @@ async def blackhole_at(gateway: Gateway, moment: Moment, random: Random) -> None
     gateway.database.blackhole()
     await asyncio.sleep(COMMIT_TIMEOUT_S + random.uniform(1, 2))
     gateway.database.restore()
+
+
+async def restart(gateway: Gateway, **settings: str) -> None:
+    """Shut a gateway down in good order, and start it with these settings on top."""
+    gateway.signal(signal.SIGTERM)
+    await asyncio.to_thread(gateway.wait)
+    await gateway.start_ready(settings)

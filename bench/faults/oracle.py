@@ -10,8 +10,10 @@ from math import inf
 import asyncpg
 import msgspec
 
+from bench.faults.cut import judge_restores
 from bench.faults.quarantine import judge_drops
 from bench.faults.verdict import Verdict
+from bench.testbed.chronicle import Chronicle
 from bench.testbed.deliveries import EventGenerator, EventKind
 from bench.testbed.ledger import AnswerKind, Ledger
 from bench.testbed.rows import differences, number_in
@@ -34,8 +36,7 @@ SELECT count(*) FROM stable_events WHERE NOT EXISTS (
         AND events.event_id = stable_events.event_id
 )
 """
-# Between two clocks of one machine.
-_CLOCK_S = 0.001
+_KEPT = (AnswerKind.WRITTEN, AnswerKind.DUPLICATE)
 # Wrong for every callback of the bench.
 _ALWAYS_WRONG = {
     AnswerKind.REFUSED: "answered 3xx or 4xx, outside the contract",
@@ -77,17 +78,20 @@ async def judge(
     events: int,
     *,
     is_repeated: bool = False,
+    chronicle: Chronicle | None = None,
 ) -> Verdict:
     """Compare ledger and tables, for the events of the generator below `events`.
 
     `is_repeated` where a proxy in front of the gateways may repeat a request by itself: it may
-    keep the first answer to itself.
+    keep the first answer to itself. The `chronicle` has the restores and the wrong clocks of the
+    run.
     """
+    chronicle = chronicle or Chronicle()
     table = await _read(connection, generator, events)
     verdict = Verdict(rows=sum(table.rows))
-    answers = _judge_answers(generator, ledger, table, verdict)
+    answers = _judge_answers(generator, ledger, table, verdict, chronicle)
     for number in range(events):
-        _judge_event(number, table, answers, verdict, is_repeated=is_repeated)
+        _judge_event(number, table, answers, verdict, chronicle, is_repeated=is_repeated)
     verdict.lied |= dict.fromkeys(table.unwanted, "to be dropped, with a row")
     if table.strangers:
         verdict.doubled[-1] = f"{table.strangers} rows of no callback"
@@ -95,12 +99,21 @@ async def judge(
         verdict.doubled[-3] = f"{shared} event IDs with several rows"
     if alone := await connection.fetchval(_ENTERED_ALONE):
         verdict.lost[-4] = f"{alone} stable IDs without their row"
-    await judge_drops(connection, generator, ledger, verdict, is_repeated=is_repeated)
+    judge_restores(ledger, chronicle, table.committed_at, verdict)
+    await judge_drops(
+        connection, generator, ledger, verdict, is_repeated=is_repeated, chronicle=chronicle
+    )
     return verdict
 
 
 def _judge_event(
-    number: int, table: _Table, answers: _Answers, verdict: Verdict, *, is_repeated: bool
+    number: int,
+    table: _Table,
+    answers: _Answers,
+    verdict: Verdict,
+    chronicle: Chronicle,
+    *,
+    is_repeated: bool,
 ) -> None:
     """Judge the row of one event, and the number of its answers `written`."""
     rows, kept, written = table.rows[number], answers.kept[number], answers.written[number]
@@ -110,7 +123,7 @@ def _judge_event(
         verdict.lost[number] = "answered written or duplicate, without a row"
     elif number in table.wrong:
         verdict.lost[number] = f"its row has another {table.wrong[number]}"
-    elif rows and not _has_arrived_in_time(number, table, answers):
+    elif rows and not _has_arrived_in_time(number, table, answers, chronicle):
         verdict.lost[number] = "its row has another received_at"
     if written > 1:
         verdict.lied[number] = f"answered written {written} times"
@@ -118,7 +131,9 @@ def _judge_event(
         verdict.lied[number] = "answered duplicate each time, and never written"
 
 
-def _has_arrived_in_time(number: int, table: _Table, answers: _Answers) -> bool:
+def _has_arrived_in_time(
+    number: int, table: _Table, answers: _Answers, chronicle: Chronicle
+) -> bool:
     """Whether `received_at` is within the attempt that was answered `written`.
 
     Without such an answer, it is between the first attempt and the commit. The time of an event
@@ -130,27 +145,24 @@ def _has_arrived_in_time(number: int, table: _Table, answers: _Answers) -> bool:
         begin, end = answers.sent_at[number], answers.answered_at[number]
     else:
         begin, end = answers.first_sent_at[number], table.committed_at[number]
-    return begin - _CLOCK_S <= table.arrived_at[number] <= end + _CLOCK_S
+    return chronicle.is_arrival(table.arrived_at[number], begin, end)
 
 
 def _judge_answers(
-    generator: EventGenerator, ledger: Ledger, table: _Table, verdict: Verdict
+    generator: EventGenerator,
+    ledger: Ledger,
+    table: _Table,
+    verdict: Verdict,
+    chronicle: Chronicle,
 ) -> _Answers:
     """Judge each answer, and return them by event."""
     answers = _Answers(len(table.rows))
     for number, kind, sent_at, answered_at in ledger:
         answers.first_sent_at[number] = min(answers.first_sent_at[number], sent_at)
         answers.unknown[number] |= kind.is_unknown
-        if kind in _ALWAYS_WRONG:
-            verdict.lied[number] = _ALWAYS_WRONG[kind]
-        elif kind is AnswerKind.DROPPED:
-            event = generator.event(number)
-            if event.row is not None or event.kind is EventKind.MALFORMED:
-                verdict.lied[number] = "answered dropped, without a reason"
-        elif kind is AnswerKind.MALFORMED:
-            if generator.event(number).kind is not EventKind.MALFORMED:
-                verdict.lied[number] = "answered malformed, without a reason"
-        elif kind in (AnswerKind.WRITTEN, AnswerKind.DUPLICATE):
+        if wrong := _wrong(generator, number, kind):
+            verdict.lied[number] = wrong
+        elif kind in _KEPT and not chronicle.is_undone(answered_at, table.committed_at[number]):
             answers.kept[number] += 1
             if kind is AnswerKind.WRITTEN:
                 answers.written[number] += 1
@@ -160,6 +172,19 @@ def _judge_answers(
                 early_s = table.committed_at[number] - answered_at
                 verdict.lied[number] = f"answered {kind.value} {early_s:.3f} s before the commit"
     return answers
+
+
+def _wrong(generator: EventGenerator, number: int, kind: AnswerKind) -> str:
+    """Return the reason why an event must not have such an answer; empty where it may."""
+    if kind in _ALWAYS_WRONG:
+        return _ALWAYS_WRONG[kind]
+    if kind not in (AnswerKind.DROPPED, AnswerKind.MALFORMED):
+        return ""
+    event = generator.event(number)
+    is_malformed = event.kind is EventKind.MALFORMED
+    if kind is AnswerKind.MALFORMED:
+        return "" if is_malformed else "answered malformed, without a reason"
+    return "answered dropped, without a reason" if event.row is not None or is_malformed else ""
 
 
 async def _read(connection: asyncpg.Connection, generator: EventGenerator, events: int) -> _Table:

@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf
 from typing import NamedTuple
 from urllib.parse import unquote_plus, unquote_to_bytes
 
@@ -13,6 +14,7 @@ import msgspec
 from app.dropped import decode_event
 from bench.faults.verdict import Verdict
 from bench.testbed.callbacks import SECRET
+from bench.testbed.chronicle import Chronicle
 from bench.testbed.deliveries import EventGenerator, SimulatedEvent
 from bench.testbed.drops import numbered
 from bench.testbed.ledger import AnswerKind, Ledger, Sending
@@ -30,8 +32,6 @@ _CONTENT_TYPE = re.compile(rb"\r\nContent-Type: ([^\r]*)")
 _JSON = "application/json"
 # A row must exist after these answers.
 _KEPT = (AnswerKind.DROPPED, AnswerKind.MALFORMED)
-# Between two clocks of one machine.
-_CLOCK_S = 0.001
 
 
 class _Row(NamedTuple):
@@ -49,6 +49,7 @@ async def judge_drops(
     verdict: Verdict,
     *,
     is_repeated: bool,
+    chronicle: Chronicle,
 ) -> None:
     """Add the broken promises of quarantine to the verdict.
 
@@ -64,21 +65,28 @@ async def judge_drops(
         elif len(found) > 1 and not is_repeated:
             verdict.doubled[sending.event] = f"{len(found)} rows in quarantine of one sending"
         elif kept is not None and sending.kind in _KEPT:
-            _judge_kept(sending, found, verdict)
+            _judge_kept(sending, found, verdict, chronicle)
         elif found and found[0].difference:
             verdict.lost[sending.event] = f"its row in quarantine has another {found[0].difference}"
 
 
-def _judge_kept(sending: Sending, found: list[_Row], verdict: Verdict) -> None:
+def _judge_kept(
+    sending: Sending, found: list[_Row], verdict: Verdict, chronicle: Chronicle
+) -> None:
     """Judge a sending that was answered as one in quarantine."""
     if not found:
+        if chronicle.is_undone(sending.answered_at, inf):
+            return
         verdict.lost[sending.event] = f"answered {sending.kind.value}, without a row in quarantine"
         return
     row = found[0]
     if row.difference:
         verdict.lost[sending.event] = f"its row in quarantine has another {row.difference}"
-    elif not sending.sent_at - _CLOCK_S <= row.received_at <= sending.answered_at + _CLOCK_S:
-        verdict.lost[sending.event] = "its row in quarantine has another time of arrival"
+    elif not chronicle.is_arrival(row.received_at, sending.sent_at, sending.answered_at):
+        after_s = row.received_at - sending.sent_at
+        verdict.lost[sending.event] = (
+            f"its row in quarantine arrived {after_s:.3f} s after its sending"
+        )
     if row.committed_at > sending.answered_at:
         early_s = row.committed_at - sending.answered_at
         verdict.lied[sending.event] = f"answered {sending.kind.value} {early_s:.3f} s too early"

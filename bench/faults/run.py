@@ -5,13 +5,16 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
 
+from bench.faults.clock_faults import AHEAD_S
+from bench.faults.fault import Place
 from bench.faults.faults import FAULTS, NEW_DAY
 from bench.faults.oracle import judge
-from bench.faults.reader import Reading, following
+from bench.faults.reader import LOOK_BACK, Reading, following
 from bench.faults.schedule import Injection, Schedule
 from bench.faults.verdict import Verdict
 from bench.testbed.console import Progress
@@ -24,6 +27,8 @@ from bench.testbed.vendor import RETRY_AFTER_S, Vendor
 
 # Of a fresh callback, from the end of a fault to its final answer.
 RECOVERY_MAX_S = 10.0
+# Of two gateways, one ahead and later the other behind.
+CLOCKS_APART = timedelta(seconds=2 * AHEAD_S)
 _PROBE_S = 0.05
 _SHOW_S = 0.5
 
@@ -63,31 +68,31 @@ async def run(
 ) -> Result:
     """Run a schedule against real processes; raises EmbeddedError and BenchError."""
     started = time.monotonic()
-    generator = schedule.generator
+    schedule = replace(schedule, now=datetime.now(UTC).replace(microsecond=0))
     async with open_environment(
         folder=folder,
         gateways=schedule.gateways,
         arguments=arguments,
+        settings=schedule.settings,
         statements=(*POISON_RULES, *statements),
+        has_standby=schedule.place is Place.PAIR,
     ) as environment:
         ports = [gateway.port for gateway in environment.gateways]
-        vendor = Vendor(generator, ports, schedule.rate, retry_after_s=retry_after_s)
+        vendor = Vendor(schedule.generator, ports, schedule.rate, retry_after_s=retry_after_s)
         running = _Run(schedule, environment, vendor, progress)
+        look_back = LOOK_BACK + (CLOCKS_APART if schedule.place is Place.DATES else timedelta())
         try:
-            async with following(environment.servers.database_url) as reader:
+            async with following(environment.connected, look_back) as reader:
                 await running.run()
         finally:
             await vendor.close()
         reading = await reader.finish()
         progress.step("comparing ledger and table")
-        events = schedule.callbacks + running.probes
-        async with environment.connected() as connection:
-            verdict = await judge(connection, generator, vendor.ledger, events)
         return Result(
             schedule,
             describe_machine(environment.servers.description),
             vendor.ledger,
-            verdict,
+            await running.judge(),
             reading,
             time.monotonic() - started,
             running.recovery_s,
@@ -106,6 +111,7 @@ class _Run:
         self._environment = environment
         self._vendor = vendor
         self._progress = progress
+        self._cuts = 0
         self._generator = schedule.generator
 
     async def run(self) -> None:
@@ -134,6 +140,18 @@ class _Run:
                     with suppress(asyncio.CancelledError, Exception):  # already raised above
                         await task
 
+    async def judge(self) -> Verdict:
+        """Return the verdict of the oracle."""
+        environment = self._environment
+        async with environment.connected() as connection:
+            return await judge(
+                connection,
+                self._generator,
+                self._vendor.ledger,
+                self._schedule.callbacks + self.probes,
+                chronicle=environment.chronicle,
+            )
+
     async def _show(self) -> None:
         while True:
             self._progress.show(self._vendor.begun)
@@ -146,7 +164,7 @@ class _Run:
         try:
             await FAULTS[injection.fault](self._environment, gateways[injection.gateway], random)
         except TimeoutError:
-            raise BenchError(f"{injection.fault}: no COPY in time to inject it") from None
+            raise BenchError(f"{injection.fault}: not injected, or not over, in time") from None
         over = time.monotonic()
         numbers = range(len(gateways))
         recovered = await asyncio.gather(*(self._recovers(number, over) for number in numbers))
@@ -154,6 +172,9 @@ class _Run:
             if not recovered[number]:
                 self.stuck.append(f"{injection.fault} at {injection.at}: gateway {number}")
         self.recovery_s.setdefault(injection.fault, []).append(time.monotonic() - over)
+        for cut in self._environment.chronicle.cuts[self._cuts :]:
+            self._cuts += 1
+            await self._vendor.send_again(cut.target, cut.back)
         for number, gateway in enumerate(gateways):
             if gateway.exit_code is not None:
                 raise BenchError(f"gateway {number} has ended by itself, see {gateway.log}")

@@ -16,6 +16,7 @@ from bench.testbed import drops
 from bench.testbed.callbacks import APPS, EVENTS, parameters, time_text
 from bench.testbed.drops import Drop, Kept
 from bench.testbed.identities import Point, point
+from bench.testbed.periods import Period, moment_of
 from bench.testbed.rows import NUMBER, Row, Version
 from bench.testbed.versions import KEPT, make_version
 
@@ -113,14 +114,14 @@ class SimulatedEvent:
 class EventGenerator:
     """Generates the events of one seed.
 
-    From each number in `new_days` on, the events occur on a day without earlier events. From
-    `probes_from` on, plain events, which occur on a day of their own, take turns with unmapped
-    ones.
+    From each number in `new_days` on, the events occur on a day without earlier events; `periods`
+    have days of their own. So have plain and unmapped events, in turns, from `probes_from` on.
     """
 
     seed: int
     shares: Mapping[EventKind, int] = field(default_factory=lambda: SHARES)
     new_days: Sequence[int] = ()
+    periods: Sequence[Period] = ()
     probes_from: int = sys.maxsize
     vendors: Sequence[str] = ADJUST
 
@@ -129,10 +130,9 @@ class EventGenerator:
         random = Random(self.seed * 1_000_003 + number)  # noqa: S311 - repeatable
         kind = random.choices(list(self.shares), list(self.shares.values()))[0]
         if number >= self.probes_from:
-            is_even = (number - self.probes_from) % 2 == 0
-            kind = EventKind.PLAIN if is_even else EventKind.UNMAPPED
+            kind = EventKind.UNMAPPED if (number - self.probes_from) % 2 else EventKind.PLAIN
         identity = point(self.seed, number, self.vendors)
-        occurred_at = self._occurred_at(number, identity, random)
+        occurred_at = self._occurred_at(number, kind, identity, random)
         sent = parameters(number, random, app=identity.app_token, token=identity.token)
         sent[NUMBER] = str(number)
         if kind in _DROPS:
@@ -164,9 +164,15 @@ class EventGenerator:
         """Return the day of the event of this number."""
         return FIRST_DAY + timedelta(days=bisect_right(self.new_days, number))
 
-    def _occurred_at(self, number: int, identity: Point, random: Random) -> datetime:
+    def _occurred_at(
+        self, number: int, kind: EventKind, identity: Point, random: Random
+    ) -> datetime:
+        seconds_max = len(self.vendors)
+        periods = () if kind is EventKind.STABLE else self.periods
+        if moment := moment_of(periods, number, random, seconds_max):
+            return moment + timedelta(seconds=identity.second)
         # The same for the whole block.
-        first_s = identity.block * 7_919 % (_DAY_S - len(self.vendors))
+        first_s = identity.block * 7_919 % (_DAY_S - seconds_max)
         of_day = timedelta(seconds=first_s + identity.second)
         if number >= self.probes_from:
             return FIRST_DAY - timedelta(days=_PROBES_DAYS) + of_day

@@ -11,6 +11,8 @@ import msgspec
 from bench.testbed.client import Answer, NoAnswer
 
 _SERVER_ERROR = 500
+# Answers that arrive at one moment may be noted in another order.
+_DISORDER_S = 10.0
 
 
 class AnswerKind(Enum):
@@ -137,6 +139,16 @@ class Ledger:
             self._events, self._kinds, self._sent_at, self._answered_at, strict=True
         ):
             yield Entry(event, _ALL[kind], sent_at, answered_at)
+
+    def since(self, moment: float) -> Iterator[Entry]:
+        """Yield the answers that arrived after a moment, the newest first."""
+        for place in range(len(self) - 1, -1, -1):
+            answered_at = self._answered_at[place]
+            if answered_at < moment - _DISORDER_S:
+                return
+            if answered_at > moment:
+                kind = _ALL[self._kinds[place]]
+                yield Entry(self._events[place], kind, self._sent_at[place], answered_at)
 
     def of(self, event: int) -> list[Entry]:
         """Return the answers to one event."""

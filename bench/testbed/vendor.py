@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 
 from bench.testbed.client import Connection
@@ -81,6 +82,19 @@ class Vendor:
             await asyncio.wait(self._under_way)
         if self._defects:
             raise self._defects[0]
+
+    async def send_again(self, since: float, until: float) -> None:
+        """Begin anew each event with a final answer in this time, once: a restore has undone it."""
+        entries = self.ledger.since(since)
+        events = {
+            entry.event for entry in entries if entry.kind.is_final and entry.answered_at <= until
+        }
+        for number in sorted(events):
+            event = self._generator.event(number)
+            while len(self._under_way) >= UNDER_WAY_MAX:
+                await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+            self._start(event, replace(event.deliveries[0], after=0, hangs_up_after=None))
+            await asyncio.sleep(self._pace_s)
 
     async def retry_given_up(self) -> list[int]:
         """Send each event that was given up once more; returns the numbers of new failures.

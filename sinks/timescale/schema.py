@@ -140,16 +140,16 @@ async def read_identity(
     """
     if missing := await missing_migrations(connection):
         raise SchemaError(f"migration {missing[0]} is missing: run `python -m app migrate`")
-    before = now()
     record = await connection.fetchrow(_IDENTITY)
-    after = now()
+    # Not the middle of the query: our clock may have jumped during it.
+    clock = now()
     if record is None:
         raise SchemaError("the table `generation` is empty: it was filled by the migration")
     server_clock: float
     parts: list[object]
     server_clock, *parts = record
     digest = blake2b(repr(parts).encode(), digest_size=GENERATION_BYTES).digest()
-    return Identity(urlsafe_b64encode(digest).decode(), (before + after) / 2 - server_clock)
+    return Identity(urlsafe_b64encode(digest).decode(), clock - server_clock)
 
 
 async def timescaledb_version(connection: asyncpg.Connection) -> str | None:

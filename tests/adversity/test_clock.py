@@ -12,11 +12,11 @@ import pytest
 
 from app.dev.embedded import EmbeddedError
 from bench.testbed.client import get
+from bench.testbed.clocks import Clock, find_libfaketime
+from bench.testbed.ports import free_port
 from bench.testbed.process import PATIENCE_S, POLL_S
-from tests.clocks import Clock, find_libfaketime
 from tests.gateways import Process, Services, environment
 from tests.outcomes import outcome, serving
-from tests.ports import free_port
 from tests.services.test_commands import run
 
 MINUTE_S = 60
@@ -66,6 +66,13 @@ async def until_ahead(gateway: Process, ahead_s: float) -> None:
             await asyncio.sleep(POLL_S)
 
 
+async def until_logged(gateway: Process, words: str) -> None:
+    """Return when the gateway has logged the state of its clock."""
+    async with asyncio.timeout(PATIENCE_S):
+        while words not in gateway.log.read_text():
+            await asyncio.sleep(POLL_S)
+
+
 async def sent(gateway: Process, user: str, since_s: float) -> str:
     """Send a callback of an event that occurred so long after now; return the outcome."""
     callback = {"user_id": user, "created_at": f"{time.time() + since_s:.0f}"}
@@ -103,6 +110,7 @@ async def test_wrong_clock_drops_nothing(
     assert await outcome(gateway, {"created_at": "yesterday"}) == "dropped"
     assert await sent(gateway, "inside", inside_s) == "written"
     assert await clock_state(gateway) == (200, "wrong")
+    await until_logged(gateway, "the clock differs")
     clock.set(0)
     await until_ahead(gateway, 0)
     assert await clock_state(gateway) == (200, "right")
@@ -110,8 +118,20 @@ async def test_wrong_clock_drops_nothing(
     assert await sent(gateway, "too-new", 25 * HOUR_S) == "dropped"
     users = await connection.fetchval("SELECT array_agg(user_id ORDER BY user_id) FROM events")
     assert users == ["inside", "outside"]
+    await until_logged(gateway, "the clock agrees")
     log = [line for line in gateway.log.read_text().splitlines() if "clock" in line]
     assert 0 < len(log) < 5, "said, and not for each callback"
+
+
+@pytest.mark.parametrize("how", ["25 hours slow", "6 minutes fast"])
+async def test_jump_of_the_clock_drops_nothing(gateway: Process, clock: Clock, how: str) -> None:
+    """A clock that jumps is wrong from then on, not only from the next comparison on."""
+    ahead_s, _, outside_s = WRONG[how]
+    await until_ahead(gateway, 0)
+    clock.set(ahead_s)
+    assert await sent(gateway, "outside", outside_s) == "503"
+    clock.set(0)
+    assert await sent(gateway, "outside", outside_s) == "written"
 
 
 async def test_clock_that_is_minutes_off_still_judges(gateway: Process, clock: Clock) -> None:

@@ -3,14 +3,15 @@
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from bench.faults.command import print_result
-from bench.faults.faults import FAULTS
+from bench.faults.faults import QUICK, unavailable
+from bench.faults.report import print_result
 from bench.faults.run import Result, run
-from bench.faults.schedule import Schedule, short_schedule
+from bench.faults.schedule import Schedule, make_schedule, short_schedule
 from bench.testbed.console import Progress
 from bench.testbed.deliveries import EventKind
 from bench.testbed.process import PATIENCE_S, ROOT
@@ -20,17 +21,37 @@ async def run_schedule(schedule: Schedule, folder: Path) -> Result:
     """Run a schedule as the command does; a failed test shows the printed table."""
     with Progress(schedule.callbacks, "callbacks") as progress:
         result = await run(schedule, progress, folder=folder)
-    print_result(result)
+    print_result([result])
     return result
 
 
 @pytest.mark.services
-async def test_every_fault_once(tmp_path: Path) -> None:
-    """Twenty thousand callbacks and a fault of every kind: each event has exactly one row."""
+async def test_every_quick_fault_once(tmp_path: Path) -> None:
+    """Twenty thousand callbacks and a fault of most kinds: each event has exactly one row."""
     result = await run_schedule(short_schedule(seed=7), tmp_path)
     assert result.is_clean
-    assert result.injections == dict.fromkeys(FAULTS, 1)
+    assert result.injections == dict.fromkeys(set(QUICK) - unavailable().keys(), 1)
     assert result.verdict.rows > 0.9 * result.schedule.callbacks
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ["primary_killed_before_the_answer", "recovered_to_a_moment"],
+        ["gateway_clock_behind"],
+    ],
+)
+async def test_slow_fault_once(tmp_path: Path, kinds: Sequence[str]) -> None:
+    """A fail-over, a recovery to a moment, or a wrong clock: each event has exactly one row."""
+    if missing := unavailable().keys() & kinds:
+        pytest.skip(f"no program for {missing}")
+    schedule = make_schedule(
+        seed=7, callbacks=700 * (1 + len(kinds)), injections=len(kinds), rate=150, kinds=kinds
+    )
+    result = await run_schedule(schedule, tmp_path)
+    assert result.is_clean
+    assert result.injections == dict.fromkeys(kinds, 1)
 
 
 def test_seed_determines_the_run() -> None:

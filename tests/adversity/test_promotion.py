@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from bench.testbed.process import PATIENCE_S, POLL_S
-from tests.deploying import lines, statements
-from tests.gateways import Process, Services, environment
-from tests.haproxy import DATABASE, HAProxy, haproxy
-from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
-from tests.ports import free_port
-from tests.postgres_topologies import (
+from bench.testbed.ports import free_port
+from bench.testbed.postgres_pair import Pair
+from bench.testbed.postgres_servers import (
     ALONE,
     HYPERTABLE,
     OWNER,
     PASSWORD,
-    Pair,
     ask,
     asking,
     tell,
     url_of,
 )
+from bench.testbed.process import PATIENCE_S, POLL_S
+from tests.deploying import lines, statements
+from tests.gateways import Process, Services, environment
+from tests.haproxy import DATABASE, HAProxy, haproxy
+from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
 from tests.services.test_commands import run
 
 HASTY = {"COMMIT_TIMEOUT_S": "1", "CLAIM_LEASE_S": "2"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app import callbacks
+from app import bodies
 from app.http import connection_limits as connections
 from app.http.protocol import GatewayProtocol
 from app.parameters import FORM
@@ -147,7 +147,7 @@ async def test_large_bodies_that_wait_for_their_turn_are_bounded(
     gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A body without a place behind the others is answered 503, and the vendor sends it again."""
-    monkeypatch.setattr(callbacks, "WAITING_MAX_BYTES", 100_000)
+    monkeypatch.setattr(bodies, "WAITING_MAX_BYTES", 100_000)
     gateway = await gateways.start()
     turn = threading.Event()
     gateway.gateway.ingest.bodies.apart.thread.submit(turn.wait)

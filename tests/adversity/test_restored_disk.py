@@ -8,18 +8,11 @@ from pathlib import Path
 import pytest
 
 from app.dev.processes import Server
+from bench.testbed.postgres_maker import Maker
+from bench.testbed.postgres_servers import HYPERTABLE, PLAIN, ask, tell, until_primary, url_of
 from tests.deploying import statements
 from tests.gateways import Process, Services
 from tests.outcomes import Parameters, callbacks, outcome, serving, until_told
-from tests.postgres_topologies import (
-    HYPERTABLE,
-    PLAIN,
-    Maker,
-    ask,
-    tell,
-    until_primary,
-    url_of,
-)
 
 BOTH = (HYPERTABLE, PLAIN)
 TIMELINE = "SELECT timeline_id FROM pg_control_checkpoint()"

@@ -9,21 +9,21 @@ import pytest
 
 from app.dev.embedded import EmbeddedError
 from app.dev.processes import Server
-from bench.testbed.process import PATIENCE_S
-from tests.gateways import PATIENT, Process, Services, environment
-from tests.outcomes import COMMITTED, Parameters, callbacks, forget, outcome, serving, until_told
-from tests.pgbouncer import find_pgbouncer, pgbouncer
-from tests.postgres_topologies import (
+from bench.testbed.pgbouncer import find_pgbouncer, pgbouncer
+from bench.testbed.postgres_pair import Pair
+from bench.testbed.postgres_servers import (
     HYPERTABLE,
     OWNER,
     PASSWORD,
     PLAIN,
-    Pair,
     ask,
     tell,
     until_waiting,
     url_of,
 )
+from bench.testbed.process import PATIENCE_S
+from tests.gateways import PATIENT, Process, Services, environment
+from tests.outcomes import COMMITTED, Parameters, callbacks, forget, outcome, serving, until_told
 from tests.services.test_commands import run
 
 # Soon over; the servers look for a deadlock after 100 ms.

@@ -10,11 +10,12 @@ import pytest
 
 from app.dev.processes import ENVIRONMENT, Server
 from app.dev.programs import Programs
+from bench.testbed.postgres_maker import Maker, making
+from bench.testbed.postgres_servers import ask, asking, until, url_of
 from bench.testbed.process import ROOT, as_nobody
 from tests.deploying import PAGE, commands, lines, statements
 from tests.gateways import Services
 from tests.outcomes import COMMITTED, callbacks, serving, until_told
-from tests.postgres_topologies import Maker, ask, asking, making, until, url_of
 
 HEADING = "A synchronous standby"
 

@@ -11,9 +11,10 @@ import pytest
 
 from app.dropped import Dropped
 from app.event import DropReason, Event
+from bench.testbed import pgbouncer
 from bench.testbed.process import ROOT
 from sinks.timescale.sink import TimescaleSink
-from tests import deploying, pgbouncer
+from tests import deploying
 from tests.events import event, write
 from tests.kept import drop, keep
 

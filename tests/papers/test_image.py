@@ -25,9 +25,9 @@ from app import workspaces_file
 from app.__main__ import COMMANDS
 from app.dev.embedded import EmbeddedError, unpack
 from app.settings import Settings, read_settings
+from bench.testbed.ports import free_port
 from bench.testbed.process import ROOT, bound, inherited
 from tests.gateways import Process, Services, environment
-from tests.ports import free_port
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 # Folders that every user may write to: the container has no such place.

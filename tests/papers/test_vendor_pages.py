@@ -7,7 +7,7 @@ import pytest
 
 from adapters import appsflyer, branch
 from app import workspaces_file
-from app.event import App, Event, Retries
+from app.event import App, Drop, DropReason, Event, Retries
 from app.workspaces_file import Apps
 from bench.testbed.process import ROOT
 from tests.adapter_cases import VENDORS, callback_of
@@ -97,3 +97,19 @@ def test_table_has_the_retries_of_each_adapter() -> None:
     [after_5xx] = [row for row in rows if row[0].strip() == "after a 5xx"]
     for name, cell in zip(sorted(VENDORS), after_5xx[1:], strict=True):
         assert ("tries" in cell) == (VENDORS[name].retries is Retries.AFTER_5XX)
+
+
+def test_url_for_tenjin_becomes_an_event() -> None:
+    """The documented URL, filled in, is an event with the device; unfilled, it lacks its time."""
+    [url] = re.findall(r"```\n(https://[^`]*/tenjin\?.*?)```", TABLE, re.DOTALL)
+    query = url.replace("\n", "").partition("?")[2].replace("secret=SECRET&", "")
+    app = App(workspace_id="w", vendor="tenjin", app_token="APP_TOKEN", events={"EVENT": "e"})
+    vendor = VENDORS["tenjin"]
+    unfilled = vendor.parse(callback_of(query.encode(), vendor=vendor), app)
+    assert unfilled == Drop(DropReason.UNFILLED_PLACEHOLDER, "{{TIME}}")
+    values = {"TIME": "1750500000", "analytics_installation_id": "d1", "advertising_id": "A-1"}
+    filled = re.sub(r"\{\{(\w+)\}\}", lambda macro: values.get(macro[1], "x"), query)
+    event = vendor.parse(callback_of(filled.encode(), vendor=vendor), app)
+    assert isinstance(event, Event)
+    assert (event.adid, event.gps_adid, event.os_name) == ("d1", "a-1", "android")
+    assert event.properties.keys() == {"event_token", "ip_address", "bundle_id"}

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from app.dev.processes import Server
+from bench.testbed.postgres_maker import Maker
+from bench.testbed.postgres_servers import HYPERTABLE, ask, tell
 from bench.testbed.process import inherited
 from tests.deploying import commands, lines, statements
 from tests.gateways import Process, Services, environment
 from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
-from tests.postgres_topologies import HYPERTABLE, Maker, ask, tell
 from tests.services.test_commands import run
 
 FILE, CHANGE = "A password file", "Changing the password"

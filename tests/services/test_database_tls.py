@@ -10,12 +10,13 @@ import asyncpg
 import pytest
 
 from app.dev.processes import ENVIRONMENT, Server
+from bench.testbed.postgres_maker import Maker
+from bench.testbed.postgres_servers import HYPERTABLE, tell
 from bench.testbed.process import as_nobody
 from sinks.timescale import hosts
 from tests.deploying import commands, lines, statements
 from tests.gateways import Services, environment
 from tests.outcomes import COMMITTED, callbacks, outcome, serving, until_told
-from tests.postgres_topologies import HYPERTABLE, Maker, tell
 from tests.services.test_commands import run
 from tests.unit.test_check_connection import CHAIN, VERIFIED
 

@@ -1,13 +1,16 @@
 """Discovery of vendors, and the optional names of their modules."""
 
+import json
 from pathlib import Path
+from time import thread_time
 
 import msgspec
 import pytest
 
 import adapters
-from app.event import UNFILLED, Retries
+from app.event import UNFILLED, App, Callback, Event, Retries
 from app.vendor import Vendor
+from tests.adapter_cases import RECEIVED_AT
 
 PARSE = "def parse(callback, app): ...\n"
 
@@ -83,3 +86,31 @@ def test_module_without_parse_is_refused(folder: Path) -> None:
     (folder / "no_parse.py").write_text("")
     with pytest.raises(TypeError, match=r"no_parse\.py has no function parse"):
         adapters.load()
+
+
+MANY = {f"k{number}": 1 for number in range(60_000)}
+OF_VENDOR: dict[str, dict[str, object]] = {
+    "appsflyer": {"event_name": "e", "event_time": "2025-06-21 10:00:00", "event_value": MANY},
+    "branch": {
+        "name": "e", "timestamp": 1750500000000, "user_data": MANY, "event_data": json.dumps(MANY),
+        "custom_data": dict(list(MANY.items())[:3_000]),
+        "last_attributed_touch_data": dict(list(MANY.items())[:3_000]),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_VENDOR)
+def test_members_beyond_number_do_not_hold_the_loop(name: str) -> None:
+    """An object with very many members stays a text, and is parsed within 20 ms of CPU time."""
+    app = App(workspace_id="w", vendor=name, app_token="a", events={"e": "e"})
+    vendor, body = adapters.load()[name], json.dumps(OF_VENDOR[name]).encode()
+    longest_s = []
+    for _ in range(5):
+        callback = Callback(query={"app_token": "a"}, received_at=RECEIVED_AT, body=body)
+        before = thread_time()
+        event = vendor.parse(callback, app)
+        longest_s.append(thread_time() - before)
+    assert isinstance(event, Event)
+    assert event.properties.keys() & {"event_value", "user_data", "event_data"}
+    assert len(event.properties) < 4_100
+    assert min(longest_s) < 0.02

@@ -174,6 +174,8 @@ TIMES: list[tuple[Changes, str]] = [
      "2023-11-03T00:49:04.897000+00:00"),
     ({"event_time": None, "event_time_selected_timezone": "2024-01-29 04:01:42.364+0800"},
      "2024-01-28T20:01:42.364000+00:00"),
+    ({"event_time": "null", "event_time_selected_timezone": "2024-01-29 04:01:42.364+0800"},
+     "2024-01-28T20:01:42.364000+00:00"),
     ({"event_time": "", "event_time_selected_timezone": "2024-01-29 04:01:42.364+0800"},
      "2024-01-28T20:01:42.364000+00:00"),
 ]  # fmt: skip
@@ -257,6 +259,8 @@ REVENUES: list[tuple[Changes, str | None, str | None]] = [
     ({"event_revenue_currency": None, "event_value": None}, "9.99", None),
     ({"event_revenue": None, "event_value": None, "event_revenue_usd": "8"}, "8", "USD"),
     ({"event_revenue": None, "event_value": "{}"}, None, None),
+    ({"event_revenue": "null"}, "9.99", "EUR"),
+    ({"event_revenue_currency": "null", "event_value": None}, "9.99", None),
 ]
 
 
@@ -330,6 +334,14 @@ def test_omitted_fields_are_stored_nowhere() -> None:
     found = event({}, app)
     assert (found.user_id, found.gps_adid, found.country, found.os_name) == (None,) * 4
     assert "event_value" not in found.properties
+    assert found.event_id == event().event_id
+
+
+def test_omitted_revenue_has_no_copy() -> None:
+    """A revenue that the app omits is not under the shared names either."""
+    app = msgspec.structs.replace(CONFIGURED, omit=("event_revenue", "event_value"))
+    found = event({}, app)
+    assert "9.99" not in found.properties.values()
     assert found.event_id == event().event_id
 
 

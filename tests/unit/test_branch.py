@@ -10,6 +10,7 @@ import pytest
 
 from adapters import branch
 from app.event import App, Callback, Drop, DropReason, Event
+from app.set_parameters import set_parameters
 from tests.adapter_cases import VENDORS, AdapterCases, assert_fits, callback_of, in_json_body
 from tests.vectors import APP, vectors_of
 
@@ -168,9 +169,7 @@ def test_get_and_post_are_one_event() -> None:
     assert isinstance(in_url, Event)
     found = event()
     assert columns_of(in_url) == columns_of(found)
-    short = of_url({name.rpartition(".")[2]: value for name, value in GOOD.items()})
-    assert isinstance(short, Event)
-    assert short == in_url
+    assert of_url({n.rpartition(".")[2]: value for n, value in GOOD.items()}) == in_url
 
 
 def columns_of(found: Event) -> Event:
@@ -208,12 +207,33 @@ def test_id_keeps_its_digits() -> None:
 
 def test_event_within_data_is_the_same_event() -> None:
     """An event that is wrapped under `data` is the event."""
-    callback = in_json({"data": BODY, "webhook_id": "7"})
-    found = branch.parse(callback, CONFIGURED)
+    found = branch.parse(in_json({"data": BODY, "webhook_id": "7"}), CONFIGURED)
     assert isinstance(found, Event)
     assert found.event_id == event().event_id
     assert found.properties["webhook_id"] == "7"
     assert event({"data": {"name": "OPEN"}}).event_type == "purchase"
+
+
+WRAPPERS: list[Changes] = [
+    {"timestamp": 1552727099999, "id": 7, "user_data": {"os": "IOS"}},
+    {"name": "delivery", "timestamp": 1552727099999},
+]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapper_is_no_part_of_the_event(wrapper: Changes) -> None:
+    """Members of the object around an event never take the place of the event's own."""
+    found = branch.parse(in_json({**wrapper, "data": BODY}), CONFIGURED)
+    assert isinstance(found, Event)
+    assert columns_of(found) == columns_of(event())
+
+
+def test_parameter_is_set_in_an_event_within_data() -> None:
+    """A parameter that is set by hand takes the place of the wrapped event's own."""
+    callback = set_parameters(in_json({"data": BODY}), {"name": "OPEN", "timestamp": "1552727080"})
+    found = branch.parse(callback, CONFIGURED)
+    assert isinstance(found, Event)
+    assert (found.event_type, found.user_id) == ("app_open", "usr_br_1")
 
 
 NO_IDS: list[object] = [None, "", "null", "0", 0, {}, [], True, [1], {"a": 1}, "undefined"]
@@ -226,8 +246,7 @@ def test_without_an_id_user_and_time_identify(value: object) -> None:
     assert not found.has_stable_id
     assert found.event_id == event({"id": None}).event_id
     assert found.event_id != event({"id": value, "timestamp": 1552727083844}).event_id
-    others = {"user_data": {"developer_identity": "another"}}
-    assert found.event_id != event({"id": value, **others}).event_id
+    assert found.event_id != event({"id": value, "user_data": {"idfv": "1"}}).event_id
 
 
 def test_devices_without_any_id_never_share_one() -> None:
@@ -317,6 +336,30 @@ def test_parameter_of_the_url_wins_over_the_body() -> None:
     assert found.properties["origin"] == "mine"
 
 
+REVENUES: list[tuple[Changes, str | None, str | None]] = [
+    ({"revenue": "null", "revenue_in_usd": 8, "currency": "EUR"}, "8", "USD"),
+    ({"revenue": 9.99, "currency": "null"}, "9.99", None),
+    ({"revenue": "null", "revenue_in_usd": "null"}, None, None),
+]
+
+
+@pytest.mark.parametrize(("values", "amount", "currency"), REVENUES)
+def test_revenue_has_its_canonical_names(
+    values: Changes, amount: str | None, currency: str | None
+) -> None:
+    """The revenue is in the properties that `revenue_events` reads; `null` is none."""
+    found = event({"event_data": values}).properties
+    assert (found.get("revenue_float"), found.get("currency")) == (amount, currency)
+
+
+def test_omitted_revenue_has_no_copy() -> None:
+    """A revenue that the app omits is not under the shared names either."""
+    for names in (("event_data.revenue",), ("event_data",), ("revenue_float",)):
+        found = event({}, msgspec.structs.replace(CONFIGURED, omit=names))
+        assert "revenue_float" not in found.properties
+        assert found.event_id == event().event_id
+
+
 def test_keep_and_omit_name_the_properties() -> None:
     """`keep` lists properties by their flat names; `omit` takes the member's own name too."""
     app = msgspec.structs.replace(CONFIGURED, keep=("user_data.geo_lat",))
@@ -337,8 +380,7 @@ def test_app_chooses_its_own_stable_id() -> None:
     found = event({"id": 7, "timestamp": 1552727099999}, app)
     assert found.event_id == event({}, app).event_id
     assert found.has_stable_id
-    other = event({"user_data": {"developer_identity": "another"}}, app)
-    assert other.event_id != found.event_id
+    assert event({"user_data": {"developer_identity": "x"}}, app).event_id != found.event_id
 
 
 @pytest.mark.parametrize("vector", vectors_of("branch"), ids=lambda vector: vector["id"])

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from app.dev.embedded import EmbeddedError, unpack
+from bench.testbed.ports import free_port
 from bench.testbed.process import ROOT, Program, as_nobody
-from tests.ports import free_port
 
 # The documented one, on a port of ours, for any database of the test's server.
 TEXT = (ROOT / "docs/deploying.md").read_text()
