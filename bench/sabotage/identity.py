@@ -143,7 +143,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "id-of-joined-texts", "No two lists of parts give the same bytes.",
-        Found.LOST, _joined, callbacks=4_000,
+        Found.LOST, _joined, shares={EventKind.STABLE: 2_000}, callbacks=4_000,
     ),
     Sabotage(
         "devices-without-id-share-one", "Two devices without an ID never share one.",

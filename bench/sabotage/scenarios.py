@@ -3,7 +3,6 @@
 import asyncio
 import signal
 from collections import defaultdict
-from collections.abc import AsyncIterator
 
 from redis.asyncio import Redis
 
@@ -24,14 +23,15 @@ FAILED_PER_CLAIM = 4
 SETTLED_WITHIN_S = 10.0
 _SEEN_MS = 30 * 86_400_000
 _DAY_MS = 86_400_000
-# Another process takes each claim over, as after the end of its lease; returns the keys.
+# Another process takes each claim over, as after the end of its lease; returns each key, and the
+# milliseconds that its lease had left.
 _TAKE_OVER = """
 local taken = {}
 for _, key in ipairs(redis.call('KEYS', '*')) do
   local owner = redis.call('GET', key)
   if owner ~= 'seen' and owner ~= 'another' then
+    taken[#taken + 1] = {key, redis.call('PTTL', key)}
     redis.call('SET', key, 'another', 'PX', 600000)
-    taken[#taken + 1] = key
   end
 end
 return taken
@@ -71,17 +71,22 @@ async def run_with_others_claims(
                 left = await redis.mget(*taken)
             await sending
             await vendor.finish()
-            broken += [text async for text in _broken_rules(redis)]
+            seen_ms = (await _keys(redis))[b"seen"]
     finally:
         await vendor.close()
     if released := len(left) - left.count(b"another"):
         broken.append(f"{released} claims of another process were released")
+    if any(not 0 < left_ms <= CLAIM_LEASE_S * 1_000 for left_ms in taken.values()):
+        broken.append("a claim has another lease than CLAIM_LEASE_S")
+    if any(not _SEEN_MS - _DAY_MS < left_ms <= _SEEN_MS for left_ms in seen_ms):
+        broken.append("an event is seen for another time than SEEN_WINDOW_D")
     verdict = await _judge(environment, generator, vendor.ledger, sabotage.callbacks)
     return verdict, broken
 
 
-async def _take_over(redis: Redis) -> set[bytes]:
-    taken: set[bytes] = set()
+async def _take_over(redis: Redis) -> dict[bytes, int]:
+    """Return the claims that were taken over, with the milliseconds of their leases."""
+    taken: dict[bytes, int] = {}
     async with asyncio.timeout(PATIENCE_S):
         while len(taken) < TAKEN_MIN:
             taken.update(await redis.eval(_TAKE_OVER, 0))
@@ -105,16 +110,6 @@ async def _until_settled(redis: Redis) -> list[str]:
             return ["events are not settled" if b"seen" in keys else "no event is settled"]
         await asyncio.sleep(POLL_S)
     return []
-
-
-async def _broken_rules(redis: Redis) -> AsyncIterator[str]:
-    """Yield the rules that the lifetimes of the keys break."""
-    keys = await _keys(redis)
-    keys.pop(b"another", None)
-    if any(not _SEEN_MS - _DAY_MS < left_ms <= _SEEN_MS for left_ms in keys.pop(b"seen", [])):
-        yield "an event is seen for another time than SEEN_WINDOW_D"
-    if any(not 0 < left_ms <= CLAIM_LEASE_S * 1_000 for left in keys.values() for left_ms in left):
-        yield "a claim has another lease than CLAIM_LEASE_S"
 
 
 async def _keys(redis: Redis) -> defaultdict[bytes, list[int]]:

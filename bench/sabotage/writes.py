@@ -184,7 +184,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "locked-is-duplicate", "A lock that is not given in time is a 500.",
-        Found.LIED, _locked_is_duplicate, ["gateway_frozen_before_commit"] * 2,
+        Found.LIED, _locked_is_duplicate, ["gateway_frozen_before_commit"] * 3,
         shares={EventKind.CONTESTED: 1_000, EventKind.STABLE: 600},
     ),
     Sabotage(
