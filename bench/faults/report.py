@@ -57,9 +57,8 @@ def write(results: Sequence[Result], began: datetime, folder: Path) -> Path:
 
 def print_result(results: Sequence[Result]) -> None:
     """Print the table of a run, and every broken promise."""
-    print(table(results))
-    for result in results:
-        print(*_offenders(result), sep="\n")
+    offenders = (line for result in results for line in _offenders(result))
+    print(table(results), *offenders, sep="\n")
 
 
 def table(results: Sequence[Result]) -> str:
