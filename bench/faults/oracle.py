@@ -91,9 +91,7 @@ async def judge(
     verdict = Verdict(rows=sum(table.rows))
     answers = _judge_answers(generator, ledger, table, verdict, chronicle)
     for number in range(events):
-        _judge_event(number, table, answers, verdict, is_repeated=is_repeated)
-        if table.rows[number] and not _has_arrived_in_time(number, table, answers, chronicle):
-            verdict.lost.setdefault(number, "its row has another received_at")
+        _judge_event(number, table, answers, verdict, chronicle, is_repeated=is_repeated)
     verdict.lied |= dict.fromkeys(table.unwanted, "to be dropped, with a row")
     if table.strangers:
         verdict.doubled[-1] = f"{table.strangers} rows of no callback"
@@ -109,7 +107,13 @@ async def judge(
 
 
 def _judge_event(
-    number: int, table: _Table, answers: _Answers, verdict: Verdict, *, is_repeated: bool
+    number: int,
+    table: _Table,
+    answers: _Answers,
+    verdict: Verdict,
+    chronicle: Chronicle,
+    *,
+    is_repeated: bool,
 ) -> None:
     """Judge the row of one event, and the number of its answers `written`."""
     rows, kept, written = table.rows[number], answers.kept[number], answers.written[number]
@@ -119,6 +123,8 @@ def _judge_event(
         verdict.lost[number] = "answered written or duplicate, without a row"
     elif number in table.wrong:
         verdict.lost[number] = f"its row has another {table.wrong[number]}"
+    elif rows and not _has_arrived_in_time(number, table, answers, chronicle):
+        verdict.lost[number] = "its row has another received_at"
     if written > 1:
         verdict.lied[number] = f"answered written {written} times"
     elif kept and not (written or answers.unknown[number] or is_repeated):
@@ -149,20 +155,13 @@ def _judge_answers(
     verdict: Verdict,
     chronicle: Chronicle,
 ) -> _Answers:
-    """Judge each answer, and return those that no restore has undone, by event."""
+    """Judge each answer, and return them by event."""
     answers = _Answers(len(table.rows))
     for number, kind, sent_at, answered_at in ledger:
         answers.first_sent_at[number] = min(answers.first_sent_at[number], sent_at)
         answers.unknown[number] |= kind.is_unknown
-        if kind in _ALWAYS_WRONG:
-            verdict.lied[number] = _ALWAYS_WRONG[kind]
-        elif kind is AnswerKind.DROPPED:
-            event = generator.event(number)
-            if event.row is not None or event.kind is EventKind.MALFORMED:
-                verdict.lied[number] = "answered dropped, without a reason"
-        elif kind is AnswerKind.MALFORMED:
-            if generator.event(number).kind is not EventKind.MALFORMED:
-                verdict.lied[number] = "answered malformed, without a reason"
+        if wrong := _wrong(generator, number, kind):
+            verdict.lied[number] = wrong
         elif kind in _KEPT and not chronicle.is_undone(answered_at, table.committed_at[number]):
             answers.kept[number] += 1
             if kind is AnswerKind.WRITTEN:
@@ -173,6 +172,19 @@ def _judge_answers(
                 early_s = table.committed_at[number] - answered_at
                 verdict.lied[number] = f"answered {kind.value} {early_s:.3f} s before the commit"
     return answers
+
+
+def _wrong(generator: EventGenerator, number: int, kind: AnswerKind) -> str:
+    """Return the reason why an event must not have such an answer; empty where it may."""
+    if kind in _ALWAYS_WRONG:
+        return _ALWAYS_WRONG[kind]
+    if kind not in (AnswerKind.DROPPED, AnswerKind.MALFORMED):
+        return ""
+    event = generator.event(number)
+    is_malformed = event.kind is EventKind.MALFORMED
+    if kind is AnswerKind.MALFORMED:
+        return "" if is_malformed else "answered malformed, without a reason"
+    return "answered dropped, without a reason" if event.row is not None or is_malformed else ""
 
 
 async def _read(connection: asyncpg.Connection, generator: EventGenerator, events: int) -> _Table:

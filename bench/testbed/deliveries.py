@@ -130,14 +130,9 @@ class EventGenerator:
         random = Random(self.seed * 1_000_003 + number)  # noqa: S311 - repeatable
         kind = random.choices(list(self.shares), list(self.shares.values()))[0]
         if number >= self.probes_from:
-            is_even = (number - self.probes_from) % 2 == 0
-            kind = EventKind.PLAIN if is_even else EventKind.UNMAPPED
+            kind = EventKind.UNMAPPED if (number - self.probes_from) % 2 else EventKind.PLAIN
         identity = point(self.seed, number, self.vendors)
-        of_day = self._of_day(identity)
-        periods = () if kind is EventKind.STABLE else self.periods
-        occurred_at = moment_of(periods, number, of_day, random)
-        if occurred_at is None:
-            occurred_at = self._start(number, random) + of_day
+        occurred_at = self._occurred_at(number, kind, identity, random)
         sent = parameters(number, random, app=identity.app_token, token=identity.token)
         sent[NUMBER] = str(number)
         if kind in _DROPS:
@@ -169,19 +164,22 @@ class EventGenerator:
         """Return the day of the event of this number."""
         return FIRST_DAY + timedelta(days=bisect_right(self.new_days, number))
 
-    def _of_day(self, identity: Point) -> timedelta:
-        # The same for the whole block, but for the second of the identity.
-        first_s = identity.block * 7_919 % (_DAY_S - len(self.vendors))
-        return timedelta(seconds=first_s + identity.second)
-
-    def _start(self, number: int, random: Random) -> datetime:
-        """Return the beginning of the day on which an event occurs."""
+    def _occurred_at(
+        self, number: int, kind: EventKind, identity: Point, random: Random
+    ) -> datetime:
+        seconds_max = len(self.vendors)
+        periods = () if kind is EventKind.STABLE else self.periods
+        if moment := moment_of(periods, number, random, seconds_max):
+            return moment + timedelta(seconds=identity.second)
+        # The same for the whole block.
+        first_s = identity.block * 7_919 % (_DAY_S - seconds_max)
+        of_day = timedelta(seconds=first_s + identity.second)
         if number >= self.probes_from:
-            return FIRST_DAY - timedelta(days=_PROBES_DAYS)
+            return FIRST_DAY - timedelta(days=_PROBES_DAYS) + of_day
         late_days = 0
         if random.random() < 0.01:  # noqa: PLR2004 - one of a hundred comes late
             late_days = random.randint(1, _LATE_DAYS_MAX)
-        return self.day(number) - timedelta(days=late_days)
+        return self.day(number) - timedelta(days=late_days) + of_day
 
 
 def _dropped(

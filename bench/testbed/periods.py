@@ -1,7 +1,7 @@
 """Periods in which simulated events occur on other days than their neighbours."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import NamedTuple
 
@@ -19,14 +19,15 @@ class Period(NamedTuple):
 
 
 def moment_of(
-    periods: Sequence[Period], number: int, of_day: timedelta, random: Random
+    periods: Sequence[Period], number: int, random: Random, step_s: int
 ) -> datetime | None:
     """Return the time of an event in a span of its period; None where it is not in a share.
 
-    Events with different times of day have different times in a span of up to a day.
+    It is a multiple of `step_s`: events that differ in a second within it never have one time.
     """
     for period in periods:
         if period.first <= number < period.end and random.random() < period.share:
             start, length = random.choice(period.spans)
-            return start + of_day % length
+            first, last = (int(time.timestamp()) // step_s for time in (start, start + length))
+            return datetime.fromtimestamp(step_s * random.randrange(first + 1, last), UTC)
     return None
