@@ -55,6 +55,12 @@ class Sabotage:
         return self.apply is not nothing
 
     @property
+    def accepted(self) -> frozenset[Found]:
+        """The verdicts that find it: an answer without a row is *lied* where a retry wrote it."""
+        lost_or_lied = frozenset((Found.LOST, Found.LIED))
+        return lost_or_lied if self.found in lost_or_lied else frozenset((self.found,))
+
+    @property
     def all_shares(self) -> Mapping[EventKind, int]:
         """The shares of the kinds of events, all of them."""
         return SHARES | dict(self.shares)
