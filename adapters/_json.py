@@ -19,7 +19,7 @@ _decode_text = msgspec.json.Decoder(str).decode
 # The only spelling of a character that no database stores.
 _NUL = b"\\u0000"
 # Of nested values: far more than any vendor sends. More members would hold the event loop too long.
-MEMBERS_MAX = 4_000
+MEMBERS_MAX = 2_000
 # Equal on every device that sends them in place of an ID.
 _OTHER_TYPES = frozenset({"true", "false"})
 

@@ -26,9 +26,13 @@ def judge_restores(
     unknown: set[int] = set()
     for number, kind, _, answered_at in ledger:
         target = targets.get(number, inf)
-        if kind not in _KEPT and answered_at > target - _UNKNOWN_S:
+        if kind.is_unknown and answered_at > target - _UNKNOWN_S:
             unknown.add(number)
-        elif answered_at > target and not chronicle.is_undone(answered_at, committed_at[number]):
+        elif (
+            kind in _KEPT
+            and answered_at > target
+            and not chronicle.is_undone(answered_at, committed_at[number])
+        ):
             anew[number].append(kind)
     for number, kinds in anew.items():
         if not kinds:

@@ -85,7 +85,7 @@ class Schedule:
 
     def _periods(self) -> Iterator[Period]:
         ends = [*(injection.at for injection in self.injections[1:]), self.callbacks]
-        for injection, end in zip(self.injections, ends, strict=True):
+        for injection, end in zip(self.injections, ends, strict=False):  # there may be none
             if injection.fault in MANY_DAYS:
                 random = Random(f"{self.seed} {injection.at}")  # noqa: S311 - repeatable
                 days = random.sample(range(_WRONG_AMONG), _WRONG_DAYS)

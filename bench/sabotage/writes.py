@@ -62,20 +62,20 @@ def _all(events: Sequence[Event], outcome: Outcome) -> Outcomes:
 
 
 def _count_not_compared() -> None:
-    async def copy(session: Session, events: Sequence[Event]) -> bool:
+    async def copy(session: Session, events: Sequence[Event]) -> int:
         await copy_rows(session, events)
-        return True
+        return len(events)
 
     patch(statements, "_copy_rows", copy)
 
 
 def _target_not_named() -> None:
-    async def found(_: Session, events: Sequence[Event], outcome: Outcome) -> Outcomes:
+    def found(events: Sequence[Event], _: set[bytes], outcome: Outcome) -> Outcomes:
         return _all(events, outcome)
 
     insert: str = vars(statements)["_INSERT"]
     patch(statements, "_INSERT", insert.replace("(occurred_at, event_id) DO", "DO"))
-    patch(statements, "_search", found)
+    patch(statements, "_by_presence", found)
 
 
 def _copy_fails_as(cause: Cause, outcome: Outcome) -> Callable[[], None]:
