@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 from urllib.parse import unquote_plus, unquote_to_bytes
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -156,6 +157,7 @@ def _differences_of_refused(record: asyncpg.Record, expected: Row, number: int) 
         yield "query, body or event"
         return
     event = msgspec.structs.asdict(decode_event(record["event"]))
+    event["event_id"] = UUID(bytes=event["event_id"])
     sending = f"sending-{number:010}"
     ((occurred_at, properties),) = expected.versions
     sent = Version(occurred_at, {**properties, "sending": sending})

@@ -7,7 +7,7 @@ from functools import partial
 from asyncpg.exceptions import ConnectionDoesNotExistError
 
 from app import commit, gateway
-from app.claims import Claim, Claims, scripts
+from app.claims import Claim, Claims, scripts, time_limit
 from app.claims.redis import RedisClaims
 from app.event import Event, Outcome
 from bench.sabotage.sabotage import Found, Sabotage, Scenario, patch
@@ -131,11 +131,19 @@ def _constant_generation() -> None:
     patch(ReconnectingConnection, "generation", property(lambda _: "always the same"))
 
 
-def _script(name: str, old: str, new: str) -> Callable[[], None]:
-    """Return a patch of one of the scripts of the claims."""
+def _changed(name: str, old: str, new: str) -> str:
+    """Return one of the scripts of the claims, changed."""
     script: str = vars(scripts)[name]
     assert old in script, f"{name} has no {old}"
-    return partial(patch, scripts, name, script.replace(old, new))
+    return script.replace(old, new)
+
+
+def _script(name: str, old: str, new: str) -> Callable[[], None]:
+    """Return a patch of one of the scripts of the claims."""
+    return partial(patch, scripts, name, _changed(name, old, new))
+
+
+RELEASE_OF_ANY = _changed("_RELEASE", "if redis.call('GET', key) == ARGV[1] then", "if true then")
 
 
 def _never_settles() -> None:
@@ -166,6 +174,11 @@ SABOTAGES = (
         "contested-is-duplicate", "Contested: another writer has it under way.",
         Found.LIED, _contested_is_duplicate, shares=_CONTESTED,
     ),
+    Sabotage(
+        "claim-without-time-limit", "A claim that takes more than 100 ms is given up.",
+        Found.STUCK, partial(patch, time_limit, "CLAIM_TIMEOUT_S", 3_600.0),
+        scenario=Scenario.FROZEN_REDIS,
+    ),
     _claims("claim-without-lease", "Claim: one short lease per event", _script(
         "_SETTLE_AND_CLAIM", "ARGV[1], 'PX', ARGV[2]", "ARGV[1]",
     )),
@@ -177,9 +190,10 @@ SABOTAGES = (
     _claims("seen-for-ever", "*Seen* for `SEEN_WINDOW_D`", _script(
         "_SETTLE_AND_CLAIM", "'seen', 'PX', ARGV[3]", "'seen'",
     )),
-    _claims("releases-claims-of-others", "Release: by its owner only", _script(
-        "_RELEASE", "if redis.call('GET', key) == ARGV[1] then", "if true then",
-    )),
+    _claims(
+        "releases-claims-of-others", "Release: by its owner only",
+        partial(patch, scripts, "_RELEASE", RELEASE_OF_ANY),
+    ),
     Sabotage(
         "failure-is-settled", "Release: on failure the claim is given back.",
         Found.LOST, _unknown_is_settled, _READ_ONLY,

@@ -1,5 +1,6 @@
 """One run against a sabotaged gateway, and its findings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from bench.sabotage.scenarios import (
     RATE,
     RETRY_AFTER_S,
     SEED,
+    run_promoted,
     run_replaced,
+    run_with_frozen_redis,
     run_with_others_claims,
 )
 from bench.testbed.console import Progress
@@ -28,13 +31,17 @@ class Findings:
     machine: Machine
     reasons: dict[Found, str] = field(default_factory=dict)
 
-    def add(self, verdict: Verdict) -> None:
-        """Add the findings of the oracle."""
+    def add(
+        self, verdict: Verdict, others: Sequence[str] = (), found_others: Found = Found.STUCK
+    ) -> None:
+        """Add the findings of the oracle, and others of one kind."""
         for found in (Found.LOST, Found.DOUBLED, Found.LIED, Found.LEAKED):
             events: dict[int, str] = getattr(verdict, found.value)
             if events:
                 number, reason = next(iter(events.items()))
                 self.reasons[found] = f"{len(events)}, such as callback {number}: {reason}"
+        if others:
+            self.reasons[found_others] = f"{len(others)}, such as {others[0]}"
 
 
 async def run_sabotage(
@@ -60,19 +67,24 @@ async def run_sabotage(
             retry_after_s=RETRY_AFTER_S,
         )
         findings = Findings(result.machine)
-        findings.add(result.verdict)
-        if result.stuck:
-            findings.reasons[Found.STUCK] = f"{len(result.stuck)}, such as {result.stuck[0]}"
+        findings.add(result.verdict, result.stuck)
         return findings
     async with open_environment(
-        folder=folder, arguments=arguments, statements=(*POISON_RULES, *sabotage.statements)
+        folder=folder,
+        arguments=arguments,
+        statements=(*POISON_RULES, *sabotage.statements),
+        has_standby=sabotage.scenario is Scenario.LACKING_STANDBY,
     ) as environment:
         findings = Findings(describe_machine(environment.servers.description))
-        if sabotage.scenario is Scenario.REPLACED_DATA:
-            findings.add(await run_replaced(sabotage, environment))
-            return findings
-        verdict, broken = await run_with_others_claims(sabotage, environment)
-    findings.add(verdict)
-    if broken:
-        findings.reasons[Found.CLAIMS] = "; ".join(broken)
+        match sabotage.scenario:
+            case Scenario.REPLACED_DATA:
+                findings.add(await run_replaced(sabotage, environment))
+            case Scenario.LACKING_STANDBY:
+                findings.add(await run_promoted(sabotage, environment))
+            case Scenario.OTHERS_CLAIMS:
+                verdict, broken = await run_with_others_claims(sabotage, environment)
+                findings.add(verdict, broken, Found.CLAIMS)
+            case Scenario.FROZEN_REDIS:
+                verdict, failed = await run_with_frozen_redis(sabotage, environment)
+                findings.add(verdict, failed, Found.STUCK)
     return findings

@@ -1,6 +1,7 @@
 """A sabotage: a patch of the real gateway in its own process, and the run that shows it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -24,6 +25,8 @@ class Scenario(Enum):
     FAULTS = "faults"
     REPLACED_DATA = "data replaced under the claims"
     OTHERS_CLAIMS = "claims taken over by another process"
+    FROZEN_REDIS = "callbacks while Redis is frozen"
+    LACKING_STANDBY = "a standby without the last rows is promoted"
 
 
 def nothing() -> None:
@@ -66,8 +69,25 @@ class Sabotage:
         return SHARES | dict(self.shares)
 
 
+# Each patched attribute: its owner, name and original value.
+_patched: list[tuple[object, str, object]] = []
+
+
 def patch(owner: object, name: str, replacement: object) -> None:
     """Replace an attribute of a module or class, which must exist."""
-    if not hasattr(owner, name):
+    if name not in vars(owner):
         raise AttributeError(f"{owner} has no {name}: the sabotage does nothing")
+    _patched.append((owner, name, vars(owner)[name]))
     setattr(owner, name, replacement)
+
+
+@contextmanager
+def applied(sabotage: Sabotage) -> Iterator[None]:
+    """Apply a sabotage to this process, and undo its patches at the end."""
+    before = len(_patched)
+    try:
+        sabotage.apply()
+        yield
+    finally:
+        while len(_patched) > before:
+            setattr(*_patched.pop())

@@ -1,8 +1,9 @@
-"""The runs that show a breach of the rules of the claims, which faults alone do not show."""
+"""The runs that show a breach where faults alone do not."""
 
 import asyncio
 import signal
 from collections import defaultdict
+from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
@@ -12,6 +13,7 @@ from bench.sabotage.sabotage import Sabotage
 from bench.testbed.deliveries import MIX, EventGenerator
 from bench.testbed.environment import CLAIM_LEASE_S, Environment
 from bench.testbed.ledger import AnswerKind, Ledger
+from bench.testbed.postgres_servers import WAITING, asking
 from bench.testbed.process import PATIENCE_S, POLL_S
 from bench.testbed.vendor import Vendor
 
@@ -21,6 +23,7 @@ RETRY_AFTER_S = (0.1, 0.2, 0.4, 0.8, 1.6)
 TAKEN_MIN = 10
 FAILED_PER_CLAIM = 4
 SETTLED_WITHIN_S = 10.0
+FROZEN_CALLBACKS, FROZEN_RETRIES = 150, 2
 _SEEN_MS = 30 * 86_400_000
 _DAY_MS = 86_400_000
 # Another process takes each claim over, as after the end of its lease; returns each key, and the
@@ -36,6 +39,7 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
 end
 return taken
 """
+_CANCEL_WAITS = f"SELECT pg_cancel_backend(pid) FROM ({WAITING}) AS waiting"  # noqa: S608 - constant
 
 
 async def run_replaced(sabotage: Sabotage, environment: Environment) -> Verdict:
@@ -84,6 +88,67 @@ async def run_with_others_claims(
     return verdict, broken
 
 
+async def run_with_frozen_redis(
+    sabotage: Sabotage, environment: Environment
+) -> tuple[Verdict, list[str]]:
+    """Freeze Redis for some callbacks; returns a failure of theirs too."""
+    generator = EventGenerator(SEED, sabotage.all_shares, vendors=MIX)
+    vendor = _vendor(environment, generator, RETRY_AFTER_S[:FROZEN_RETRIES])
+    redis = environment.servers.redis
+    try:
+        await vendor.send(sabotage.callbacks // 2)
+        await vendor.finish()
+        redis.pause()
+        try:
+            await vendor.send(sabotage.callbacks // 2 + FROZEN_CALLBACKS)
+            await vendor.finish()
+        finally:
+            redis.resume()
+        failed = [f"callback {number} failed" for number in vendor.ledger.given_up]
+        await vendor.send(sabotage.callbacks)
+        await vendor.finish()
+    finally:
+        await vendor.close()
+    return await _judge(environment, generator, vendor.ledger, sabotage.callbacks), failed
+
+
+async def run_promoted(sabotage: Sabotage, environment: Environment) -> Verdict:
+    """Promote a standby that lacks the rows of commits whose wait for it was cancelled.
+
+    Without the standby all commits wait, and their waits are cancelled. The retries of their
+    events find rows that no standby has.
+    """
+    generator = EventGenerator(SEED, sabotage.all_shares, vendors=MIX)
+    vendor = _vendor(environment, generator)
+    pair = environment.pair
+    try:
+        await vendor.send(sabotage.callbacks // 3)
+        await vendor.finish()
+        # Killed, not frozen: the network would deliver the rows to a frozen one later.
+        await asyncio.to_thread(pair.standby.kill)
+        async with asyncio.TaskGroup() as tasks:
+            cancelling = tasks.create_task(_cancel_waits(environment))
+            await vendor.send(sabotage.callbacks * 2 // 3)
+            await vendor.finish()
+            cancelling.cancel()
+        await asyncio.to_thread(pair.primary.kill)
+        await asyncio.to_thread(pair.standby.start)
+        await pair.promote()
+        await vendor.send(sabotage.callbacks)
+        await vendor.finish()
+    finally:
+        await vendor.close()
+    return await _judge(environment, generator, vendor.ledger, sabotage.callbacks)
+
+
+async def _cancel_waits(environment: Environment) -> None:
+    """Cancel each wait of a commit for the standby, until cancelled."""
+    async with asking(environment.pair.primary) as connection:
+        while True:
+            await connection.fetch(_CANCEL_WAITS)
+            await asyncio.sleep(POLL_S)
+
+
 async def _take_over(redis: Redis) -> dict[bytes, int]:
     """Return the claims that were taken over, with the milliseconds of their leases."""
     taken: dict[bytes, int] = {}
@@ -122,9 +187,13 @@ async def _keys(redis: Redis) -> defaultdict[bytes, list[int]]:
     return keys
 
 
-def _vendor(environment: Environment, generator: EventGenerator) -> Vendor:
+def _vendor(
+    environment: Environment,
+    generator: EventGenerator,
+    retry_after_s: Sequence[float] = RETRY_AFTER_S,
+) -> Vendor:
     ports = [gateway.port for gateway in environment.gateways]
-    return Vendor(generator, ports, RATE, retry_after_s=RETRY_AFTER_S)
+    return Vendor(generator, ports, RATE, retry_after_s=retry_after_s)
 
 
 async def _send(environment: Environment, generator: EventGenerator, callbacks: int) -> Ledger:

@@ -37,7 +37,7 @@ _SWALLOWS = (
     """,
     "CREATE TRIGGER swallow BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION swallow()",
 )
-_FOREIGN_INDEX = (
+FOREIGN_INDEX = (
     "CREATE UNIQUE INDEX ON events "
     "(occurred_at, app_token, event_type, country, (properties ->> 'currency'))"
 )
@@ -47,7 +47,6 @@ _WEAK = "SET synchronous_commit = off"
 _FLUSHED = ["redis_flushed"] * 2
 _REDELIVERED = {EventKind.REDELIVERED: 600}
 _STABLE = {EventKind.STABLE: 2_000}
-_POISON = {EventKind.POISON: 60}
 _HOUR = timedelta(hours=1)
 
 Outcomes = dict[bytes, Outcome]
@@ -78,7 +77,7 @@ def _target_not_named() -> None:
     patch(statements, "_by_presence", found)
 
 
-def _copy_fails_as(cause: Cause, outcome: Outcome) -> Callable[[], None]:
+def copy_fails_as(cause: Cause, outcome: Outcome) -> Callable[[], None]:
     """Return a patch that gives a whole batch one outcome after a failed COPY."""
 
     async def copy(session: Session, events: Sequence[Event]) -> Outcomes:
@@ -129,23 +128,6 @@ def _stable_ids_not_entered() -> None:
     patch(statements, "_enter_stable", enter)
 
 
-def _refused_without_proof() -> None:
-    async def refuse(_: Session, __: Event) -> Outcome:
-        return Outcome.REFUSED
-
-    patch(writes, "_refused_or_written", refuse)
-
-
-def _never_refuses() -> None:
-    async def write(session: Session, event: Event) -> Outcome:
-        outcome = await write_one(session, event)
-        if outcome is Outcome.REFUSED:
-            raise LookupError("no final answer")
-        return outcome
-
-    patch(sinks, "write_one", write)
-
-
 def _stored_otherwise(change: Callable[[Event], dict[str, object]]) -> Callable[[], None]:
     """Return a patch that changes each event on its way into the table."""
 
@@ -167,7 +149,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "conflict-is-duplicate", "After a conflict the database decides row by row.",
-        Found.LOST, _copy_fails_as(Cause.DUPLICATE, Outcome.DUPLICATE), _FLUSHED,
+        Found.LOST, copy_fails_as(Cause.DUPLICATE, Outcome.DUPLICATE), _FLUSHED,
         shares=_REDELIVERED,
     ),
     Sabotage(
@@ -176,7 +158,7 @@ SABOTAGES = (
     ),
     Sabotage(
         "conflict-target-not-named", "The conflict target is named.",
-        Found.LOST, _target_not_named, statements=[_FOREIGN_INDEX],
+        Found.LOST, _target_not_named, statements=[FOREIGN_INDEX],
     ),
     Sabotage(
         "copy-count-not-compared", "The number that COPY reports is compared.",
@@ -194,18 +176,6 @@ SABOTAGES = (
     Sabotage(
         "stable-ids-not-entered", "Stable IDs are entered in a table of their own.",
         Found.DOUBLED, _stable_ids_not_entered, _FLUSHED, shares=_STABLE,
-    ),
-    Sabotage(
-        "poison-blames-neighbours", "A refused row is found by its name or by halving.",
-        Found.LIED, _copy_fails_as(Cause.ROW, Outcome.REFUSED), shares=_POISON,
-    ),
-    Sabotage(
-        "refused-without-proof", "`refused` only if a harmless row was accepted",
-        Found.LIED, _refused_without_proof, ["schema_broken"],
-    ),
-    Sabotage(
-        "never-refuses", "A refused event is answered `dropped`.",
-        Found.STUCK, _never_refuses, callbacks=600,
     ),
     Sabotage(
         "commit-not-durable", "`synchronous_commit` is raised to `on`.",

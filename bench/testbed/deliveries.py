@@ -11,14 +11,16 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from random import Random
 from typing import NamedTuple
+from uuid import UUID
 
 from bench.testbed import drops
 from bench.testbed.callbacks import APPS, EVENTS, parameters, time_text
 from bench.testbed.drops import Drop, Kept
+from bench.testbed.event_ids import event_id_of, user_of
 from bench.testbed.identities import Point, point
 from bench.testbed.periods import Period, moment_of
 from bench.testbed.rows import NUMBER, Row, Version
-from bench.testbed.versions import KEPT, make_version
+from bench.testbed.versions import KEPT, Made, make_version
 
 # Fixed: the same seed sends the same callbacks on any day.
 FIRST_DAY = datetime(2024, 3, 1, tzinfo=UTC)
@@ -143,21 +145,20 @@ class EventGenerator:
             sent["transaction_id"] = identity.stable_id
         for name in ("user_id", "adid", "gps_adid", "idfa"):
             del sent[name]
-        deliveries: list[Delivery] = []
-        versions: list[Version] = []
-        for turn, plan in enumerate(_PLANS[kind](random)):
+        plans = _PLANS[kind](random)
+        made: list[Made] = []
+        for turn in range(len(plans)):
             time = occurred_at
             if kind is EventKind.STABLE and turn:
                 # Earlier: a later time may be on a new day.
                 time -= timedelta(seconds=random.randint(1, 90_000))
-            request, version = make_version(identity, sent, turn, time, random)
-            deliveries.append(Delivery(request, *plan))
-            versions.append(version)
+            made.append(make_version(identity, sent, turn, time, random))
         row = replace(
-            _row(sent, identity.vendor, identity.token, identity.user.columns),
-            versions=versions,
+            _row(made[0].event_id, sent, identity.vendor, identity.token, identity.user.columns),
+            versions=[one.version for one in made],
             has_stable_id="id" in sent or "transaction_id" in sent,
         )
+        deliveries = [Delivery(one.request, *plan) for one, plan in zip(made, plans, strict=True)]
         return SimulatedEvent(number, kind, deliveries, row, identity=identity)
 
     def day(self, number: int) -> datetime:
@@ -192,14 +193,22 @@ def _dropped(
     if kind is EventKind.POISON:
         columns = {"user_id": sent["user_id"], "adid": sent["adid"]}
         kept = {name: value for name, value in sent.items() if name in KEPT}
-        row = _row(sent, "adjust", sent["event_token"], columns)
+        token = sent["event_token"]
+        event_id = event_id_of(
+            user_of(columns, {}), vendor="adjust", app_token=sent["app_token"],
+            event_type=EVENTS[token], occurred_at=occurred_at, raw_event_id=token,
+        )  # fmt: skip
+        row = _row(event_id, sent, "adjust", token, columns)
         refused = replace(row, versions=[Version(occurred_at, kept)])
     return SimulatedEvent(number, kind, [delivery], None, drop.kept, refused)
 
 
-def _row(sent: Mapping[str, str], vendor: str, token: str, columns: Mapping[str, str]) -> Row:
+def _row(
+    event_id: UUID, sent: Mapping[str, str], vendor: str, token: str, columns: Mapping[str, str]
+) -> Row:
     """Return the row of an event, without versions; `columns` are the user's."""
     return Row(
+        event_id=event_id,
         workspace_id=APPS[sent["app_token"]],
         vendor=vendor,
         app_token=sent["app_token"],

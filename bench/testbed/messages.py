@@ -105,6 +105,14 @@ def expected_properties(
     return {name: text for name, text in texts.items() if text} | shared
 
 
+def parameters_of(vendor: str, sent: Mapping[str, str], occurred_at: datetime) -> Mapping[str, str]:
+    """Return the parameters of a message that have a value, with those of its URL."""
+    members = msgspec.json.decode(_body(vendor, sent, occurred_at), type=Raw)
+    texts = {name: _text(bytes(value)) for name, value in members.items()}
+    present = {name: text for name, text in texts.items() if text}
+    return present | {"app_token": sent["app_token"]}
+
+
 def _flat(members: Raw) -> list[tuple[str, msgspec.Raw]]:
     flat: list[tuple[str, msgspec.Raw]] = []
     for name, value in members.items():

@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
+from uuid import UUID
 
 # The parameter that holds the number of the event, in `properties` of its row.
 NUMBER = "event_number"
 _COLUMNS = (
-    "workspace_id", "vendor", "app_token", "event_type", "user_id", "adid", "gps_adid", "idfa",
-    "os_name", "country",
+    "event_id", "workspace_id", "vendor", "app_token", "event_type", "user_id", "adid", "gps_adid",
+    "idfa", "os_name", "country",
 )  # fmt: skip
 
 
@@ -24,9 +25,10 @@ class Version(NamedTuple):
 class Row:
     """The expected row: its columns, and the versions of its deliveries; any of them is right.
 
-    `event_id` and `received_at` are not known before.
+    `received_at` is not known before.
     """
 
+    event_id: UUID
     workspace_id: str
     vendor: str
     app_token: str

@@ -45,7 +45,7 @@ async def store(connection: asyncpg.Connection, kept: SimulatedEvent, **changes:
     assert row is not None
     version = row.versions[0]
     columns: dict[str, Any] = {
-        "event_id": uuid4(),
+        "event_id": row.event_id,
         "occurred_at": version.occurred_at,
         "received_at": datetime.now(UTC),
         "properties": msgspec.json.encode(version.properties).decode(),
@@ -109,6 +109,7 @@ async def test_missing_row_is_lost(connection: asyncpg.Connection, answer: Answe
 @pytest.mark.parametrize(
     "changes",
     [
+        {"event_id": uuid4()},
         {"properties": "{}"},
         {"country": "XX"},
         {"workspace_id": "ws_other"},
@@ -142,7 +143,8 @@ async def test_second_row_is_doubled(connection: asyncpg.Connection) -> None:
     assert STABLE.row is not None
     for occurred_at, properties in STABLE.row.versions:
         text = msgspec.json.encode(properties).decode()
-        await store(connection, STABLE, occurred_at=occurred_at, properties=text)
+        changes = {"occurred_at": occurred_at, "properties": text}
+        await store(connection, STABLE, event_id=uuid4(), **changes)
     verdict = await found(connection, STABLE, AnswerKind.ERROR)
     assert (list(verdict.doubled), verdict.rows) == ([STABLE.number], 2)
 

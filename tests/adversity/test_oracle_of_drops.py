@@ -182,7 +182,7 @@ def refused_event(**changes: Any) -> Event:
     row = POISON.refused
     assert row is not None
     columns = {
-        "event_id": bytes(16),
+        "event_id": row.event_id.bytes,
         "occurred_at": row.versions[0].occurred_at,
         "properties": {**row.versions[0].properties, "sending": "sending-0000000007"},
         **{name: getattr(row, name) for name in ROW_COLUMNS},
@@ -194,6 +194,7 @@ def refused_event(**changes: Any) -> Event:
     "changes",
     [
         {},
+        {"event_id": bytes(16)},
         {"user_id": "other"},
         {"adid": None},
         {"country": "XX"},

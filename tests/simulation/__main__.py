@@ -7,11 +7,26 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
+from bench.testbed import documents
+from bench.testbed.console import markdown_table
+from bench.testbed.machine import describe_machine
+from bench.testbed.process import BenchError
 from tests.simulation import history, sabotage
 from tests.simulation.history import Result
 
 PROGRESS_S = 30.0
 SABOTAGE_SEEDS = 300
+PROGRAM = "python -m tests.simulation"
+RUN_HEADINGS = (
+    "histories",
+    "seeds",
+    "steps",
+    "virtual hours",
+    "answers",
+    "seconds",
+    "broken promises",
+)
+SABOTAGE_HEADINGS = ("sabotage", "broken sentence", "verdict", "histories", "seconds")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,8 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print_history(result)
             return int(not result.is_sound)
         if chosen.sabotage:
-            return _find_sabotages(chosen.first, interrupts)
-        return _run(_until(interrupts, _seeds(chosen.first, chosen.seeds, chosen.hours)))
+            return _find_sabotages(chosen, interrupts)
+        seeds = _seeds(chosen.first, chosen.seeds, chosen.hours)
+        return _run(chosen, _until(interrupts, seeds))
+    except BenchError as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: no history has failed", file=sys.stderr)
         return 130
@@ -60,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="break one promise at a time on purpose: the histories must show each",
     )
+    documents.add_option(parser)
     return parser
 
 
@@ -89,7 +109,7 @@ def _until(interrupts: Sequence[int], seeds: Iterable[int]) -> Iterable[int]:
         yield seed
 
 
-def _run(seeds: Iterable[int]) -> int:
+def _run(chosen: argparse.Namespace, seeds: Iterable[int]) -> int:
     """Run histories until the first that breaks a promise; return the exit code."""
     began = shown = time.monotonic()
     print(f"numbers every {PROGRESS_S:g} s; Ctrl-C ends the run", file=sys.stderr)
@@ -116,24 +136,38 @@ def _run(seeds: Iterable[int]) -> int:
             shown = time.monotonic()
             print(f"{summary()}, seed {seed}", file=sys.stderr)
     print(f"{summary()}: no promise was broken")
+    first: int = chosen.first
+    row = (
+        f"{histories:,}", f"{first} to {first + histories - 1}", f"{steps:,}",
+        f"{simulated_s / 3600:.1f}", f"{answers:,}", f"{time.monotonic() - began:.0f}", 0,
+    )  # fmt: skip
+    _document(chosen, "--seeds", markdown_table(RUN_HEADINGS, [row]))
     return 0
 
 
-def _find_sabotages(first: int, interrupts: Sequence[int]) -> int:
+def _find_sabotages(chosen: argparse.Namespace, interrupts: Sequence[int]) -> int:
     """Print the first history that shows each sabotage; return the exit code."""
-    missed = 0
-    for name in sabotage.SABOTAGES:
+    rows: list[tuple[object, ...]] = []
+    first: int = chosen.first
+    for name, broken in sabotage.SABOTAGES.items():
         began = time.monotonic()
         found = sabotage.find(name, _until(interrupts, range(first, first + SABOTAGE_SEEDS)))
         took_s = time.monotonic() - began
         if found is None:
-            missed += 1
             print(f"{name}: not found in {SABOTAGE_SEEDS} histories")
-        else:
-            verdict = found.result.violations[0]
-            print(f"{name}: seed {found.result.seed}, {took_s:.1f} s: {verdict}")
-    print(f"{len(sabotage.SABOTAGES) - missed} of {len(sabotage.SABOTAGES)} sabotages found")
+            continue
+        print(f"{name}: seed {found.result.seed}, {took_s:.1f} s: {found.result.violations[0]}")
+        rows.append((name, broken.sentence, found.verdict, found.histories, took_s))
+    missed = len(sabotage.SABOTAGES) - len(rows)
+    print(f"{len(rows)} of {len(sabotage.SABOTAGES)} sabotages found")
+    if not missed:
+        _document(chosen, "--sabotage", markdown_table(SABOTAGE_HEADINGS, rows))
     return int(missed > 0)
+
+
+def _document(chosen: argparse.Namespace, command: str, table: str) -> None:
+    machine = describe_machine("modelled servers")
+    documents.write(chosen, command, machine, table, program=PROGRAM)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from app.vendor import Vendors
 from app.workspaces import Workspaces
 from sinks.timescale.sink import TimescaleSink
 from tests.simulation.cluster import DATABASE_URL
+from tests.simulation.events import SECRET, WORKSPACES
 from tests.simulation.loop import Process
 from tests.simulation.redis_server import Redis, RedisConnection
-from tests.simulation.stories import SECRET, WORKSPACES
 from tests.simulation.world import World
 
 COMMIT_TIMEOUT_S, LEASE_S = 1.0, 3.0

@@ -14,7 +14,7 @@ import asyncpg
 
 from app.claims import discovery
 from app.claims import redis as redis_claims
-from tests.simulation import stories
+from tests.simulation import events
 from tests.simulation.cluster import Cluster
 from tests.simulation.connection import connect
 from tests.simulation.faults import Faults
@@ -92,7 +92,7 @@ class _History:
         self._redis = Redis(world)
         self._gateways = [self._start(place) for place in range(len(GATEWAYS))]
         self._faults = Faults(world, self._cluster, self._redis, self._gateways, self._start)
-        drawn = stories.draw(random, random.randint(4, 9))
+        drawn = events.draw(random, random.randint(4, 9))
         self._vendor = Vendor(world, self._cluster, self._gateways, drawn)
 
     def run(self) -> Vendor:

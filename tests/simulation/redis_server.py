@@ -7,12 +7,11 @@ from functools import partial
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.claims import scripts
+from bench.sabotage.commits import RELEASE_OF_ANY
 from tests.simulation.loop import PROCESS, Process
 from tests.simulation.world import World
 
 _LATENCY_S = 0.0002
-# A sabotage: the claim of any owner is given back.
-RELEASE_OF_ANY = "for _, key in ipairs(KEYS) do redis.call('DEL', key) end return ''"
 _SETTLE_AND_CLAIM, _RELEASE = scripts._SETTLE_AND_CLAIM, scripts._RELEASE
 _SEEN = b"seen"
 

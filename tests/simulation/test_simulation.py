@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from app.claims import scripts
+from bench.sabotage.sabotage import applied
 from bench.testbed.process import PATIENCE_S, ROOT
 from sinks.timescale import statements
 from tests.simulation import __main__, history
@@ -30,18 +31,18 @@ FAULTS = {
 }  # fmt: skip
 # One for each kind of verdict and each part of the path; the command has all of them.
 QUICK = (
-    "claims are seen after a failure",
-    "a release gives back any claim",
-    "the generation never changes",
-    "repeats are answered before the commit",
-    "an unknown outcome is written",
-    "a refusal is never final",
-    "duplicates are not confirmed in the WAL",
-    "a cancelled wait for the standby is ignored",
-    "stable IDs are committed apart from their rows",
-    "copied rows are not counted",
-    "events that were there before are written",
-    "there is no unique index",
+    "failure-is-settled",
+    "releases-claims-of-others",
+    "constant-generation",
+    "repeats-before-commit",
+    "unknown-is-written",
+    "never-refuses",
+    "duplicate-not-confirmed",
+    "cancelled-wait-ignored",
+    "stable-ids-apart",
+    "copy-count-not-compared",
+    "present-is-written",
+    "no-unique-index",
 )
 
 
@@ -109,11 +110,11 @@ def test_failure_is_printed_with_the_command_that_repeats_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """After a broken promise the command prints the history and its seed; exit code 1."""
-    name = "repeats are answered before the commit"
+    name = "repeats-before-commit"
     found = find(name, range(__main__.SABOTAGE_SEEDS))
     assert found is not None
     seed = found.result.seed
-    with SABOTAGES[name]():
+    with applied(SABOTAGES[name]):
         assert __main__.main(["--from", str(seed)]) == 1
     output = capsys.readouterr().out
     assert f"seed {seed}, digest {found.result.digest}: " in output

@@ -29,7 +29,7 @@ Identity = tuple[str | None, ...]
 
 
 @dataclass
-class Story:
+class SimulatedEvent:
     """One event: its callbacks, and the answers to them."""
 
     identity: Identity
@@ -43,13 +43,13 @@ class Story:
 
     @property
     def name(self) -> str:
-        """The story in a line of the trace."""
+        """The event in a line of the trace."""
         return " ".join(part or "-" for part in self.identity)
 
 
-def draw(random: Random, number: int) -> list[Story]:
-    """Return some stories, with the callbacks of each."""
-    stories: dict[Identity, Story] = {}
+def draw(random: Random, number: int) -> list[SimulatedEvent]:
+    """Return some events, with the callbacks of each."""
+    events: dict[Identity, SimulatedEvent] = {}
     for place in range(number):
         app = random.choice(list(APPS))
         user, name = random.choice(USERS)
@@ -67,9 +67,9 @@ def draw(random: Random, number: int) -> list[Story]:
             time = random.choice(SECONDS) if stable_id else second
             sent = {**parameters, "created_at": str(time)}
             identity = _identity(sent)
-            story = stories.setdefault(identity, Story(identity, is_poison))
-            story.callbacks.append(sent)
-    return list(stories.values())
+            event = events.setdefault(identity, SimulatedEvent(identity, is_poison))
+            event.callbacks.append(sent)
+    return list(events.values())
 
 
 def query_of(callback: dict[str, str]) -> bytes:
@@ -89,9 +89,9 @@ def identity_of(row: Row) -> Identity:
     return _identity(sent)
 
 
-def fault_of(row: Row, story: Story) -> str:
-    """Return the difference between a row and the callbacks of its story, empty without one."""
-    for sent in story.callbacks:
+def fault_of(row: Row, event: SimulatedEvent) -> str:
+    """Return the difference between a row and the callbacks of its event, empty without one."""
+    for sent in event.callbacks:
         properties = {
             name: sent[name] for name in ("event_token", "transaction_id") if name in sent
         }
