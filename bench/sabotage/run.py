@@ -31,17 +31,18 @@ class Findings:
     machine: Machine
     reasons: dict[Found, str] = field(default_factory=dict)
 
-    def add(
-        self, verdict: Verdict, others: Sequence[str] = (), found_others: Found = Found.STUCK
-    ) -> None:
-        """Add the findings of the oracle, and others of one kind."""
+    def add(self, verdict: Verdict) -> None:
+        """Add the findings of the oracle."""
         for found in (Found.LOST, Found.DOUBLED, Found.LIED, Found.LEAKED):
             events: dict[int, str] = getattr(verdict, found.value)
             if events:
                 number, reason = next(iter(events.items()))
                 self.reasons[found] = f"{len(events)}, such as callback {number}: {reason}"
-        if others:
-            self.reasons[found_others] = f"{len(others)}, such as {others[0]}"
+
+    def add_others(self, found: Found, reasons: Sequence[str]) -> None:
+        """Add findings beside the oracle's, if there are any."""
+        if reasons:
+            self.reasons[found] = f"{len(reasons)}, such as {reasons[0]}"
 
 
 async def run_sabotage(
@@ -50,25 +51,7 @@ async def run_sabotage(
     """Run a sabotaged gateway, or the real one in the same way; raises BenchError."""
     arguments = SERVE if is_real else ("-m", "bench.sabotage.serve", sabotage.name)
     if sabotage.scenario is Scenario.FAULTS:
-        schedule = make_schedule(
-            seed=SEED,
-            callbacks=sabotage.callbacks,
-            injections=len(sabotage.faults),
-            rate=RATE,
-            kinds=sabotage.faults,
-            shares=sabotage.all_shares,
-        )
-        result = await run(
-            schedule,
-            progress,
-            folder=folder,
-            arguments=arguments,
-            statements=sabotage.statements,
-            retry_after_s=RETRY_AFTER_S,
-        )
-        findings = Findings(result.machine)
-        findings.add(result.verdict, result.stuck)
-        return findings
+        return await _run_under_faults(sabotage, progress, folder, arguments)
     async with open_environment(
         folder=folder,
         arguments=arguments,
@@ -83,8 +66,35 @@ async def run_sabotage(
                 findings.add(await run_promoted(sabotage, environment))
             case Scenario.OTHERS_CLAIMS:
                 verdict, broken = await run_with_others_claims(sabotage, environment)
-                findings.add(verdict, broken, Found.CLAIMS)
+                findings.add(verdict)
+                findings.add_others(Found.CLAIMS, broken)
             case Scenario.FROZEN_REDIS:
                 verdict, failed = await run_with_frozen_redis(sabotage, environment)
-                findings.add(verdict, failed, Found.STUCK)
+                findings.add(verdict)
+                findings.add_others(Found.STUCK, failed)
+    return findings
+
+
+async def _run_under_faults(
+    sabotage: Sabotage, progress: Progress, folder: Path | None, arguments: Sequence[str]
+) -> Findings:
+    schedule = make_schedule(
+        seed=SEED,
+        callbacks=sabotage.callbacks,
+        injections=len(sabotage.faults),
+        rate=RATE,
+        kinds=sabotage.faults,
+        shares=sabotage.all_shares,
+    )
+    result = await run(
+        schedule,
+        progress,
+        folder=folder,
+        arguments=arguments,
+        statements=sabotage.statements,
+        retry_after_s=RETRY_AFTER_S,
+    )
+    findings = Findings(result.machine)
+    findings.add(result.verdict)
+    findings.add_others(Found.STUCK, result.stuck)
     return findings
