@@ -116,7 +116,9 @@ class Ingest:
         self.in_flight += 1  # not before: unverified callers must not look like load
         body = b""
         try:
-            body = await request.read_body() if request.read_body else b""
+            if request.read_body:
+                body = await request.read_body()
+                app = self._app_by_now(request, app)
             if self._cell and app is not None and app.cell != self._cell:
                 return await self._turn_away(request, vendor, app, body)
             parsed = await self.bodies.read(request.headers, body, sent) if body else NO_BODY
@@ -142,6 +144,16 @@ class Ingest:
             raise
         finally:
             self.in_flight -= 1
+
+    def _app_by_now(self, request: Request, app: App | None) -> App | None:
+        """Return the app as the file has it after a body, which may take half a minute to arrive.
+
+        The secret was that of its workspace: a new owner is not followed.
+        """
+        found = self._workspaces.find(request.vendor, sent_app_token(request.query))
+        if found is None or app is None or found.workspace_id != app.workspace_id:
+            return app
+        return found
 
     def _traced(self, request: Request, error: Rejected) -> Rejected:
         """Return the error of a request that is turned away; its trace is kept, within limits."""
