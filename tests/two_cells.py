@@ -130,7 +130,7 @@ class Page:
         return ended.stdout
 
     def end_of(self, line: str) -> subprocess.CompletedProcess[str]:
-        """Run a line to its end, whatever that is."""
+        """Run a line to its end, which may be a failure."""
         return subprocess.run(
             ["/bin/bash", "-euc", line], cwd=self._folder, env=self.environ, capture_output=True,
             text=True, timeout=COMMAND_TIMEOUT_S, check=False,

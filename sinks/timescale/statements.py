@@ -109,7 +109,7 @@ async def _enter_stable(session: Session, events: Sequence[Event]) -> set[bytes]
 def _by_arrival(
     events: Sequence[Event], rows: Mapping[bytes, datetime], copied: int
 ) -> dict[bytes, Outcome]:
-    """Return WRITTEN for each event whose row has its own arrival, and DUPLICATE for other rows.
+    """Return WRITTEN for each event with a row of its own arrival, and DUPLICATE for other rows.
 
     Rows that were not copied were there before: a trigger has left their events out.
     """

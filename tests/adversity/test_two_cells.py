@@ -246,7 +246,7 @@ def moving(cells: Cells, folder: Path, bin_folder: Path) -> Page:
 async def test_copy_leaves_out_a_stable_id_of_another_time(
     cells: Cells, tmp_path: Path, postgres_programs: Programs
 ) -> None:
-    """An event whose stable ID the new cell has under another time is there, and not copied."""
+    """An event with a stable ID that the new cell has under another time is not copied."""
     page = moving(cells, tmp_path, postgres_programs.bin_folder)
     known = event("known", workspace_id="ws_moves", has_stable_id=True)
     later = replace(known, occurred_at=known.occurred_at + timedelta(seconds=1))
