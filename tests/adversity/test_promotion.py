@@ -23,7 +23,10 @@ from bench.testbed.postgres_servers import (
     url_of,
 )
 from bench.testbed.process import PATIENCE_S, POLL_S
-from sinks.timescale.standbys import replication
+from bench.testbed.proxy import Proxy
+from sinks.timescale.hosts import connected
+from sinks.timescale.inspection import is_direct
+from sinks.timescale.standbys import Slot, replication
 from tests.deploying import lines, statements
 from tests.gateways import Process, Services, environment
 from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
@@ -137,6 +140,31 @@ async def test_check_names_no_host_where_there_is_only_one(
     assert "warning  DATABASE_URL: one host, the server itself" in ended.stdout
     standby = f"warning  database standbys: {pair.standby.name} streaming sync: the only one"
     assert standby in ended.stdout
+
+
+async def test_proxy_on_the_port_of_the_server_is_not_the_server(pair: Pair) -> None:
+    """An address is direct only if it is the server's own, also where a proxy has its port."""
+    proxy = Proxy(pair.primary.port, host="127.0.0.2")
+    proxy.port = pair.primary.port
+    await proxy.open()
+    try:
+        url = url_of(pair.primary)
+        for address, expected in ((url, True), (url.replace("@127.0.0.1:", "@127.0.0.2:"), False)):
+            async with connected(address, timeout_s=PATIENCE_S) as connection:
+                assert await is_direct(connection) is expected
+    finally:
+        proxy.close()
+
+
+async def test_slot_that_was_never_used_is_not_lost(pair: Pair) -> None:
+    """A slot has no state before its standby has used it for the first time."""
+    async with asking(pair.primary) as connection:
+        await connection.execute("SELECT pg_create_physical_replication_slot('unused')")
+        try:
+            found = await replication(connection)
+        finally:
+            await connection.execute("SELECT pg_drop_replication_slot('unused')")
+    assert Slot("unused", None, 0.0) in found.slots
 
 
 async def test_unprivileged_role_reads_only_the_names_of_standbys(pair: Pair) -> None:

@@ -1,11 +1,12 @@
 """The product with one promise broken on purpose: a simulation must find each of them."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 from unittest.mock import patch
 
+import asyncpg
 from asyncpg.exceptions import PostgresError, UniqueViolationError
 
 from adapters import _url
@@ -18,7 +19,7 @@ from sinks import Sink
 from sinks.timescale import connection, search, session, sink, statements, writes
 from sinks.timescale.chunks import Chunks
 from sinks.timescale.errors import Cause, classify
-from sinks.timescale.schema import Identity
+from sinks.timescale.schema import Identity, read_identity
 from sinks.timescale.session import Session
 from sinks.timescale.sink import TimescaleSink
 from tests.simulation import history
@@ -101,8 +102,8 @@ async def _locked_is_duplicate(using: Session, sent: Event) -> Outcome:
         raise
 
 
-async def _same_identity(*_: object) -> Identity:
-    return Identity("always", 0.0)
+async def _same_identity(using: asyncpg.Connection) -> Identity:
+    return (await read_identity(using))._replace(generation="always")
 
 
 async def _as_many_as_sent(using: Session, events: Sequence[Event]) -> int:
@@ -111,7 +112,7 @@ async def _as_many_as_sent(using: Session, events: Sequence[Event]) -> int:
 
 
 def _found_is_written(
-    events: Sequence[Event], rows: set[bytes], _found: Outcome
+    events: Sequence[Event], rows: Collection[bytes], _found: Outcome
 ) -> dict[bytes, Outcome]:
     return _by_presence(events, rows, WRITTEN)
 

@@ -71,7 +71,7 @@ class Vendor:
             elif not rows and story.final and not story.is_poison:
                 self._world.broken(f"lost: {story.name}")
             is_plain = not (story.unanswered or story.restored or story.is_poison)
-            if is_plain and story.written != 1 and not self._world.has_swallowed:
+            if is_plain and story.written != 1:
                 self._world.broken(f"lied: {story.written} times written: {story.name}")
 
     def _send_until_final(self, story: Story, callback: dict[str, str], at_s: float) -> None:
