@@ -107,6 +107,7 @@ def _parse(name: str, command: object) -> argparse.Namespace:
 
 def _expected(error: Exception) -> tuple[str, int]:
     """Return the subject and the exit code of an expected error; 0 for any other error."""
+    from app.commands.selection import SourceError
     from app.http.server import ListenError
     from app.settings import SettingsError
     from app.workspaces_file import WorkspacesError
@@ -120,7 +121,7 @@ def _expected(error: Exception) -> tuple[str, int]:
             return "WORKSPACES_FILE: ", MISCONFIGURED
         case AddressError():
             return "DATABASE_URL: ", MISCONFIGURED
-        case SchemaError() | ListenError():
+        case SchemaError() | ListenError() | SourceError():
             return "", FAILED
         case DatabaseError():
             return "database: ", FAILED

@@ -116,7 +116,7 @@ class Ingest:
         self.in_flight += 1  # not before: unverified callers must not look like load
         body = b""
         try:
-            body = await request.read_body() if request.read_body else b""
+            body, app = await self._receive(request, app) if request.read_body else (body, app)
             if self._cell and app is not None and app.cell != self._cell:
                 return await self._turn_away(request, vendor, app, body)
             parsed = await self.bodies.read(request.headers, body, sent) if body else NO_BODY
@@ -142,6 +142,17 @@ class Ingest:
             raise
         finally:
             self.in_flight -= 1
+
+    async def _receive(self, request: Request, app: App | None) -> tuple[bytes, App | None]:
+        """Return the body of a request, and its app as the workspaces file has it after the body.
+
+        A body may take half a minute, in which the app moves to another cell. The secret was
+        verified for one workspace: an app of another one is not returned.
+        """
+        body = await request.read_body() if request.read_body else b""
+        found = self._workspaces.find(request.vendor, sent_app_token(request.query))
+        is_same = found and app and found.workspace_id == app.workspace_id
+        return body, found if is_same else app
 
     def _traced(self, request: Request, error: Rejected) -> Rejected:
         """Return the error of a request that is turned away; its trace is kept, within limits."""

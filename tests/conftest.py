@@ -23,9 +23,9 @@ from app.claims.redis import RedisClaims
 from app.dev import embedded
 from app.dev import programs as embedded_programs
 from app.telemetry.exposition import exposition
-from bench.testbed import postgres_maker
-from bench.testbed import postgres_pair as pairs
 from bench.testbed.haproxy import find_haproxy
+from bench.topologies.maker import Maker, making
+from bench.topologies.pair import Pair, open_pair
 from sinks.timescale.schema import migrate
 from sinks.timescale.sink import TimescaleSink
 from tests import leaks, redis_topologies
@@ -139,14 +139,14 @@ def postgres_programs() -> embedded_programs.Programs:
 @pytest.fixture(scope="session")
 def postgres_pair(
     tmp_path_factory: pytest.TempPathFactory, postgres_programs: embedded_programs.Programs
-) -> Iterator[pairs.Pair]:
+) -> Iterator[Pair]:
     """A PostgreSQL and its synchronous standby, as the test before has left them."""
-    with pairs.pair(tmp_path_factory.mktemp("pair"), postgres_programs) as pair:
+    with open_pair(tmp_path_factory.mktemp("pair"), postgres_programs) as pair:
         yield pair
 
 
 @pytest.fixture
-async def pair(postgres_pair: pairs.Pair) -> AsyncIterator[pairs.Pair]:
+async def pair(postgres_pair: Pair) -> AsyncIterator[Pair]:
     """A primary and a synchronous standby, both well."""
     await postgres_pair.mend()
     yield postgres_pair
@@ -157,9 +157,9 @@ async def pair(postgres_pair: pairs.Pair) -> AsyncIterator[pairs.Pair]:
 @pytest.fixture(scope="module")
 def maker(
     tmp_path_factory: pytest.TempPathFactory, postgres_programs: embedded_programs.Programs
-) -> Iterator[postgres_maker.Maker]:
+) -> Iterator[Maker]:
     """The maker of PostgreSQL servers, which end with the module."""
-    with postgres_maker.making(tmp_path_factory.mktemp("made"), postgres_programs) as maker:
+    with making(tmp_path_factory.mktemp("made"), postgres_programs) as maker:
         yield maker
 
 

@@ -18,9 +18,18 @@ from bench.testbed.process import ROOT
 from sinks.timescale.sink import TimescaleSink
 from tests.gateways import Services
 
+# They belong to the whole server, which other workers may use: here they have names of their own.
+_ROLES = re.compile(rf"\b({CELL_ROLE}|{ANALYSTS}|flokit_ada)\b")
+
+
+def own(text: str) -> str:
+    """A text in which the roles of hubs have the names of this process."""
+    return _ROLES.sub(rf"\1_{os.getpid()}", text)
+
+
 PAGE = (ROOT / "docs/hub.md").read_text()
-ANALYST = "flokit_ada"
-ROLES = (CELL_ROLE, ANALYST, ANALYSTS)
+ANALYST = own("flokit_ada")
+ROLES = (own(CELL_ROLE), ANALYST, own(ANALYSTS))
 # The names of the cells on the page, and the databases that stand for them.
 DATABASES = {name: f"gateway_cell_{name[-1]}_{os.getpid()}" for name in ("eu-1", "eu-2")}
 COMMAND_TIMEOUT_S = 60
@@ -29,7 +38,7 @@ COMMAND_TIMEOUT_S = 60
 def blocks(heading: str, language: str = "sql") -> list[str]:
     """The blocks of a section of the page."""
     section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    return re.findall(rf"(?:^|\n)\n```{language}\n(.*?)```", section, re.DOTALL)
+    return re.findall(rf"(?:^|\n)\n```{language}\n(.*?)```", own(section), re.DOTALL)
 
 
 @dataclass
@@ -46,11 +55,12 @@ class Hubs:
         return self.services.url_of(DATABASES[cell])
 
     async def start(self, template: str, role: str) -> None:
-        """Make the cells; `role` is the SQL of the hub's role, with its rights."""
+        """Make the cells; `role` is the page's SQL of the hub's role, with its rights."""
         await self.stop()  # a run that was killed may have left them
+        role = own(role)
         for number, (cell, name) in enumerate(DATABASES.items()):
             await self.services.execute(None, f"CREATE DATABASE {name} TEMPLATE {template}")
-            # Roles belong to the whole server: here it is that of both cells.
+            # The role belongs to the whole server: here it is that of both cells.
             grants = "\n".join(re.findall(r"^GRANT .*$", role, re.MULTILINE))
             await execute(self.url(cell), grants if number else role)
 
@@ -99,7 +109,7 @@ class Hub:
         self, cells: Sequence[HubCell], before: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Run it as on the page, but for the file of addresses."""
-        (self.hubs.folder / "hub.sql").write_text(hub_sql(cells))
+        (self.hubs.folder / "hub.sql").write_text(own(hub_sql(cells)))
         [commands] = blocks("Setting it up", "console")
         command = re.findall(r"^\$ (psql .*)$", commands, re.MULTILINE)[0]
         assert "-f cells.psql " in command

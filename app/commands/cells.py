@@ -18,21 +18,24 @@ from app.workspaces_file import Apps, WorkspacesError, key_of
 
 DESCRIPTION = """\
 Print the map by which the proxy in front of several cells sends each callback to the cell of its
-app: a line for each app of the workspaces file, sorted.
+app: a line for each app of the workspaces file, sorted. Or print the SQL of a hub, which is one
+PostgreSQL for analysts that reads the tables of all cells.
 
   adjust/abc123token eu-1      for HAProxy: vendor, app token as it is decoded, cell
   "adjust/abc123token" eu-1;   with --nginx: lines to include in a `map`
+  CREATE SERVER "eu-1" ...     with --hub: a file for psql
 
-  CREATE SERVER "eu-1" ...     with --hub: a file for psql, which makes one PostgreSQL with the
-                               tables of all cells (docs/hub.md)
-
-Print it anew after every change of the file, and load it into the proxy: docs/cells.md.
+After every change of the file print the map again and load it into the proxy (docs/cells.md), and
+after one that concerns cells print the SQL and run it in the hub (docs/hub.md).
 
 Needs WORKSPACES_FILE.
 """
 EPILOG = """\
+examples:
+  python -m app cells > cells.map
+  python -m app cells --hub > hub.sql
+
 exit code: 0 printed, 2 the file is wrong, no app has a cell, or a name does not fit
-example:   python -m app cells > cells.map
 """
 _WHITE_SPACE = re.compile(r"\s")
 

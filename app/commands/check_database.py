@@ -135,8 +135,9 @@ def _check_role(report: Report, settings: Settings, server: inspection.Server) -
 
 async def _check_data(report: Report, connection: hosts.Connection) -> None:
     """Report the generation, foreign triggers and indexes, the clock, and the locks."""
-    generation, ahead_s = await schema.read_identity(connection)
-    report.ok("schema", f"up to date, generation {generation}")
+    identity = await schema.read_identity(connection)
+    ahead_s = time.time() - identity.server_time_s
+    report.ok("schema", f"up to date, generation {identity.generation}")
     for name, effect in (await inspection.foreign_objects(connection)).items():
         report.warn("schema", f"{name} is not ours: {effect}")
     apart = f"ours is {abs(ahead_s):.1f} s {'ahead of it' if ahead_s > 0 else 'behind it'}"

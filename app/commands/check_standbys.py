@@ -57,7 +57,9 @@ def _check_settings(report: Report, found: Replication) -> None:
 def _check_slot(report: Report, slot: Slot, *, is_bounded: bool) -> None:
     """Report a slot whose standby is away."""
     name = f"database slot {slot.name}"
-    if effect := BROKEN_SLOTS.get(slot.wal_status):
+    if slot.wal_status is None:
+        report.ok(name, "no standby has used it yet, no WAL is kept")
+    elif effect := BROKEN_SLOTS.get(slot.wal_status):
         report.warn(name, f"{slot.wal_status}: {effect}")
     elif is_bounded:
         report.ok(name, f"its standby is away, {slot.kept_bytes / 1e6:.0f} MB of WAL are kept")

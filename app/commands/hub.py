@@ -124,7 +124,7 @@ CREATE FOREIGN TABLE IF NOT EXISTS cells."{table}_{cell}" PARTITION OF {table}
 """
 # Immutable, so that it is computed when a query is planned: other cells are not even connected to.
 _FUNCTION = """
-CREATE OR REPLACE FUNCTION cells_of(workspace_id text) RETURNS text[]
+CREATE OR REPLACE FUNCTION cells_of_workspace(workspace_id text) RETURNS text[]
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
 """
 
@@ -155,7 +155,7 @@ def hub_sql(cells: Sequence[HubCell]) -> str:
             _HEAD.format(variables="\n".join(needed), analysts=ANALYSTS),
             *(_parent(table) for table in TABLES),
             *(_foreign(cell, variable) for cell, variable in variables.items()),
-            _cells_of(cells),
+            _cells_of_workspace(cells),
             "\nCOMMIT;\n",
         )
     )
@@ -203,7 +203,7 @@ def _foreign(cell: str, variable: str) -> str:
     return _SERVER.format(cell=cell, variable=variable, role=CELL_ROLE) + "".join(partitions)
 
 
-def _cells_of(cells: Sequence[HubCell]) -> str:
+def _cells_of_workspace(cells: Sequence[HubCell]) -> str:
     """Return the SQL of the function from a workspace to its cells; to all for an unknown one."""
     names_of: defaultdict[str, list[str]] = defaultdict(list)
     for cell in cells:

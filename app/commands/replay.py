@@ -49,6 +49,7 @@ are named at the end, and in the table `imports`.
 
 With --from the callbacks come from the quarantine of another database, and their events are written
 into DATABASE_URL: for callbacks that reached another cell than that of their app (docs/cells.md).
+It needs CELL: the callbacks of apps of other cells stay where they are.
 
 Needs DATABASE_URL, REDIS_URL and WORKSPACES_FILE.
 """
@@ -119,6 +120,11 @@ def run(arguments: argparse.Namespace) -> int:
     vendors = adapters.load()
     apps = workspaces_file.read(Path(settings.workspaces_file), vendors)
     workspaces_file.require_cell(apps, settings.cell)
+    if given.source is not None and not settings.cell:
+        raise ArgumentError(
+            "--from: needs CELL and a `cell` of each app, or every callback there would be written "
+            "here"
+        )
     restorer = Restorer(
         vendors=vendors,
         apps=apps,

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from app.claims import Claims
 from app.commands.replay_report import Sums, day_of
-from app.commands.selection import ArgumentError
+from app.commands.selection import ArgumentError, SourceError
 from app.event import DropReason, Event, Outcome
 from app.replay import NotRestored, Restorer, is_committed, write
 from sinks import Sink
@@ -42,7 +42,7 @@ class Databases(NamedTuple):
 async def connect(stack: AsyncExitStack, database_url: str, source_url: str | None) -> Databases:
     """Connect to the database, and to that of the quarantine if it is another one.
 
-    Raises AddressError, ArgumentError and NoAnswer.
+    Raises AddressError and NoAnswer, ArgumentError and SourceError for the other one.
     """
     imports = await stack.enter_async_context(hosts.connected(database_url, **TIMEOUTS))
     if source_url is None:
@@ -53,6 +53,8 @@ async def connect(stack: AsyncExitStack, database_url: str, source_url: str | No
         )
     except AddressError as error:
         raise ArgumentError(f"--from: {error}") from None
+    except hosts.NoAnswer as error:
+        raise SourceError(f"--from: {error}") from None
 
 
 class Replay:

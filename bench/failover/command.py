@@ -1,19 +1,19 @@
 """`failover`: failovers of a database under load, a verdict, and the seconds of each."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.failover.environment import Route
 from bench.failover.run import Fault, Result, run
 from bench.failover.timeline import Moment
+from bench.faults.verdict import offenders, verdict_rows
 from bench.testbed import documents
 from bench.testbed.console import Progress, markdown_table
 from bench.testbed.ledger import AnswerKind
 from bench.testbed.results import Commands
 
 GAP_MAX_S = 15.0
-OFFENDERS_MAX = 10
 # After the failovers with a fence, one of each.
 OTHERS = (Fault.CRASHED, Fault.SWITCHED, Fault.LOST)
 
@@ -58,7 +58,8 @@ async def _command(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             folder=arguments.folder,
         )
-    print(table(result), *_offenders(result), sep="\n")
+    broken = offenders(result.verdict, result.stuck, result.ledger)
+    print(table(result), *broken, sep="\n")
     name = "failover" if result.route is Route.HAPROXY else f"failover --route {result.route.value}"
     documents.write(arguments, name, result.machine, table(result))
     return 0 if result.is_clean and result.longest_gap_s < GAP_MAX_S else 1
@@ -87,25 +88,12 @@ def table(result: Result) -> str:
 
 
 def _sums(result: Result) -> Sequence[tuple[str, str, object]]:
-    tally, verdict = result.ledger.tally(), result.verdict
+    tally, broken = result.ledger.tally(), verdict_rows(result.verdict, result.stuck)
     return [
         ("run", "minutes", result.duration_s / 60),
         ("run", "callbacks, with repeats", result.ledger.callbacks),
         ("run", "sent, with retries", len(result.ledger)),
-        ("run", "rows", verdict.rows),
+        ("run", "rows", result.verdict.rows),
         *(("answer", kind.value, tally[kind]) for kind in AnswerKind if tally[kind]),
-        ("verdict", "lost", len(verdict.lost)),
-        ("verdict", "doubled", len(verdict.doubled)),
-        ("verdict", "lied", len(verdict.lied)),
-        ("verdict", "leaked", len(verdict.leaked)),
-        ("verdict", "stuck", len(result.stuck)),
+        *(("verdict", name, number) for name, number in broken.items()),
     ]
-
-
-def _offenders(result: Result) -> Iterator[str]:
-    verdict = result.verdict
-    broken = {"lost": verdict.lost, "doubled": verdict.doubled, "lied": verdict.lied}
-    for name, events in (broken | {"leaked": verdict.leaked}).items():
-        for number, reason in list(events.items())[:OFFENDERS_MAX]:
-            yield f"{name}: callback {number}: {reason}"
-    yield from (f"stuck: callback {number} has no final answer" for number in result.stuck)

@@ -1,7 +1,6 @@
 """The environment of a run: a Patroni cluster, HAProxy, a Redis and gateways, on loopback."""
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from enum import Enum
@@ -12,11 +11,12 @@ from app.dev import embedded, programs
 from app.dev.processes import Server, free_port
 from bench.testbed.callbacks import WORKSPACES
 from bench.testbed.drops import POISON_RULES
-from bench.testbed.environment import DEFAULT_TIMEOUTS, SETTINGS
+from bench.testbed.environment import DEFAULT_TIMEOUTS, SETTINGS, run_folder
 from bench.testbed.haproxy import HAProxy, find_haproxy
 from bench.testbed.process import ServerProcess
 from bench.topologies.node import find_executables
 from bench.topologies.patroni import Cluster, open_cluster, proxied
+from bench.topologies.servers import url_of
 
 GATEWAYS = 2
 
@@ -58,13 +58,11 @@ async def open_environment(folder: Path | None, route: Route) -> AsyncIterator[E
     Data and logs stay in `folder`; without one they are deleted.
     """
     async with AsyncExitStack() as stack:
-        if folder is None:
-            temporary = tempfile.TemporaryDirectory(prefix="flokit-failover-")
-            folder = Path(stack.enter_context(temporary))
+        folder = run_folder(stack, folder)
         redis = stack.enter_context(_redis(folder / "servers"))
         executables = find_executables(programs.find())
         cluster = await stack.enter_async_context(open_cluster(folder, executables))
-        async with cluster.connected(await cluster.until_leader()) as connection:
+        async with cluster.connected() as connection:
             for rule in POISON_RULES:
                 await connection.execute(rule)
         proxy = None
@@ -89,7 +87,7 @@ def _settings(
     workspaces = folder / "workspaces.toml"
     workspaces.write_text(WORKSPACES)
     return SETTINGS | DEFAULT_TIMEOUTS | {
-        "DATABASE_URL": cluster.url_of() if proxy is None else cluster.url_at(proxy.port),
+        "DATABASE_URL": cluster.url if proxy is None else url_of(proxy),
         "REDIS_URL": redis_url,
         "WORKSPACES_FILE": str(workspaces),
     }  # fmt: skip

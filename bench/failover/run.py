@@ -52,7 +52,7 @@ class Result:
     verdict: Verdict
     duration_s: float
     failovers: list[Failover] = field(default_factory=list)
-    stuck: list[int] = field(default_factory=list)
+    stuck: list[str] = field(default_factory=list)
 
     @property
     def is_clean(self) -> bool:
@@ -87,6 +87,8 @@ class _Run:
             for number, fault in enumerate(faults):
                 self.progress.show(number)
                 await self._fail_over(fault, number)
+                if sending.done():
+                    sending.result()
             await asyncio.sleep(STEADY_S)
         finally:
             sending.cancel()
@@ -97,6 +99,7 @@ class _Run:
     async def _send(self) -> None:
         while self.vendor.begun < self.generator.probes_from:
             await self.vendor.send(self.vendor.begun + 1)
+        raise BenchError(f"a failover takes longer than {CALLBACKS_S} s: no callback is left")
 
     async def _fail_over(self, fault: Fault, number: int) -> None:
         self.progress.step("waiting for every standby")
@@ -189,9 +192,11 @@ async def run(
             await running.run(faults)
         except TimeoutError:
             raise BenchError(f"a failover does not end, see {cluster.folder}") from None
-        stuck = await vendor.retry_given_up()
+        stuck = [
+            f"callback {number} has no final answer" for number in await vendor.retry_given_up()
+        ]
         progress.step("comparing ledger and table")
-        async with cluster.connected(await cluster.until_leader()) as connection:
+        async with cluster.connected() as connection:
             verdict = await judge(connection, generator, vendor.ledger, running.events)
         _complete(running.failovers, vendor.ledger)
         return Result(

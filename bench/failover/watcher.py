@@ -1,4 +1,4 @@
-"""It notes the moments of a failover, as the servers and HAProxy report them."""
+"""Polling of the servers and of HAProxy for the moments of a failover."""
 
 import asyncio
 import re
@@ -12,7 +12,8 @@ import asyncpg
 from bench.failover.timeline import Failover, Moment
 from bench.testbed.haproxy import HAProxy
 from bench.topologies.node import Node
-from bench.topologies.patroni import AWAY, SUPERUSER, Cluster
+from bench.topologies.patroni import SUPERUSER, Cluster
+from bench.topologies.servers import AWAY, superuser_connection
 
 WATCH_S = 0.05
 _STATE = """
@@ -65,7 +66,7 @@ class Watcher:
         """Observe one server, also while it is away."""
         while True:
             with suppress(*AWAY):
-                async with self._cluster.connected(node, SUPERUSER) as connection:
+                async with superuser_connection(node, SUPERUSER, user=SUPERUSER) as connection:
                     while True:
                         for state in await connection.fetch(_STATE):
                             self._note(node, state)

@@ -82,7 +82,7 @@ async def split_brain(environment: Environment, _: Gateway, random: Random) -> N
 async def split_brain_between_gateways(
     environment: Environment, gateway: Gateway, random: Random
 ) -> None:
-    """The same, and one gateway reaches the old primary only, the others the new one only."""
+    """A split brain: one gateway reaches the old primary only, the others the new one only."""
     pair = environment.pair
     ways = [
         other.way_to(pair.standby if other is gateway else pair.primary)

@@ -9,7 +9,7 @@ from bench.faults.fault import Fault
 from bench.testbed.chronicle import Cut
 from bench.testbed.environment import Environment
 from bench.testbed.gateway import Gateway
-from bench.testbed.postgres_servers import tell, until_primary
+from bench.topologies.servers import execute, until_primary
 
 # The last answers of a killed server arrive meanwhile.
 _GRACE_S = 1.0
@@ -41,13 +41,13 @@ async def recovered_to_a_moment(environment: Environment, _: Gateway, random: Ra
     await asyncio.sleep(random.uniform(0.5, 1))
     target = time.time()
     await asyncio.sleep(random.uniform(1, 2))
-    await tell(pair.primary, _NEW_TRANSACTION)  # the recovery ends at a later one
+    await execute(pair.primary, _NEW_TRANSACTION)  # the recovery ends at a later one
     back = await _lose_both(environment)
     moment = datetime.fromtimestamp(target, UTC)
     await asyncio.to_thread(pair.maker.recover_until, pair.primary, backup, moment)
     await until_primary(pair.primary)
     environment.chronicle.cuts.append(Cut(target, back))
-    await tell(pair.primary, *_FORGET)
+    await execute(pair.primary, *_FORGET)
     await pair.rejoin()
 
 

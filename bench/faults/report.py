@@ -9,11 +9,11 @@ import msgspec
 
 from bench.faults.fault import Place
 from bench.faults.run import Result
+from bench.faults.verdict import offenders, verdict_rows
 from bench.testbed import results as files
 from bench.testbed.console import markdown_table
 from bench.testbed.ledger import AnswerKind
 
-OFFENDERS_MAX = 10
 HEADINGS = ("", "", "number", "slowest recovery, s")
 
 
@@ -50,15 +50,14 @@ def write(results: Sequence[Result], began: datetime, folder: Path) -> Path:
         answers={kind.value: tally[kind] for kind in AnswerKind},
         verdicts=dict(_verdicts(results)),
     )
-    offenders = [f"- {line}" for result in results for line in _offenders(result)]
-    text = ["# Faults", "", *report.facts(), "", table(results), *offenders]
+    listed = [f"- {line}" for line in _offenders(results)]
+    text = ["# Faults", "", *report.facts(), "", table(results), *listed]
     return files.write(report, "faults", folder, text, [])
 
 
 def print_result(results: Sequence[Result]) -> None:
     """Print the table of a run, and every broken promise."""
-    offenders = (line for result in results for line in _offenders(result))
-    print(table(results), *offenders, sep="\n")
+    print(table(results), *_offenders(results), sep="\n")
 
 
 def table(results: Sequence[Result]) -> str:
@@ -106,26 +105,11 @@ def _recoveries(results: Sequence[Result]) -> dict[str, list[float]]:
 def _verdicts(results: Sequence[Result]) -> Counter[str]:
     broken: Counter[str] = Counter()
     for result in results:
-        broken.update({name: len(events) for name, events in _broken(result).items()})
-        broken["stuck"] += len(result.stuck)
+        broken.update(verdict_rows(result.verdict, result.stuck))
         broken["missed by a reader that looks back"] += result.reading.missed
     return broken
 
 
-def _broken(result: Result) -> Mapping[str, Mapping[int, str]]:
-    verdict = result.verdict
-    return {
-        "lost": verdict.lost,
-        "doubled": verdict.doubled,
-        "lied": verdict.lied,
-        "leaked": verdict.leaked,
-    }
-
-
-def _offenders(result: Result) -> Iterator[str]:
-    for name, events in _broken(result).items():
-        for number, reason in list(events.items())[:OFFENDERS_MAX]:
-            yield f"{name}: callback {number}: {reason}"
-            for entry in result.ledger.of(number):
-                yield f"    {entry.answered_at:.3f} {entry.kind.value}"
-    yield from (f"stuck: {place}" for place in result.stuck)
+def _offenders(results: Sequence[Result]) -> Iterator[str]:
+    for result in results:
+        yield from offenders(result.verdict, result.stuck, result.ledger)

@@ -65,6 +65,7 @@ async def run(
     arguments: Sequence[str] = SERVE,
     statements: Sequence[str] = (),
     retry_after_s: Sequence[float] = RETRY_AFTER_S,
+    recovery_max_s: float = RECOVERY_MAX_S,
 ) -> Result:
     """Run a schedule against real processes; raises EmbeddedError and BenchError."""
     started = time.monotonic()
@@ -79,7 +80,7 @@ async def run(
     ) as environment:
         ports = [gateway.port for gateway in environment.gateways]
         vendor = Vendor(schedule.generator, ports, schedule.rate, retry_after_s=retry_after_s)
-        running = _Run(schedule, environment, vendor, progress)
+        running = _Run(schedule, environment, vendor, progress, recovery_max_s)
         look_back = LOOK_BACK + (CLOCKS_APART if schedule.place is Place.DATES else timedelta())
         try:
             async with following(environment.connected, look_back) as reader:
@@ -102,7 +103,12 @@ async def run(
 
 class _Run:
     def __init__(
-        self, schedule: Schedule, environment: Environment, vendor: Vendor, progress: Progress
+        self,
+        schedule: Schedule,
+        environment: Environment,
+        vendor: Vendor,
+        progress: Progress,
+        recovery_max_s: float,
     ) -> None:
         self.probes = 0
         self.recovery_s: dict[str, list[float]] = {}
@@ -111,6 +117,7 @@ class _Run:
         self._environment = environment
         self._vendor = vendor
         self._progress = progress
+        self._recovery_max_s = recovery_max_s
         self._cuts = 0
         self._generator = schedule.generator
 
@@ -182,7 +189,7 @@ class _Run:
     async def _recovers(self, gateway: int, over: float) -> bool:
         """Whether a fresh event and a fresh drop succeed in time."""
         missing = {True, False}  # whether there is a row of events
-        while time.monotonic() - over < RECOVERY_MAX_S:
+        while time.monotonic() - over < self._recovery_max_s:
             event = self._generator.event(self._schedule.callbacks + self.probes)
             self.probes += 1
             is_event = event.row is not None
@@ -192,7 +199,7 @@ class _Run:
             if kind.is_final:
                 missing.discard(is_event)
             if not missing:
-                return time.monotonic() - over < RECOVERY_MAX_S
+                return time.monotonic() - over < self._recovery_max_s
             await asyncio.sleep(0 if kind.is_final else _PROBE_S)
         return False
 

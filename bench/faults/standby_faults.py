@@ -7,8 +7,8 @@ from random import Random
 from bench.faults.fault import Fault
 from bench.testbed.environment import COMMIT_TIMEOUT_S, Environment
 from bench.testbed.gateway import Gateway
-from bench.testbed.postgres_servers import ALONE, ask, tell
 from bench.testbed.proxy import Proxy
+from bench.topologies.servers import ALONE, execute, fetch_value
 
 _FOLLOW = "ALTER SYSTEM SET primary_conninfo = '{}'"
 _RELOAD = "SELECT pg_reload_conf()"
@@ -37,16 +37,16 @@ async def standby_cut_off(environment: Environment, _: Gateway, random: Random) 
     pair = environment.pair
     proxy = Proxy(pair.primary.port)
     await proxy.open()
-    direct: str = await ask(pair.standby, "SHOW primary_conninfo")
+    direct: str = await fetch_value(pair.standby, "SHOW primary_conninfo")
     behind = re.sub(r"port=\d+", f"port={proxy.port}", direct)
     try:
-        await tell(pair.standby, _quoted(behind), _RELOAD)
+        await execute(pair.standby, _quoted(behind), _RELOAD)
         await pair.until_synchronous()
         proxy.blackhole()
         await asyncio.sleep(COMMIT_TIMEOUT_S + random.uniform(0.2, 1))
     finally:
         proxy.close()
-    await tell(pair.standby, _quoted(direct), _RELOAD)
+    await execute(pair.standby, _quoted(direct), _RELOAD)
     await pair.until_synchronous()
 
 
@@ -55,7 +55,7 @@ async def standby_given_up(environment: Environment, _: Gateway, random: Random)
     pair = environment.pair
     await asyncio.to_thread(pair.standby.kill)
     await asyncio.sleep(random.uniform(0.2, 1))
-    await tell(pair.primary, *ALONE)
+    await execute(pair.primary, *ALONE)
     await asyncio.sleep(random.uniform(0.5, 1.5))
     await asyncio.to_thread(pair.standby.start)
     await pair.wait_for_standby()

@@ -114,14 +114,14 @@ def _answers_before_commit() -> None:
 
 
 def _never_written() -> None:
-    def told(outcome: Outcome) -> Outcome:
+    def reported(outcome: Outcome) -> Outcome:
         return Outcome.DUPLICATE if outcome is Outcome.WRITTEN else outcome
 
     async def write(sink: TimescaleSink, events: Sequence[Event]) -> Sequence[Outcome]:
-        return [told(outcome) for outcome in await sink_write(sink, events)]
+        return [reported(outcome) for outcome in await sink_write(sink, events)]
 
     async def write_contested(sink: TimescaleSink, event: Event) -> Outcome:
-        return told(await sink_write_contested(sink, event))
+        return reported(await sink_write_contested(sink, event))
 
     patch(TimescaleSink, "write", write)
     patch(TimescaleSink, "write_contested", write_contested)

@@ -33,11 +33,10 @@ class Findings:
 
     def add(self, verdict: Verdict) -> None:
         """Add the findings of the oracle."""
-        for found in (Found.LOST, Found.DOUBLED, Found.LIED, Found.LEAKED):
-            events: dict[int, str] = getattr(verdict, found.value)
+        for name, events in verdict.broken.items():
             if events:
                 number, reason = next(iter(events.items()))
-                self.reasons[found] = f"{len(events)}, such as callback {number}: {reason}"
+                self.reasons[Found(name)] = f"{len(events)}, such as callback {number}: {reason}"
 
     def add_others(self, found: Found, reasons: Sequence[str]) -> None:
         """Add findings beside the oracle's, if there are any."""

@@ -13,9 +13,9 @@ from bench.sabotage.sabotage import Sabotage
 from bench.testbed.deliveries import MIX, EventGenerator
 from bench.testbed.environment import CLAIM_LEASE_S, Environment
 from bench.testbed.ledger import AnswerKind, Ledger
-from bench.testbed.postgres_servers import WAITING, asking
 from bench.testbed.process import PATIENCE_S, POLL_S
 from bench.testbed.vendor import Vendor
+from bench.topologies.servers import WAITING, superuser_connection
 
 SEED = 3
 RATE = 400.0
@@ -143,7 +143,7 @@ async def run_promoted(sabotage: Sabotage, environment: Environment) -> Verdict:
 
 async def _cancel_waits(environment: Environment) -> None:
     """Cancel each wait of a commit for the standby, until cancelled."""
-    async with asking(environment.pair.primary) as connection:
+    async with superuser_connection(environment.pair.primary) as connection:
         while True:
             await connection.fetch(_CANCEL_WAITS)
             await asyncio.sleep(POLL_S)

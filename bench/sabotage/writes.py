@@ -1,6 +1,6 @@
 """Sabotages of the write: COPY, INSERT, poison events, stable IDs, columns."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -69,7 +69,7 @@ def _count_not_compared() -> None:
 
 
 def _target_not_named() -> None:
-    def found(events: Sequence[Event], _: set[bytes], outcome: Outcome) -> Outcomes:
+    def found(events: Sequence[Event], _: Collection[bytes], outcome: Outcome) -> Outcomes:
         return _all(events, outcome)
 
     insert: str = vars(statements)["_INSERT"]

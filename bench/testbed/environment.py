@@ -12,14 +12,14 @@ from redis.asyncio import Redis
 
 from app.dev import embedded, programs
 from app.dev.processes import free_port
-from bench.testbed import database, postgres_pair
+from bench.testbed import database
 from bench.testbed.callbacks import SECRET, VENDORS, WORKSPACES
 from bench.testbed.chronicle import Chronicle
 from bench.testbed.gateway import Gateway, ports_of
-from bench.testbed.postgres_pair import Pair
-from bench.testbed.postgres_servers import url_of
 from bench.testbed.process import SERVE, ServerProcess
 from bench.testbed.proxy import Proxy
+from bench.topologies.pair import Pair, open_pair
+from bench.topologies.servers import url_of
 from sinks.timescale import schema
 
 # Short, so that faults end sooner; the relations between them are those of the defaults.
@@ -135,10 +135,7 @@ async def open_environment(
     database has a synchronous standby. Raises EmbeddedError and BenchError.
     """
     async with AsyncExitStack() as stack:
-        if folder is None:
-            temporary = tempfile.TemporaryDirectory(prefix="flokit-bench-")
-            folder = Path(stack.enter_context(temporary))
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = run_folder(stack, folder)
         servers = stack.enter_context(embedded.start(folder / "servers"))
         environ = SETTINGS | {
             "DATABASE_URL": servers.database_url,
@@ -160,10 +157,19 @@ async def open_environment(
         yield environment
 
 
+def run_folder(stack: AsyncExitStack, folder: Path | None) -> Path:
+    """Return the folder of a run; a temporary one, without `folder`, is deleted with the stack."""
+    if folder is None:
+        temporary = tempfile.TemporaryDirectory(prefix="flokit-bench-")
+        return Path(stack.enter_context(temporary))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 async def _start_pair(stack: AsyncExitStack, folder: Path) -> Pair:
     """Start a primary and its standby; they end with the stack."""
     # In other threads: it runs a loop of its own, and waits for processes.
-    pair = postgres_pair.pair(folder, programs.find())
+    pair = open_pair(folder, programs.find())
     started = await asyncio.to_thread(pair.__enter__)
     stack.push_async_callback(asyncio.to_thread, pair.__exit__, None, None, None)
     return started

@@ -6,15 +6,16 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import NamedTuple
 
-from app.dev.processes import free_port, run
+from app.dev.processes import run
 from app.dev.programs import Programs, unpack
 from bench.testbed.client import fetch
+from bench.testbed.ports import free_port
 from bench.testbed.process import OK, ROOT, Program, as_nobody
 from bench.topologies import subreaper
+from bench.topologies.servers import PASSWORD
 
 DOCUMENTED = ROOT / "docs/high-availability/patroni.yml"
 PACKAGES = ("patroni", "python3-etcd", "etcd-server", "etcd-client")
-PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a run
 VERSION_TIMEOUT_S = 60.0
 REST_TIMEOUT_S = 2.0
 # Read after the documented file: small servers, and the commit times that the oracle compares.

@@ -1,24 +1,32 @@
 """A Patroni cluster on loopback, with the documented configuration: nodes, and their etcd."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import asyncpg
 
-from app.dev.processes import free_port, run
+from app.dev.processes import run
 from bench.testbed.haproxy import PATRONI, HAProxy, haproxy
-from bench.testbed.process import PATIENCE_S, POLL_S, BenchError, Program
-from bench.topologies.node import DOCUMENTED, PASSWORD, REST_TIMEOUT_S, Executables, Node
+from bench.testbed.ports import free_port
+from bench.testbed.process import BenchError, Program
+from bench.topologies.node import DOCUMENTED, Executables, Node
+from bench.topologies.servers import (
+    HYPERTABLE,
+    OWNER,
+    PASSWORD,
+    superuser_connection,
+    until,
+    url_of,
+)
 from sinks.timescale.schema import migrate
 
 NAMES = ("one", "two", "three")
-SCOPE, DATABASE, OWNER, SUPERUSER = "flokit", "flokit", "flokit", "postgres"
+SCOPE, SUPERUSER = "flokit", "postgres"
 COMMAND_TIMEOUT_S = 60.0
-# The errors of a server that is away.
-AWAY = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+# The limit of a start on a busy machine: an initdb, and two base backups of it.
+PATIENCE_S = 180.0
 
 
 class Cluster:
@@ -33,59 +41,45 @@ class Cluster:
             for name in NAMES[:nodes]
         ]
 
-    def url_of(self, *nodes: Node, user: str = OWNER, database: str = DATABASE) -> str:
-        """Return the address of a database on any of these nodes; without any, on all of them."""
-        ports = [node.port for node in nodes or self.nodes]
-        return self.url_at(*ports, user=user, database=database)
-
-    def url_at(self, *ports: int, user: str = OWNER, database: str = DATABASE) -> str:
-        """Return the address of a database on these ports."""
-        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
-        return f"postgresql://{user}:{PASSWORD}@{hosts}/{database}"
+    @property
+    def url(self) -> str:
+        """The address of the gateways' database, on every node."""
+        return url_of(*self.nodes)
 
     @asynccontextmanager
-    async def connected(
-        self, node: Node, database: str = DATABASE
-    ) -> AsyncIterator[asyncpg.Connection]:
-        """Lend a connection to one node, as a superuser; no commit of it waits for a standby."""
-        connection = await asyncpg.connect(
-            self.url_of(node, user=SUPERUSER, database=database),
-            timeout=REST_TIMEOUT_S,
-            server_settings={"synchronous_commit": "local"},
-        )
-        try:
+    async def connected(self) -> AsyncIterator[asyncpg.Connection]:
+        """Lend a superuser's connection to the gateways' database on the present primary."""
+        leader = await self.until_leader()
+        async with superuser_connection(leader, user=SUPERUSER) as connection:
             yield connection
-        finally:
-            connection.terminate()
-
-    def leader(self) -> Node | None:
-        """Return the node that is the primary for Patroni; None while there is none."""
-        return next((node for node in self.nodes if node.answers("/primary")), None)
 
     async def until_leader(self) -> Node:
-        """Return the primary, once there is one; raises BenchError."""
-        deadline = time.monotonic() + PATIENCE_S
-        while (leader := await asyncio.to_thread(self.leader)) is None:
-            has_ended = any(node.has_ended for node in self.nodes)
-            if has_ended or time.monotonic() > deadline:
-                raise BenchError(f"no primary, see {self.folder}")
-            await asyncio.sleep(POLL_S)
-        return leader
+        """Return the node that is the primary for Patroni, once there is one; raises BenchError."""
+        return await self._until(self._leader, "no primary")
 
     async def until_whole(self) -> Node:
         """Return the primary, once every other node streams from it, and one synchronously."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            leader = await self.until_leader()
-            with suppress(*AWAY):
-                if await self._is_whole(leader):
-                    return leader
-            if time.monotonic() > deadline:
-                raise BenchError(f"the standbys do not come back, see {self.folder}")
-            await asyncio.sleep(POLL_S)
+        return await self._until(self._whole_leader, "the standbys do not come back")
 
-    async def _is_whole(self, leader: Node) -> bool:
-        async with self.connected(leader, SUPERUSER) as connection:
+    async def _until(self, condition: Callable[[], Awaitable[Node | None]], failure: str) -> Node:
+        try:
+            return await until(condition, PATIENCE_S)
+        except TimeoutError:
+            raise BenchError(f"{failure}, see {self.folder}") from None
+
+    async def _leader(self) -> Node | None:
+        for node in self.nodes:
+            if await asyncio.to_thread(node.answers, "/primary"):
+                return node
+        if any(node.has_ended for node in self.nodes):
+            raise BenchError(f"a server has ended by itself, see {self.folder}")
+        return None
+
+    async def _whole_leader(self) -> Node | None:
+        leader = await self._leader()
+        if leader is None:
+            return None
+        async with superuser_connection(leader, SUPERUSER, user=SUPERUSER) as connection:
             streaming = await connection.fetchval(
                 "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
             )
@@ -95,7 +89,7 @@ class Cluster:
             for node in self.nodes
             if node is not leader
         ]
-        return streaming == len(entered) and all(entered)
+        return leader if streaming == len(entered) and all(entered) else None
 
     def switch_over(self) -> None:
         """Change the roles on purpose, as the documentation does."""
@@ -122,11 +116,11 @@ class Cluster:
     async def create_database(self) -> None:
         """Create the database of the gateways with its owner, migrated."""
         leader = await self.until_leader()
-        async with self.connected(leader, SUPERUSER) as connection:
+        async with superuser_connection(leader, SUPERUSER, user=SUPERUSER) as connection:
             await connection.execute(f"CREATE ROLE {OWNER} LOGIN PASSWORD '{PASSWORD}'")
             await connection.execute(f"GRANT pg_monitor TO {OWNER}")
-            await connection.execute(f"CREATE DATABASE {DATABASE} OWNER {OWNER}")
-        async with self.connected(leader) as connection:
+            await connection.execute(f"CREATE DATABASE {HYPERTABLE} OWNER {OWNER}")
+        async with self.connected() as connection:
             if self._programs.postgres.has_timescaledb:
                 await connection.execute("CREATE EXTENSION timescaledb")
             await connection.execute(f"SET ROLE {OWNER}")

@@ -1,4 +1,4 @@
-"""A program that adopts the orphans of another, and kills all of them when it is told to.
+"""A program that adopts the orphans of another, and kills all of them on request.
 
 Patroni leaves its PostgreSQL to process 1, so that neither a signal nor the death of the bench
 would end it. `python subreaper.py FD COMMAND...` runs the command, and kills every descendant at
@@ -6,6 +6,7 @@ once when the other end of the pipe FD is closed: by `Node.kill`, or by the deat
 """
 
 import ctypes
+import glob
 import os
 import signal
 import subprocess
@@ -21,9 +22,10 @@ _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36
 
 def _descendants(pid: int) -> Iterator[int]:
     """Yield all processes below this one, parents first."""
-    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+    # Path.glob raises an error where the process ends meanwhile.
+    for listed in glob.iglob(f"/proc/{pid}/task/*/children"):  # noqa: PTH207
         with suppress(OSError):  # it has ended meanwhile
-            for child in map(int, listed.read_text().split()):
+            for child in map(int, Path(listed).read_text().split()):
                 yield child
                 yield from _descendants(child)
 

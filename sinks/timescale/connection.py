@@ -114,14 +114,14 @@ class ReconnectingConnection:
             return
         started = self._loop.time()
         try:
-            identity = await read_identity(self._session, self._now)
+            identity = await read_identity(self._session)
         except BaseException:
             self._generation_at = -inf
             self._give_up()
             raise
-        self._generation, ahead_s = identity
-        # The server's clock minus the loop's, which never jumps.
-        self._clock_offset_s = self._now() - ahead_s - self._loop.time()
+        self._generation = identity.generation
+        # Ours is not read here: the loop's clock never jumps.
+        self._clock_offset_s = identity.server_time_s - self._loop.time()
         self._generation_at = self._clock_at = started
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ WHERE state IS DISTINCT FROM 'backup'
 ORDER BY application_name
 """
 _SLOTS = """
-SELECT slot_name, coalesce(wal_status, 'lost') AS wal_status,
+SELECT slot_name, wal_status,
     coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::float8 AS kept_bytes
 FROM pg_replication_slots
 WHERE slot_type = 'physical' AND NOT active
@@ -48,7 +48,7 @@ class Slot(NamedTuple):
     """A replication slot without a standby."""
 
     name: str
-    wal_status: str
+    wal_status: str | None  # None of a slot that no standby has used yet
     kept_bytes: float
 
 

@@ -1,6 +1,7 @@
 """One attempt at a write: a COPY of all events, or an INSERT of those that are not there yet."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from operator import attrgetter
 from uuid import UUID
 
@@ -42,10 +43,7 @@ async def copy_events(session: Session, events: Sequence[Event]) -> dict[bytes, 
         copied = await _copy_rows(session, events)
         if copied == len(events):
             return dict.fromkeys(map(_event_id, events), Outcome.WRITTEN)
-        rows = await find_rows(session, events)
-        # More rows than were copied: a trigger has left out an event that was there before.
-        found = Outcome.WRITTEN if len(rows) == copied else Outcome.DUPLICATE
-        return _by_presence(events, rows, found)
+        return _by_arrival(events, await find_rows(session, events), copied)
     async with transaction(session):
         known = await _enter_stable(session, events)
         new = [event for event in events if event.event_id not in known]
@@ -108,7 +106,24 @@ async def _enter_stable(session: Session, events: Sequence[Event]) -> set[bytes]
     return known
 
 
-def _by_presence(events: Sequence[Event], rows: set[bytes], found: Outcome) -> dict[bytes, Outcome]:
+def _by_arrival(
+    events: Sequence[Event], rows: Mapping[bytes, datetime], copied: int
+) -> dict[bytes, Outcome]:
+    """Return WRITTEN for each event with a row of its own arrival, and DUPLICATE for other rows.
+
+    Rows that were not copied were there before: a trigger has left their events out.
+    """
+    own = {event.event_id for event in events if rows.get(event.event_id) == event.received_at}
+    outcomes = _by_presence(events, rows, Outcome.DUPLICATE)
+    # Another delivery may have arrived in the same microsecond: then no row is known to be ours.
+    if len(own) == copied:
+        outcomes |= dict.fromkeys(own, Outcome.WRITTEN)
+    return outcomes
+
+
+def _by_presence(
+    events: Sequence[Event], rows: Collection[bytes], found: Outcome
+) -> dict[bytes, Outcome]:
     """Return `found` for each event that has a row, and CONTESTED for the others."""
     return {
         event.event_id: found if event.event_id in rows else Outcome.CONTESTED for event in events

@@ -16,11 +16,14 @@ from bench.testbed.console import Progress
 from bench.testbed.deliveries import EventKind
 from bench.testbed.process import PATIENCE_S, ROOT
 
+# Beside the other workers of the tests.
+RECOVERY_MAX_S = 30.0
+
 
 async def run_schedule(schedule: Schedule, folder: Path) -> Result:
     """Run a schedule as the command does; a failed test shows the printed table."""
     with Progress(schedule.callbacks, "callbacks") as progress:
-        result = await run(schedule, progress, folder=folder)
+        result = await run(schedule, progress, folder=folder, recovery_max_s=RECOVERY_MAX_S)
     print_result([result])
     return result
 

@@ -4,29 +4,26 @@ The commands and the configurations are those of `docs/cells.md`.
 """
 
 import asyncio
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+from msgspec.structs import replace
 
 from app.dev.programs import Programs
-from app.workspaces_file import digest_of
 from bench.testbed.callbacks import workspace_toml
 from bench.testbed.client import Answer, get, post
 from bench.testbed.database import connected, execute
-from bench.testbed.haproxy import cells as behind_haproxy
-from bench.testbed.haproxy import haproxy
 from bench.testbed.ports import free_port
-from bench.testbed.process import OK, PATIENCE_S, POLL_S, ROOT, Program, inherited
+from bench.testbed.process import OK, PATIENCE_S, POLL_S, Program
 from tests.cells import ELSEWHERE, HERE, apps_toml
-from tests.gateways import SECRET, Process, Services, Target, database_of, query
+from tests.events import event, write
+from tests.gateways import SECRET, Services, Target, database_of, query
+from tests.hubs import sink_of
 from tests.nginx import find_nginx
 from tests.outcomes import (
     COMMITTED,
@@ -39,44 +36,14 @@ from tests.outcomes import (
     until_told,
 )
 from tests.replays import in_quarantine
-from tests.services.test_commands import run
+from tests.two_cells import PAGE, Cell, Cells, Door, Page, distribute, load, print_map, proxy
 
-PAGE = (ROOT / "docs/cells.md").read_text()
 BY_CELL = {HERE: "abc123token", ELSEWHERE: "def456token"}
 CELLS = {token: cell for cell, token in BY_CELL.items()}
 MOVES = "mov789token"
 SILENT = "silent.app"
 OTHER_CELL = 'flokit_callbacks_failed_total{{reason="other_cell",vendor="adjust",workspace="{}"}}'
 TABLES = ("events", "stable_events", "dropped", "quarantine_usage", "imports")
-ROW = "SELECT count(*) FROM events WHERE app_token = $1"
-
-
-class Door(Target):
-    """The proxy in front of the cells."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-
-class Cell(NamedTuple):
-    """A cell: one gateway, with a database and a Redis of its own."""
-
-    gateway: Process
-    database_url: str
-    redis_url: str
-
-    @property
-    def file(self) -> Path:
-        """Its copy of the workspaces file."""
-        return self.gateway.folder / "workspaces.toml"
-
-    async def rows(self, app_token: str) -> int:
-        """The number of rows of an app."""
-        async with connected(self.database_url) as connection:
-            return int(await connection.fetchval(ROW, app_token))
-
-
-Cells = Mapping[str, Cell]
 
 
 @pytest.fixture(scope="module")
@@ -107,42 +74,6 @@ async def cells(running: Cells) -> Cells:
         await execute(cell.database_url, *(f"DELETE FROM {table}" for table in TABLES))
     await load(running, apps_toml(CELLS))
     return running
-
-
-def distribute(cells: Cells, text: str, *names: str) -> None:
-    """Write a workspaces file for these cells, or for all."""
-    for name in names or cells:
-        cells[name].file.write_text(text)
-
-
-def print_map(cells: Cells, path: Path, *words: str) -> Path:
-    """Print the map of the file into a file."""
-    ended = run("cells", *words, WORKSPACES_FILE=str(cells[HERE].file))
-    assert ended.returncode == 0, ended.stderr
-    path.write_text(ended.stdout)
-    return path
-
-
-@contextmanager
-def proxy(cells: Cells, folder: Path, program: Path) -> Iterator[Door]:
-    """HAProxy with the present map in front of the cells."""
-    folder.mkdir()
-    servers = {name: cell.gateway.port for name, cell in cells.items()}
-    given = behind_haproxy(servers, print_map(cells, folder / "cells.map"))
-    with haproxy(folder, {}, program, given) as running:
-        for server in servers:
-            running.wait_until(server, "UP")
-        yield Door(running.port)
-
-
-async def load(cells: Cells, text: str, *names: str) -> None:
-    """Give a workspaces file to these cells, or to all; return when their gateways have it."""
-    await asyncio.to_thread(distribute, cells, text, *names)
-    wanted = float(int.from_bytes(digest_of(text.encode())[:4]))
-    async with asyncio.timeout(PATIENCE_S):
-        for name in names or cells:
-            while (await cells[name].gateway.metrics())["flokit_workspaces_version"] != wanted:
-                await asyncio.sleep(POLL_S)
 
 
 async def test_each_app_is_written_in_its_cell(
@@ -196,54 +127,6 @@ async def test_cell_that_is_down_answers_for_itself_only(
                 assert await outcome(door, sent) in {"502", "503", "0"}
             await cells[down].gateway.start_ready()
             assert await until_told(door, sent) == "written"
-
-
-class Page:
-    """The commands of a section of the page, typed in with the settings of a gateway."""
-
-    def __init__(self, heading: str, folder: Path, cell: Cell, bin_folder: Path) -> None:
-        text = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-        self._lines = re.findall(r"^ *\$ (.*)$", text, re.MULTILINE)
-        for name, script in zip(
-            re.findall(r"^`(\w+\.sh)` ", text, re.MULTILINE),
-            re.findall(r"```bash\n(.*?)```", text, re.DOTALL),
-            strict=True,
-        ):
-            (folder / name).write_text(script)
-        path = f"{Path(sys.executable).parent}:{bin_folder}:{os.environ['PATH']}"
-        self.environ = inherited() | cell.gateway.environ | {"PATH": path}
-        # The product is imported from the root, as in its image.
-        self.environ |= {"PYTHONPATH": str(ROOT)}
-        self._folder = folder
-
-    def take(self, first: str) -> str:
-        """Take the next command of the page, which begins so."""
-        line: str = self._lines.pop(0)
-        assert line.startswith(first)
-        return line
-
-    def assign(self, name: str) -> None:
-        """Take an assignment of the page, whose value is the test's own or its output."""
-        value = self.take(f"export {name}=").partition("=")[2]
-        if value.startswith("$("):
-            self.environ[name] = self.shell(f"echo {value}").strip()
-
-    async def type(self, first: str) -> str:
-        """Type the next command of the page in, and return its output."""
-        return await asyncio.to_thread(self.shell, self.take(first))
-
-    def shell(self, line: str) -> str:
-        """Run a line, which must succeed, and return its output."""
-        ended = subprocess.run(
-            ["/bin/bash", "-euc", line], cwd=self._folder, env=self.environ, capture_output=True,
-            text=True, timeout=PATIENCE_S, check=False,
-        )  # fmt: skip
-        assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
-        return ended.stdout
-
-    def assert_complete(self) -> None:
-        """Fail if a command of the page was not typed in."""
-        assert self._lines == []
 
 
 async def test_callback_that_comes_before_its_file_is_taken_over(
@@ -307,7 +190,7 @@ async def stop_and_copy(
 ) -> None:
     """Type in the steps from the stop to the comparison; no callback is written meanwhile."""
     await load(cells, file_of("moving"))
-    assert page.take("sleep") == "sleep 90"
+    assert page.take("sleep") == "sleep 120"
     await until_idle(cells)
     sent = f"/ingest/tenjin?{query(app_token=SILENT, user_id='silent')}"
     assert told(await get(door.port, sent)) == "dropped"
@@ -323,11 +206,7 @@ async def test_workspace_moves_without_loss_or_double(
 ) -> None:
     """Typed in as it stands, the page moves a workspace under fire, across which vendors retry."""
     await load(cells, file_of(HERE))
-    page = Page("Moving a workspace", tmp_path, cells[ELSEWHERE], postgres_programs.bin_folder)
-    page.environ |= {"OLD_URL": cells[HERE].database_url, "WORKSPACE": "ws_moves"}
-    page.environ |= {"NEW_URL": cells[ELSEWHERE].database_url}
-    for name in ("OLD_URL", "NEW_URL", "WORKSPACE", "SINCE"):
-        page.assign(name)
+    page = moving(cells, tmp_path, postgres_programs.bin_folder)
     before = {user: {**each, "app_token": MOVES} for user, each in callbacks("before").items()}
     before["old"] = {"app_token": MOVES, "user_id": "old", "created_at": "1700000000"}
     with ExitStack() as stack:
@@ -347,10 +226,59 @@ async def test_workspace_moves_without_loss_or_double(
         for each in (*before.values(), {**before["stable"], "created_at": "1750500009"}):
             assert await outcome(door, each) == "duplicate"
     assert "written 1 " in await page.type("python -m app replay --from")
+    await page.type("bash copy.sh")
     await page.type("psql")
     page.assert_complete()
     await assert_moved(cells, {each["user_id"] for each in before.values()} | {"silent"}, callers)
     assert await cells[HERE].rows(BY_CELL[HERE]) == len(others.told)
+
+
+def moving(cells: Cells, folder: Path, bin_folder: Path) -> Page:
+    """The page with the addresses of the cells, typed in up to the first copy."""
+    page = Page("Moving a workspace", folder, cells[ELSEWHERE], bin_folder)
+    page.environ |= {"OLD_URL": cells[HERE].database_url, "WORKSPACE": "ws_moves"}
+    page.environ |= {"NEW_URL": cells[ELSEWHERE].database_url}
+    for name in ("OLD_URL", "NEW_URL", "WORKSPACE", "SINCE"):
+        page.assign(name)
+    return page
+
+
+async def test_copy_leaves_out_a_stable_id_of_another_time(
+    cells: Cells, tmp_path: Path, postgres_programs: Programs
+) -> None:
+    """An event with a stable ID that the new cell has under another time is not copied."""
+    page = moving(cells, tmp_path, postgres_programs.bin_folder)
+    known = event("known", workspace_id="ws_moves", has_stable_id=True)
+    later = replace(known, occurred_at=known.occurred_at + timedelta(seconds=1))
+    new = [event(name, workspace_id="ws_moves", has_stable_id=name == "stable")
+           for name in ("stable", "usual")]  # fmt: skip
+    for name, rows in ((HERE, [known, *new]), (ELSEWHERE, [later])):
+        async with sink_of(cells[name].database_url) as sink:
+            await write(sink, rows, contested=True)
+    for _ in range(2):
+        await asyncio.to_thread(page.shell, "bash copy.sh")
+    async with connected(cells[ELSEWHERE].database_url) as connection:
+        found = await connection.fetch("SELECT user_id, occurred_at FROM events ORDER BY user_id")
+        copied = await connection.fetch(
+            "SELECT read, written, duplicate FROM imports ORDER BY written DESC"
+        )
+        stable = await connection.fetchval("SELECT count(*) FROM stable_events")
+    times = {each.user_id: each.occurred_at for each in (later, *new)}
+    assert {record[0]: record[1] for record in found} == times
+    assert [tuple(record) for record in copied] == [(3, 2, 1), (3, 0, 3)]
+    assert stable == 2
+
+
+async def test_copy_from_a_cell_that_does_not_answer_fails(
+    cells: Cells, tmp_path: Path, postgres_programs: Programs
+) -> None:
+    """`copy.sh` is not silent about a cell that it cannot read."""
+    page = moving(cells, tmp_path, postgres_programs.bin_folder)
+    port = free_port()
+    page.environ["OLD_URL"] = f"postgresql://127.0.0.1:{port}/gone"
+    ended = await asyncio.to_thread(page.end_of, "bash copy.sh")
+    assert ended.returncode != 0
+    assert str(port) in ended.stderr
 
 
 async def assert_moved(cells: Cells, users: set[str], callers: Callers) -> None:

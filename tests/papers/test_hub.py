@@ -18,7 +18,7 @@ from bench.testbed.database import connected, execute
 from tests.deploying import statements
 from tests.events import event, write
 from tests.gateways import Services
-from tests.hubs import DATABASES, PAGE, Hub, Hubs, blocks, sink_of
+from tests.hubs import DATABASES, PAGE, Hub, Hubs, blocks, own, sink_of
 from tests.services.test_timescale import skip_without_timescaledb
 
 pytestmark = pytest.mark.services
@@ -183,7 +183,7 @@ async def test_cells_compute_the_query(hub: Hub, heading: str) -> None:
     [query] = blocks(heading)
     async with hub.analyst() as connection:
         found = await plan_of(connection, query)
-    assert len(found) == (1 if "cells_of" in query else len(DATABASES))
+    assert len(found) == (1 if "cells_of_workspace" in query else len(DATABASES))
     for scan in found:
         assert "Filter" not in scan
         assert scan["Actual Rows"] * scan["Actual Loops"] < MANY / 10
@@ -301,7 +301,7 @@ async def test_nobody_writes(hub: Hub, hubs: Hubs, table: str) -> None:
     ):
         assert [row[0] for row in await analyst.fetch(rights, table)] == ["SELECT"]
         before = await cell.fetchval("SELECT array_agg(event_id ORDER BY event_id) FROM events")
-        await cell.execute("SET ROLE flokit_hub")
+        await cell.execute(own("SET ROLE flokit_hub"))
         assert [row[0] for row in await cell.fetch(rights, view)] == ["SELECT"]
         for write in WRITES:
             for connection in (analyst, owner):
@@ -328,7 +328,7 @@ async def test_cell_is_added_later_and_moved(hubs: Hubs, services: Services) -> 
     """Run again, the SQL adds a cell and changes no other; addresses are changed in place."""
     grown = await hubs.make("grown", CELLS[:1])
     alter = next(block for block in blocks("Setting it up") if "ALTER SERVER" in block)
-    count = "SELECT count(DISTINCT cell), cells_of('ws_other') FROM events_by_day"
+    count = "SELECT count(DISTINCT cell), cells_of_workspace('ws_other') FROM events_by_day"
     moved = "127.0.0.2"  # none of the servers listens there: its own address is not used any more
     async with connected(grown.url) as connection:
         assert tuple(await connection.fetchrow(count) or ()) == (1, ["eu-1"])
@@ -342,8 +342,11 @@ async def test_cell_is_added_later_and_moved(hubs: Hubs, services: Services) -> 
         url = re.findall(r"@(.*?):", services.database_url)[0]
         await grown.execute(f"ALTER SERVER \"eu-1\" OPTIONS (SET host '{url}')")
         assert tuple(await connection.fetchrow(count) or ()) == (2, ["eu-2"])
-        assert await connection.fetchval("SELECT cells_of('ws_split')") == ["eu-1", "eu-2"]
-        assert await connection.fetchval("SELECT cells_of('ws_new')") == ["eu-1", "eu-2"]
+        assert await connection.fetchval("SELECT cells_of_workspace('ws_split')") == [
+            "eu-1",
+            "eu-2",
+        ]
+        assert await connection.fetchval("SELECT cells_of_workspace('ws_new')") == ["eu-1", "eu-2"]
 
 
 async def test_database_of_a_cell_is_refused(hubs: Hubs) -> None:

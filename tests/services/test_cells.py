@@ -12,7 +12,8 @@ from msgspec.structs import replace
 from app.dropped import encode_event
 from app.event import DropReason
 from bench.testbed.callbacks import workspace_toml
-from bench.testbed.client import Answer, get, post
+from bench.testbed.client import Answer, get, head, post, read_answer
+from bench.testbed.ports import free_port
 from bench.testbed.process import PATIENCE_S, POLL_S
 from tests.cells import ELSEWHERE, HERE, SILENT, apps_toml
 from tests.events import event
@@ -146,6 +147,36 @@ async def test_replay_leaves_what_lives_elsewhere(
     assert await in_quarantine(connection) == 2
     assert there.run().counts == (2, 2, 0, 0, 0)
     assert await in_quarantine(connection) == 0
+
+
+async def test_other_quarantine_out_of_reach_is_named(replays: Replays) -> None:
+    """A database of `--from` that does not answer, or an address that is none, is one line."""
+    replays.write(apps_toml({"here": HERE}))
+    here = replays.but(CELL=HERE)
+    for url, words, exit_code in (
+        (f"postgresql://127.0.0.1:{free_port()}/other", "--from: does not answer", 1),
+        ("nowhere", "--from: ", 2),
+    ):
+        ended = await asyncio.to_thread(here.run, "--yes", "--from", url)
+        assert (ended.exit_code, ended.output) == (exit_code, "")
+        [line] = ended.errors.splitlines()
+        assert line.startswith(words)
+
+
+async def test_file_that_comes_during_a_body_counts(gateway: Running, file: Path) -> None:
+    """An app that moves while the body of a callback arrives is not written in its old cell."""
+    target = f"/ingest/adjust?{query(app_token='here', user_id='slow')}"
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    async with asyncio.timeout(PATIENCE_S):
+        writer.write(head("POST", target, headers={"Content-Length": "1"}))
+        while not gateway.gateway.ingest.in_flight:
+            await asyncio.sleep(POLL_S)
+        await asyncio.to_thread(file.write_text, apps_toml({"here": ELSEWHERE, "there": HERE}))
+        while told(await gateway.callback(app_token="here", user_id="quick")) != "503":
+            await asyncio.sleep(POLL_S)
+        writer.write(b"a")
+        assert is_503(await read_answer(reader))
+    writer.close()
 
 
 async def test_explain_names_the_cell(environ: Mapping[str, str]) -> None:

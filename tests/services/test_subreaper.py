@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.testbed.process import PATIENCE_S, POLL_S, Program
+from bench.testbed.process import PATIENCE_S, POLL_S, ROOT, Program
 from bench.topologies import subreaper
 
 # Like Patroni: a daemon in a session of its own, whose parent ends at once.
@@ -27,7 +27,7 @@ def is_alive(pid: int) -> bool:
     """Whether a process runs; one that nobody has waited for does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # ended before the open, or the read
         return False
 
 
@@ -68,7 +68,7 @@ time.sleep(3600)
 def test_orphans_end_with_the_bench(tmp_path: Path) -> None:
     """A bench that is killed leaves no process behind."""
     owner = subprocess.Popen(
-        [sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", OWNER, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert owner.stdout is not None
     assert owner.stdout.readline() == "started\n"

@@ -232,12 +232,12 @@ class Backend:
         assert isinstance(since, type(times[0]))
         assert isinstance(until, type(times[0]))
         found = [
-            id_
+            (id_, row.received_at)
             for time, id_ in zip(times, ids, strict=True)
             if since <= time <= until
-            and ((time, id_.bytes) in self.server.data.events or (time, id_.bytes) in change.events)
+            for row in self.server.visible(change, (time, id_.bytes))
         ]
-        return _found(change, write, found)
+        return _found(change, write, *zip(*found, strict=True))
 
     def _find_stable(
         self, change: Transaction, write: Search, arguments: Sequence[object]
@@ -245,7 +245,8 @@ class Backend:
         (ids,) = arguments
         assert isinstance(ids, list)
         known = self.server.data.stable.keys() | change.stable.keys()
-        return _found(change, write, [id_ for id_ in ids if (None, id_.bytes) in known])
+        found = [id_ for id_ in ids if (None, id_.bytes) in known]
+        return _found(change, write, *([found] if found else []))
 
 
 def is_poison(row: Row) -> bool:
@@ -259,9 +260,9 @@ def _refused(context: str) -> PostgresError:
     return error
 
 
-def _found(change: Transaction, write: Search, ids: Iterable[object]) -> Reply:
-    found = list(ids)
-    if not found:
+def _found(change: Transaction, write: Search, *columns: Iterable[object]) -> Reply:
+    """Return one row with an array for each column; none where nothing was found."""
+    if not columns:
         return Reply([], "SELECT 0")
     change.is_writing = change.is_writing or write.writes_message
-    return Reply([(found, b"")], "SELECT 1")
+    return Reply([(*map(list, columns), b"")], "SELECT 1")

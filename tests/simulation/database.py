@@ -233,6 +233,11 @@ class Server:
         self.pending = {}
         self.replication_waits = []
 
+    def visible(self, change: Transaction, key: Key) -> list[Row]:
+        """Return the rows of a key that a transaction reads: committed ones, and its own."""
+        own = change.events.get(key)
+        return [*self.data.events.get(key, ()), *([own] if own else ())]
+
     async def _is_free(self, change: Transaction, key: Key, waiter: Waiter) -> bool:
         """Lock a key; False where another transaction has committed it, or this one has it."""
         while (holder := self.pending.get(key)) is not None:

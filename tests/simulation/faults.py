@@ -168,7 +168,6 @@ class Faults:
 
     def _swallow(self) -> None:
         """Let a foreign trigger leave out the rows of one user."""
-        self._world.has_swallowed = True
         server, user = self._cluster.primary, self._random.choice(("u1", "u2"))
         server.swallows = lambda row: row.user_id == user
         self._world.later(self._random.uniform(0.1, 2.0), self._swallow_no_more)

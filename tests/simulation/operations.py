@@ -40,7 +40,7 @@ async def perform(session: Session, kind: str, batch: Sequence[Event]) -> object
                 return sorted(record[0] for record in records)
             case "find":
                 return [
-                    sorted(await search.find_rows(session, batch)),
+                    sorted((await search.find_rows(session, batch)).items()),
                     sorted(await search.find_stable(session, batch)),
                 ]
             case _:

@@ -3,7 +3,7 @@
 Most sabotages are those of the bench, which breaks real processes in the same way.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -62,7 +62,9 @@ def _seen_without_redis() -> None:
 
 
 def _present_is_written() -> None:
-    def by_presence(events: Sequence[Event], rows: set[bytes], _: Outcome) -> dict[bytes, Outcome]:
+    def by_presence(
+        events: Sequence[Event], rows: Collection[bytes], _: Outcome
+    ) -> dict[bytes, Outcome]:
         return _by_presence(events, rows, Outcome.WRITTEN)
 
     patch(statements, "_by_presence", by_presence)
@@ -103,7 +105,7 @@ _OWN = (
         Found.LIED, _seen_without_redis,
     ),
     Sabotage(
-        "present-is-written", "The number that COPY reports is compared.",
+        "present-is-written", "Row by row, written or duplicate",
         Found.DOUBLED, _present_is_written,
     ),
     Sabotage(

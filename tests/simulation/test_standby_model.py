@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 import pytest
 
 from app.dev.processes import Server
-from bench.testbed.postgres_maker import Maker
-from bench.testbed.postgres_servers import PLAIN, asking, url_of
 from bench.testbed.process import PATIENCE_S, POLL_S
+from bench.topologies.maker import Maker
+from bench.topologies.servers import PLAIN, superuser_connection, url_of
 from sinks.timescale.session import Session
 from tests import events
 from tests.simulation.connection import SimulatedSession
@@ -68,7 +68,7 @@ def server(maker: Maker) -> Server:
     server = maker.primary("alone")
 
     async def await_standby() -> None:
-        async with asking(server) as connection:
+        async with superuser_connection(server) as connection:
             for statement in NO_STANDBY:
                 await connection.execute(statement)
             while await connection.fetchval("SHOW synchronous_standby_names") != "nobody":
@@ -92,6 +92,6 @@ async def test_commit_that_is_cut_short_is_as_in_postgresql(
         await observer.execute(f"SELECT pg_cancel_backend({session.get_server_pid()})")
 
     url = url_of(server, database=PLAIN)
-    async with asking(server, PLAIN) as observer, real_sessions(url) as sessions:
+    async with superuser_connection(server, PLAIN) as observer, real_sessions(url) as sessions:
         assert await cut_short(sessions, until_waiting, cancel) == modelled
     assert modelled[1:4] == [("55P03", None, False), "COPY 1", True]

@@ -71,7 +71,7 @@ class Vendor:
             elif not rows and event.final and not event.is_poison:
                 self._world.broken(f"lost: {event.name}")
             is_plain = not (event.unanswered or event.restored or event.is_poison)
-            if is_plain and event.written != 1 and not self._world.has_swallowed:
+            if is_plain and event.written != 1:
                 self._world.broken(f"lied: {event.written} times written: {event.name}")
 
     def _send_until_final(

@@ -42,8 +42,6 @@ class World:
         self.violations: list[str] = []
         # The next message that commits, of any gateway, loses its connection.
         self.trap: Trap = ""
-        # With a trigger, a batch may be `duplicate` for one event that was there before.
-        self.has_swallowed = False
         self.slow_until_s: dict[str, float] = {}
         self._outside: Context = copy_context()
         self._outside.run(PROCESS.set, None)

@@ -86,6 +86,10 @@ AWAY = Slot("two", "reserved", 3e6)
             ["warning  database slot two: lost: its standby must be copied anew"],
         ),
         (
+            WELL._replace(standbys=[], slots=[Slot("two", None, 0.0)], is_bounded=False),
+            ["ok       database slot two: no standby has used it yet, no WAL is kept"],
+        ),
+        (
             WELL._replace(standbys=[], wal_level="minimal", hot_standby="off"),
             [
                 "warning  database setting wal_level: minimal: no standby can follow",

@@ -1,4 +1,4 @@
-"""A primary and its synchronous standby on loopback, and their fail-overs."""
+"""A primary and its synchronous standby on loopback, and their failovers."""
 
 import asyncio
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from app.dev.processes import Server
 from app.dev.programs import Programs
-from bench.testbed.postgres_maker import NAMES, PAIR_CONF, Maker, making
-from bench.testbed.postgres_servers import ALONE, ask, tell, until, until_primary
+from bench.topologies.maker import NAMES, PAIR_CONF, Maker, making
+from bench.topologies.servers import ALONE, execute, fetch_value, until, until_primary
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Pair:
 
     async def sync_state(self) -> str | None:
         """The primary's state of the standby: `sync`, or None while it does not stream."""
-        state: str | None = await ask(
+        state: str | None = await fetch_value(
             self.primary,
             "SELECT max(sync_state) FROM pg_stat_replication "
             "WHERE application_name = $1 AND state = 'streaming'",
@@ -38,36 +38,36 @@ class Pair:
             return await self.sync_state() == "sync"
 
         await until(is_synchronous)
-        here = await ask(self.primary, "SELECT pg_current_wal_lsn()::text")
+        here = await fetch_value(self.primary, "SELECT pg_current_wal_lsn()::text")
         replayed = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
-        await until(lambda: ask(self.standby, replayed, here))
+        await until(lambda: fetch_value(self.standby, replayed, here))
 
     async def promote(self) -> None:
         """Make the standby the primary, which goes on alone; the other is left as it is."""
-        await tell(self.standby, *ALONE)
+        await execute(self.standby, *ALONE)
         await self.promote_as_it_is()
 
     async def promote_as_it_is(self) -> None:
-        """The same, but it waits for the standby in its settings, which is not there."""
-        await tell(self.standby, "SELECT pg_promote()")
+        """Promote the standby with its copied settings: its commits wait for a missing standby."""
+        await execute(self.standby, "SELECT pg_promote()")
         self.primary, self.standby = self.standby, self.primary
         self.has_failed_over = True
         await until_primary(self.primary)
 
     async def rejoin(self) -> None:
-        """Make the one that is no primary any more a synchronous standby."""
+        """Make a synchronous standby of the other server, on a copy of the primary's disk."""
         await asyncio.to_thread(self.maker.rejoin, self.standby, self.primary)
         self.has_failed_over = False
         await self.wait_for_standby()
 
     async def rewind(self) -> None:
-        """The same, with the disk of a former primary, whose other history is undone."""
+        """Make a synchronous standby of a former primary, whose disk is rewound."""
         await asyncio.to_thread(self.maker.rewind, self.standby, self.primary)
         self.has_failed_over = False
         await self.wait_for_standby()
 
     async def follow(self) -> None:
-        """The same, with the disk of a primary that was shut down cleanly before the promotion."""
+        """Make a synchronous standby of a former primary that was shut down cleanly."""
         await asyncio.to_thread(self.maker.follow, self.standby, self.primary)
         self.has_failed_over = False
         await self.wait_for_standby()
@@ -75,13 +75,13 @@ class Pair:
     async def wait_for_standby(self) -> None:
         """From now on the primary commits nothing without its standby, and so after a promotion."""
         for server in (self.primary, self.standby):
-            await tell(
+            await execute(
                 server, "ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"
             )
         await self.until_synchronous()
 
     async def mend(self) -> None:
-        """Make it whole again, after any fault of either server."""
+        """Repair the pair after any fault of either server."""
         self.primary.resume()
         await asyncio.to_thread(self.primary.start)
         if self.has_failed_over:
@@ -93,11 +93,11 @@ class Pair:
 
 
 @contextmanager
-def pair(folder: Path, programs: Programs) -> Iterator[Pair]:
+def open_pair(folder: Path, programs: Programs) -> Iterator[Pair]:
     """Run a primary and its synchronous standby on disks in this folder."""
     folder.mkdir(exist_ok=True)
     with making(folder, programs) as maker:
         primary = maker.primary(NAMES[0], PAIR_CONF)
-        made = Pair(maker, primary, maker.standby(NAMES[1], primary))
-        asyncio.run(made.wait_for_standby())
-        yield made
+        pair = Pair(maker, primary, maker.standby(NAMES[1], primary))
+        asyncio.run(pair.wait_for_standby())
+        yield pair

@@ -15,16 +15,16 @@ from app.dev.embedded import INIT_TIMEOUT_S, TIMESCALEDB_CONF
 from app.dev.processes import ENVIRONMENT, Server, run
 from app.dev.programs import Programs
 from bench.testbed.ports import free_port
-from bench.testbed.postgres_servers import (
+from bench.testbed.process import as_nobody
+from bench.topologies.servers import (
     HYPERTABLE,
     OWNER,
     PASSWORD,
     PLAIN,
     REPLICATOR,
-    asking,
-    tell,
+    execute,
+    superuser_connection,
 )
-from bench.testbed.process import as_nobody
 from sinks.timescale.schema import migrate
 
 COPY_TIMEOUT_S = 60.0
@@ -211,9 +211,9 @@ def _copy(disk: Path, to: Path) -> None:
 
 async def _migrate(server: Server) -> None:
     for database in (HYPERTABLE, PLAIN):
-        async with asking(server, database) as connection:
+        async with superuser_connection(server, database) as connection:
             await migrate(connection)
-    await tell(server, "DROP EXTENSION IF EXISTS timescaledb CASCADE", database=PLAIN)
+    await execute(server, "DROP EXTENSION IF EXISTS timescaledb CASCADE", database=PLAIN)
 
 
 @contextmanager
