@@ -42,10 +42,9 @@ def parameters(
     return found if all(callback.query.values()) else {n: v for n, v in found.items() if v}
 
 
-def present(callback: Callback, sent: dict[str, str]) -> dict[str, str]:
-    """Return the parameters that are no placeholder left unfilled."""
-    is_unfilled = callback.unfilled.fullmatch
-    return {n: value for n, value in sent.items() if value[0].isalnum() or not is_unfilled(value)}
+def present(callback: Callback, sent: Values) -> Values:
+    """Return those of a callback's parameters, made by its vendor, that are filled in."""
+    return msgspec.structs.replace(callback, query=sent, in_body=None).present
 
 
 def members(text: bytes) -> dict[str, str] | None:

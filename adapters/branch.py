@@ -71,7 +71,6 @@ def _flat(members: dict[str, str]) -> dict[str, str]:
             flat[_SHORT.get(name, name)] = value
     if "event_timestamp" in flat and flat.get("timestamp") in _MISSING:
         flat["timestamp"] = flat.pop("event_timestamp")  # its name in macros and exports
-    flat.pop("secret", None)
     return flat
 
 

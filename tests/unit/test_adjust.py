@@ -11,7 +11,7 @@ from adapters import adjust
 from app.access import sent_app_token
 from app.event import App, Drop, DropReason, Event
 from bench.testbed.callbacks import EVENTS
-from tests.adapter_cases import SECRETS, AdapterCases, assert_fits, callback_of
+from tests.adapter_cases import SECRETS, AdapterCases, callback_of, parsed
 from tests.vectors import APP, QUERIES, VECTORS
 
 CONFIGURED = App(
@@ -59,18 +59,14 @@ class TestAdjust(AdapterCases):
 def parse(changes: Changes = NOTHING, app: App = CONFIGURED) -> Event | Drop:
     """The outcome of the good callback with these changes; None takes a parameter away."""
     sent = {name: value for name, value in {**GOOD, **changes}.items() if value is not None}
-    callback = callback_of(urlencode(sent).encode())
-    event = adjust.parse(callback, app)
-    if isinstance(event, Event):
-        assert_fits(event, callback, app)
-    return event
+    return parsed(callback_of(urlencode(sent).encode()), app)
 
 
 def event(changes: Changes = NOTHING, app: App = CONFIGURED) -> Event:
     """The event that the good callback becomes with these changes."""
-    parsed = parse(changes, app)
-    assert isinstance(parsed, Event)
-    return parsed
+    found = parse(changes, app)
+    assert isinstance(found, Event)
+    return found
 
 
 NONE: dict[str, str | None] = {"event_token": None, "activity_kind": None}

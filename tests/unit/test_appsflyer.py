@@ -9,7 +9,7 @@ import pytest
 
 from adapters import appsflyer
 from app.event import App, Callback, Drop, DropReason, Event
-from tests.adapter_cases import VENDORS, AdapterCases, assert_fits, callback_of, in_json_body
+from tests.adapter_cases import VENDORS, AdapterCases, callback_of, in_json_body, parsed
 from tests.vectors import APP, vectors_of
 
 CONFIGURED = App(
@@ -82,11 +82,7 @@ class TestPost(TestGet):
 def parse(changes: Changes = NOTHING, app: App = CONFIGURED) -> Event | Drop:
     """The outcome of the good message with these changes; None takes a field away."""
     fields = {name: value for name, value in {**GOOD, **changes}.items() if value is not None}
-    callback = in_json(fields)
-    found = appsflyer.parse(callback, app)
-    if isinstance(found, Event):
-        assert_fits(found, callback, app)
-    return found
+    return parsed(in_json(fields), app)
 
 
 def event(changes: Changes = NOTHING, app: App = CONFIGURED) -> Event:

@@ -11,7 +11,7 @@ import pytest
 from adapters import branch
 from app.event import App, Callback, Drop, DropReason, Event
 from app.set_parameters import set_parameters
-from tests.adapter_cases import VENDORS, AdapterCases, assert_fits, callback_of, in_json_body
+from tests.adapter_cases import VENDORS, AdapterCases, callback_of, in_json_body, parsed
 from tests.vectors import APP, vectors_of
 
 CONFIGURED = App(
@@ -112,11 +112,7 @@ def in_json(body: object) -> Callback:
 def parse(changes: Changes = NOTHING, app: App = CONFIGURED) -> Event | Drop:
     """The outcome of the good body with these changes; None takes a member away."""
     body = {name: value for name, value in {**BODY, **changes}.items() if value is not None}
-    callback = in_json(body)
-    found = branch.parse(callback, app)
-    if isinstance(found, Event):
-        assert_fits(found, callback, app)
-    return found
+    return parsed(in_json(body), app)
 
 
 def event(changes: Changes = NOTHING, app: App = CONFIGURED) -> Event:
@@ -129,11 +125,7 @@ def event(changes: Changes = NOTHING, app: App = CONFIGURED) -> Event:
 def of_url(parameters: Mapping[str, str]) -> Event | Drop:
     """The outcome of a GET."""
     query = urlencode({"app_token": APP, **parameters}).encode()
-    callback = callback_of(query, vendor=VENDOR)
-    found = branch.parse(callback, CONFIGURED)
-    if isinstance(found, Event):
-        assert_fits(found, callback, CONFIGURED)
-    return found
+    return parsed(callback_of(query, vendor=VENDOR), CONFIGURED)
 
 
 def test_columns_have_their_canonical_values() -> None:
