@@ -147,12 +147,14 @@ class Ingest:
         """Return the body of a request, and its app as the workspaces file has it after the body.
 
         A body may take half a minute, in which the app moves to another cell. The secret was
-        verified for one workspace: an app of another one is not returned.
+        verified for one workspace: of an app that is another's now, only the cell is new.
         """
         body = await request.read_body() if request.read_body else b""
         found = self._workspaces.find(request.vendor, sent_app_token(request.query))
-        is_same = found and app and found.workspace_id == app.workspace_id
-        return body, found if is_same else app
+        if found is None or app is None:
+            return body, app
+        is_same = found.workspace_id == app.workspace_id
+        return body, found if is_same else replace(app, cell=found.cell)
 
     def _traced(self, request: Request, error: Rejected) -> Rejected:
         """Return the error of a request that is turned away; its trace is kept, within limits."""

@@ -63,7 +63,10 @@ class Restorer:
         try:
             if dropped.event is not None:
                 event = decode_event(dropped.event)
-                return self._elsewhere(self._apps.get((event.vendor, event.app_token))) or event
+                app = self._apps.get((event.vendor, event.app_token))
+                if self._cell and app is None:  # the cell of its rows is not known
+                    return Drop(DropReason.UNKNOWN_APP, event.app_token)
+                return self._elsewhere(app) or event
         except (ValueError, msgspec.DecodeError) as error:
             raise NotRestored(str(error)) from None
         try:

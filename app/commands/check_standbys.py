@@ -7,10 +7,10 @@ from sinks.timescale.standbys import Replication, Slot, Standby
 
 # A standby that is further behind delays a failover, and its own reads.
 BEHIND_MAX_S = 30.0
-# PostgreSQL's states of a slot whose standby can no longer continue, or soon cannot.
+# PostgreSQL's states of a slot whose reader can no longer continue, or soon cannot.
 BROKEN_SLOTS = {
-    "lost": "its standby must be copied anew",
-    "unreserved": "its standby must soon be copied anew",
+    "lost": "its {} must begin anew, with a copy",
+    "unreserved": "its {} must soon begin anew, with a copy",
 }
 SUBJECT = "database standbys"
 
@@ -24,7 +24,7 @@ def check_standbys(report: Report, found: Replication, *, is_direct: bool) -> No
     for slot in found.slots:
         _check_slot(report, slot, is_bounded=found.is_bounded)
     if not found.standbys:
-        if not found.is_synchronous:
+        if not found.needed:
             report.ok(SUBJECT, "none: a failover is not possible")
         return
     if not found.is_readable:
@@ -55,20 +55,18 @@ def _check_settings(report: Report, found: Replication) -> None:
 
 
 def _check_slot(report: Report, slot: Slot, *, is_bounded: bool) -> None:
-    """Report a slot whose standby is away."""
+    """Report a slot whose reader is away."""
     name = f"database slot {slot.name}"
+    reader = "standby" if slot.is_physical else "logical reader"
+    away = f"its {reader} is away, {slot.kept_bytes / 1e6:.0f} MB of WAL are kept"
     if slot.wal_status is None:
-        report.ok(name, "no standby has used it yet, no WAL is kept")
+        report.ok(name, f"no {reader} has used it yet, no WAL is kept")
     elif effect := BROKEN_SLOTS.get(slot.wal_status):
-        report.warn(name, f"{slot.wal_status}: {effect}")
+        report.warn(name, f"{slot.wal_status}: {effect.format(reader)}")
     elif is_bounded:
-        report.ok(name, f"its standby is away, {slot.kept_bytes / 1e6:.0f} MB of WAL are kept")
+        report.ok(name, away)
     else:
-        report.warn(
-            name,
-            f"its standby is away, {slot.kept_bytes / 1e6:.0f} MB of WAL are kept, without a "
-            "limit: set max_slot_wal_keep_size, or the disk fills",
-        )
+        report.warn(name, f"{away}, without a limit: set max_slot_wal_keep_size, or the disk fills")
 
 
 def _check_states(report: Report, found: Replication) -> None:
@@ -76,10 +74,11 @@ def _check_states(report: Report, found: Replication) -> None:
     streaming = [standby for standby in found.standbys if standby.is_streaming]
     confirming = [standby for standby in streaming if standby.confirms]
     text = _listed(found.standbys)
-    if not found.is_synchronous:
+    if not found.needed:
         report.warn(SUBJECT, f"{text}: no commit waits for them, a failover may lose events")
-    elif confirming and len(streaming) == 1:
-        report.warn(SUBJECT, f"{text}: the only one, without it every callback is answered 500")
+    elif confirming and len(confirming) <= found.needed:
+        names = " or ".join(standby.name for standby in confirming)
+        report.warn(SUBJECT, f"{text}: without {names} every callback is answered 500")
     else:
         report.ok(SUBJECT, text)
     for standby in streaming:

@@ -170,12 +170,12 @@ def _variables(cells: Sequence[HubCell]) -> Mapping[str, str]:
             raise SettingsError(f"cell {name!r}: a hub needs letters, digits, - and _ only")
         if longest + len(name) > NAME_BYTES_MAX:
             raise SettingsError(
-                f"cell {name}: a hub needs at most {NAME_BYTES_MAX - longest} bytes"
+                f"cell {name}: a hub takes names of at most {NAME_BYTES_MAX - longest} characters"
             )
         variable = name.replace("-", "_")
         if other := owners.get(variable):
             raise SettingsError(
-                f"cells {other} and {name}: a hub needs more than - and _ to differ"
+                f"cells {other} and {name}: the names must differ in more than - and _ for a hub"
             )
         owners[variable] = name
     if not owners:

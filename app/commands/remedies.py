@@ -62,7 +62,9 @@ REMEDIES: Mapping[DropReason, Remedy] = {
     ),
     DropReason.OTHER_CELL: Remedy(
         "the app lived in another cell, the subject: load the map of `python -m app cells` into "
-        "the proxy, and move the callbacks to that cell (docs/cells.md); there:"
+        "the proxy; then, with the settings of that cell and the address of this database "
+        "(docs/cells.md):",
+        ' --from "$OTHER_DATABASE_URL"',
     ),
 }
 

@@ -39,7 +39,7 @@ and has the event ID and the arrival that it always had, so that a second replay
   duplicate    the row is there already; the callback leaves quarantine
   dropped      still no event, for one of the usual reasons; it stays in quarantine, but for what
                the app lists under `ignore` by now: that is taken out. other_cell: the app lives in
-               another cell than CELL, whose `replay` writes it
+               another cell than CELL, whose `replay --from` writes it
   left         not decided: another writer has the event under way, or this version cannot read it;
                it stays for the next replay
 
@@ -59,6 +59,7 @@ examples:
   python -m app replay --reason unknown_app --app ABC123token --set app_token=abc123token --yes
   python -m app replay --reason unfilled_placeholder --set event_token=g3mz3t --yes
   python -m app replay --reason invalid_timestamp --set created_at=@arrival --yes
+  python -m app replay --from "$OTHER_DATABASE_URL" --app def456token --dry-run
 
 exit code: 0 all is decided, 1 something is left or a server failed, 2 wrong arguments or settings,
 130 stopped by Ctrl-C, between two batches and with the sums so far
@@ -90,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="source",
         metavar="URL",
-        help="the database of the quarantine (default: DATABASE_URL); its password belongs into a "
+        help="the database of the quarantine (default: DATABASE_URL); its password belongs in a "
         "password file, since arguments are visible in `ps`",
     )
     parser.add_argument("--dry-run", action="store_true", help="report, and write nothing")

@@ -12,7 +12,7 @@ from sinks.timescale.replay import Counts
 
 STAYS = {
     DropReason.IGNORED: "taken out",
-    DropReason.OTHER_CELL: "stay in quarantine: move them to the cell of their app (docs/cells.md)",
+    DropReason.OTHER_CELL: "stay in quarantine, for replay --from in the cell of their app",
 }
 
 

@@ -60,7 +60,7 @@ class File(NamedTuple):
         app = self.apps.get((vendor, app_token))
         if not self.cell or app is None or app.cell == self.cell:
             return ""
-        return f"  # in cell {app.cell}, after a move there: docs/cells.md"
+        return f"  # in cell {app.cell}, with --from: docs/cells.md"
 
 
 class UnmappedLine(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,10 +28,18 @@ def add_command(commands: Commands) -> None:
         "--long", action="store_true",
         help=f"the long form: {_LONG_CALLBACKS:,} callbacks and {_LONG_FAULTS:,} faults",
     )  # fmt: skip
-    parser.add_argument("--callbacks", type=int, help="callbacks to send, not counting repeats")
-    parser.add_argument("--faults", type=int, help="faults, of all kinds in turn")
+    parser.add_argument(
+        "--callbacks", type=int,
+        help=f"callbacks to send, not counting repeats (default: {_CALLBACKS:,})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--faults", type=int, help=f"faults, of all kinds in turn (default: {_EACH} of each)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="the same seed is the same run")
-    parser.add_argument("--rate", type=float, help="callbacks a second at most")
+    parser.add_argument(
+        "--rate", type=float,
+        help=f"callbacks a second at most (default: {_RATE:g}, long {_LONG_RATE:g})",
+    )  # fmt: skip
     parser.add_argument("--gateways", type=int, default=2, help="gateway processes")
     parser.add_argument(
         "--kinds", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="FAULT",

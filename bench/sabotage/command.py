@@ -24,7 +24,9 @@ def add_command(commands: Commands) -> None:
     )
     parser.add_argument("--list", action="store_true", help="print their names, and run none")
     parser.add_argument(
-        "--real", action="store_true", help="run the real gateway in the same way: find nothing"
+        "--real",
+        action="store_true",
+        help="run the real gateway in the same way: it must not earn the verdicts",
     )
     documents.add_option(parser)
     parser.set_defaults(run=_command)

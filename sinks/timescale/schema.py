@@ -130,7 +130,7 @@ async def read_identity(connection: asyncpg.Connection) -> Identity:
 
     The generation is a hash of the random value that the migration stored, and of values that
     change when that one was copied with the data: the cluster, its timeline (a restored backup
-    starts a new one, and so does a fail-over), the start of the server (a restored snapshot of the
+    starts a new one, and so does a failover), the start of the server (a restored snapshot of the
     disk stays on its timeline), the database and the table.
 
     Raises SchemaError where migrations are missing.

@@ -46,7 +46,7 @@ async def test_every_quick_fault_once(tmp_path: Path) -> None:
     ],
 )
 async def test_slow_fault_once(tmp_path: Path, kinds: Sequence[str]) -> None:
-    """A fail-over, a recovery to a moment, or a wrong clock: each event has exactly one row."""
+    """A failover, a recovery to a moment, or a wrong clock: each event has exactly one row."""
     if missing := unavailable().keys() & kinds:
         pytest.skip(f"no program for {missing}")
     schedule = make_schedule(

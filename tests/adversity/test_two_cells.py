@@ -40,7 +40,8 @@ from tests.two_cells import PAGE, Cell, Cells, Door, Page, distribute, load, pri
 
 BY_CELL = {HERE: "abc123token", ELSEWHERE: "def456token"}
 CELLS = {token: cell for cell, token in BY_CELL.items()}
-MOVES = "mov789token"
+# Of the workspace that moves; one app stays.
+MOVES, STAYS = "mov789token", "stays12token"
 SILENT = "silent.app"
 OTHER_CELL = 'flokit_callbacks_failed_total{{reason="other_cell",vendor="adjust",workspace="{}"}}'
 TABLES = ("events", "stable_events", "dropped", "quarantine_usage", "imports")
@@ -90,7 +91,8 @@ async def test_each_app_is_written_in_its_cell(
                 sent = {**callback, "app_token": token}
                 words = [await outcome(door, sent) for _ in range(2)]
                 assert words == ["written", "duplicate"], kind
-                assert await outcome(door, {**sent, "app_token": spelled}) == "duplicate"
+                for same in (spelled, f"%20{token}+"):
+                    assert await outcome(door, {**sent, "app_token": same}) == "duplicate"
             assert told(await door.send(late)) == "written"
             assert told(await door.post(b"", app_token=token, event_token="none")) == "dropped"
             target = f"//ingest/adjust/?{query(app_token=token)}"
@@ -179,10 +181,11 @@ async def until_idle(cells: Cells) -> None:
 
 
 def file_of(cell: str) -> str:
-    """The file in which the workspace that moves lives in this cell."""
+    """The file in which the apps that move live in this cell."""
     more = f'cell = "{cell}"\n'
     silent = workspace_toml("ws_moves", SILENT, vendor="tenjin", more=more)
-    return apps_toml(CELLS) + workspace_toml("ws_moves", MOVES, more=more) + silent
+    stays = workspace_toml("ws_moves", STAYS, more=f'cell = "{HERE}"\n')
+    return apps_toml(CELLS) + workspace_toml("ws_moves", MOVES, more=more) + silent + stays
 
 
 async def stop_and_copy(
@@ -206,12 +209,13 @@ async def test_workspace_moves_without_loss_or_double(
 ) -> None:
     """Typed in as it stands, the page moves a workspace under fire, across which vendors retry."""
     await load(cells, file_of(HERE))
-    page = moving(cells, tmp_path, postgres_programs.bin_folder)
+    page = await moving(cells, tmp_path, postgres_programs.bin_folder)
+    stays = {"app_token": STAYS, "user_id": "stays"}
     before = {user: {**each, "app_token": MOVES} for user, each in callbacks("before").items()}
     before["old"] = {"app_token": MOVES, "user_id": "old", "created_at": "1700000000"}
     with ExitStack() as stack:
         door = stack.enter_context(proxy(cells, tmp_path / "before", haproxy_program))
-        for each in before.values():
+        for each in (stays, *before.values()):
             assert await outcome(door, each) == "written"
         callers, others = Callers(Moved(door), "live"), Callers(door, "other")
         async with callers.calling(), others.calling():
@@ -227,19 +231,24 @@ async def test_workspace_moves_without_loss_or_double(
             assert await outcome(door, each) == "duplicate"
     assert "written 1 " in await page.type("python -m app replay --from")
     await page.type("bash copy.sh")
-    await page.type("psql")
     page.assert_complete()
     await assert_moved(cells, {each["user_id"] for each in before.values()} | {"silent"}, callers)
     assert await cells[HERE].rows(BY_CELL[HERE]) == len(others.told)
+    assert await cells[HERE].rows(STAYS) == 1
 
 
-def moving(cells: Cells, folder: Path, bin_folder: Path) -> Page:
-    """The page with the addresses of the cells, typed in up to the first copy."""
+async def moving(cells: Cells, folder: Path, bin_folder: Path) -> Page:
+    """The page with the addresses and the apps of these cells, typed in up to the first copy."""
     page = Page("Moving a workspace", folder, cells[ELSEWHERE], bin_folder)
-    page.environ |= {"OLD_URL": cells[HERE].database_url, "WORKSPACE": "ws_moves"}
+    script = folder / "moved.sh"
+    text = script.read_text().replace("ws_demo", "ws_moves")
+    script.write_text(text.replace("abc123token", MOVES).replace("com.example.app", SILENT))
+    page.environ |= {"OLD_URL": cells[HERE].database_url}
     page.environ |= {"NEW_URL": cells[ELSEWHERE].database_url}
-    for name in ("OLD_URL", "NEW_URL", "WORKSPACE", "SINCE"):
-        page.assign(name)
+    page.assign("OLD_URL")
+    page.assign("NEW_URL")
+    assert (await page.type("bash compare.sh")).splitlines()[1] == "0|0|"
+    page.assign("SINCE")
     return page
 
 
@@ -247,7 +256,7 @@ async def test_copy_leaves_out_a_stable_id_of_another_time(
     cells: Cells, tmp_path: Path, postgres_programs: Programs
 ) -> None:
     """An event with a stable ID that the new cell has under another time is not copied."""
-    page = moving(cells, tmp_path, postgres_programs.bin_folder)
+    page = await moving(cells, tmp_path, postgres_programs.bin_folder)
     known = event("known", workspace_id="ws_moves", has_stable_id=True)
     later = replace(known, occurred_at=known.occurred_at + timedelta(seconds=1))
     new = [event(name, workspace_id="ws_moves", has_stable_id=name == "stable")
@@ -273,7 +282,7 @@ async def test_copy_from_a_cell_that_does_not_answer_fails(
     cells: Cells, tmp_path: Path, postgres_programs: Programs
 ) -> None:
     """`copy.sh` is not silent about a cell that it cannot read."""
-    page = moving(cells, tmp_path, postgres_programs.bin_folder)
+    page = await moving(cells, tmp_path, postgres_programs.bin_folder)
     port = free_port()
     page.environ["OLD_URL"] = f"postgresql://127.0.0.1:{port}/gone"
     ended = await asyncio.to_thread(page.end_of, "bash copy.sh")
@@ -303,12 +312,11 @@ async def test_nginx_routes_by_its_map(cells: Cells, tmp_path: Path) -> None:
     [text] = re.findall(r"```nginx\n(.*?)```", PAGE, re.DOTALL)
     for documented, cell in zip(("8001", "8002"), cells.values(), strict=True):
         text = text.replace(f"127.0.0.1:{documented}", f"127.0.0.1:{cell.gateway.port}")
-    port = free_port()
+    text = text.replace("listen 8080;", f"listen 127.0.0.1:{(port := free_port())};")
     places = " ".join(f"{each}_temp_path {each};" for each in ("proxy", "fastcgi", "uwsgi", "scgi"))
     (tmp_path / "nginx.conf").write_text(
         "daemon off; master_process off; pid nginx.pid; events {}\n"
-        f"http {{ client_body_temp_path body; {places} access_log off;\n{text}\n"
-        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://$flokit_cell; }} }} }}"
+        f"http {{ client_body_temp_path body; {places} access_log off;\n{text}\n}}"
     )
     command = [find_nginx(), "-p", str(tmp_path), "-c", "nginx.conf", "-e", "error.log"]
     with Program(command, tmp_path / "nginx.log") as nginx:
@@ -321,4 +329,8 @@ async def test_nginx_routes_by_its_map(cells: Cells, tmp_path: Path) -> None:
             assert await cells[name].rows(token) == 1
         assert await outcome(door, {"app_token": "nowhere"}) == "dropped"
         assert (await get(port, f"/ingest/adjust?{query()}&app_token=def456token")).status == OK
+        same = query(app_token=f"+{BY_CELL[ELSEWHERE]}%20", user_id="nginx")
+        assert told(await get(port, f"/ingest/adjust?{same}")) == "duplicate"
         assert (await post(port, "//ingest/adjust/?app_token=ALIKE", b"")).status == 401
+        assert (await get(port, "/healthz")).status == OK
+        assert (await get(port, "/metrics")).status == 404

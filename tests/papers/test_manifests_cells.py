@@ -153,6 +153,14 @@ def test_changed_map_rolls_out() -> None:
     assert re.fullmatch(r"flokit-router-\w{10}", name)
 
 
+def test_budget_is_that_of_the_router() -> None:
+    """The pods that the budget of the router selects are the router's."""
+    selector = one("PodDisruptionBudget", ROUTER)["spec"]["selector"]["matchLabels"]
+    labels = one("Deployment", ROUTER)["spec"]["template"]["metadata"]["labels"]
+    assert selector
+    assert selector.items() <= labels.items()
+
+
 def test_router_is_restricted() -> None:
     """The router fits the standard `restricted`, and cannot write."""
     pod = one("Deployment", ROUTER)["spec"]["template"]["spec"]

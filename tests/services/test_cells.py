@@ -143,7 +143,12 @@ async def test_replay_leaves_what_lives_elsewhere(
     for words in (("--dry-run", "--json"), ("--yes", "--json")):
         report = here.run(*words).report
         assert (report["written"], report["dropped"]) == (1, {"other_cell": 2})
-    assert "other_cell, stay in quarantine: move them" in here.run("--yes").output
+    assert "other_cell, stay in quarantine, for replay --from" in here.run("--yes").output
+    # A refused event of an app without a cell may have a row in any of them.
+    replays.write(apps_toml({"here": HERE, "another": ELSEWHERE}))
+    report = here.run("--yes", "--json").report
+    assert (report["written"], report["dropped"]) == (0, {"unknown_app": 2})
+    replays.write(apps_toml(CELLS))
     assert await in_quarantine(connection) == 2
     assert there.run().counts == (2, 2, 0, 0, 0)
     assert await in_quarantine(connection) == 0
@@ -163,15 +168,19 @@ async def test_other_quarantine_out_of_reach_is_named(replays: Replays) -> None:
         assert line.startswith(words)
 
 
-async def test_file_that_comes_during_a_body_counts(gateway: Running, file: Path) -> None:
+@pytest.mark.parametrize("workspace", ["ws_here", "ws_new"])
+async def test_file_that_comes_during_a_body_counts(
+    gateway: Running, file: Path, workspace: str
+) -> None:
     """An app that moves while the body of a callback arrives is not written in its old cell."""
+    moved = workspace_toml(workspace, "here", more=f'cell = "{ELSEWHERE}"\n')
     target = f"/ingest/adjust?{query(app_token='here', user_id='slow')}"
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     async with asyncio.timeout(PATIENCE_S):
         writer.write(head("POST", target, headers={"Content-Length": "1"}))
         while not gateway.gateway.ingest.in_flight:
             await asyncio.sleep(POLL_S)
-        await asyncio.to_thread(file.write_text, apps_toml({"here": ELSEWHERE, "there": HERE}))
+        await asyncio.to_thread(file.write_text, f"{moved}\n{apps_toml({'there': HERE})}")
         while told(await gateway.callback(app_token="here", user_id="quick")) != "503":
             await asyncio.sleep(POLL_S)
         writer.write(b"a")
@@ -246,9 +255,9 @@ async def test_commands_name_the_remedy(
     await asyncio.to_thread(invoke, "dropped", "--since", "3650d")
     output = capsys.readouterr().out
     assert "other_cell: the app lived in another cell, the subject" in output
-    assert "python -m app replay --reason other_cell --app there --dry-run" in output
+    assert '--reason other_cell --app there --from "$OTHER_DATABASE_URL" --dry-run' in output
     await asyncio.to_thread(invoke, "unmapped", "--since", "3650d")
-    assert "--app there --dry-run  # in cell eu-2" in capsys.readouterr().out
+    assert "--app there --dry-run  # in cell eu-2, with --from" in capsys.readouterr().out
 
 
 async def test_cells_prints_the_map(environ: Mapping[str, str], file: Path) -> None:

@@ -1,4 +1,4 @@
-"""A primary and its synchronous standby, or one server alone: crashes, fail-overs, restores."""
+"""A primary and its synchronous standby, or one server alone: crashes, failovers, restores."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -39,7 +39,7 @@ class Cluster:
 
     @property
     def safe(self) -> list[Row]:
-        """The rows that no crash and no fail-over can lose."""
+        """The rows that no crash and no failover can lose."""
         primary = self.primary
         return (primary.safe if primary.is_synchronous else primary.logged).rows()
 

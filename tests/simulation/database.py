@@ -149,7 +149,7 @@ class Server:
         self.world = world
         self.data = data
         self.logged = data.copy()  # in the WAL, visible or not
-        self.safe = self.logged  # never lost by a fail-over
+        self.safe = self.logged  # never lost by a failover
         self.deadlock_timeout_s = deadlock_timeout_s
         self.wal: list[Transaction] = []
         self.standby: Standby | None = None
