@@ -138,8 +138,8 @@ class End(asyncio.Protocol):
             self._transport.write(data)
 
     def abort(self) -> None:
-        """Close with a reset."""
-        if self._transport is not None and not self.is_gone:
+        """Close with a reset, unless the other side has closed: then it has no socket any more."""
+        if self._transport is not None and not self._transport.is_closing():
             connection: socket.socket = self._transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
             self._transport.abort()

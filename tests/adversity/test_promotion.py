@@ -130,7 +130,7 @@ async def test_check_names_no_host_where_there_is_only_one(
     ended = await asyncio.to_thread(run, "check", **environ)
     assert "database host" not in ended.stdout
     assert "warning  DATABASE_URL: one host, the server itself" in ended.stdout
-    standby = f"warning  database standbys: {pair.standby.name} streaming sync: the only one"
+    standby = f"warning  database standbys: {pair.standby.name} streaming sync: without "
     assert standby in ended.stdout
 
 
