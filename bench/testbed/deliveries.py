@@ -6,27 +6,28 @@ An event depends on the seed and its number alone, and can be generated again at
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from random import Random
 from typing import NamedTuple
-from uuid import UUID
 
 from bench.testbed import drops
-from bench.testbed.callbacks import APPS, EVENTS, parameters, time_text
+from bench.testbed.callbacks import EVENTS, parameters, time_text
 from bench.testbed.drops import Drop, Kept
 from bench.testbed.event_ids import event_id_of, user_of
 from bench.testbed.identities import Point, point
 from bench.testbed.periods import Period, moment_of
-from bench.testbed.rows import NUMBER, Row, Version
-from bench.testbed.versions import KEPT, Made, make_version
+from bench.testbed.rows import NUMBER, Row, Version, row_of
+from bench.testbed.stable_ids import StableId
+from bench.testbed.versions import Made, kept_of, make_version
 
 # Fixed: the same seed sends the same callbacks on any day.
 FIRST_DAY = datetime(2024, 3, 1, tzinfo=UTC)
 _DAY_S = 86_400
 _LATE_DAYS_MAX = 5
 _PROBES_DAYS = 10
+_STABLE_POISON_SHARE = 1 / 3
 
 
 class EventKind(Enum):
@@ -138,13 +139,10 @@ class EventGenerator:
         sent = parameters(number, random, app=identity.app_token, token=identity.token)
         sent[NUMBER] = str(number)
         if kind in _DROPS:
-            return _dropped(number, kind, sent, occurred_at, random)
-        if identity.vendor == "branch":
-            sent["id"] = identity.stable_id
-        elif kind is EventKind.STABLE:
-            sent["transaction_id"] = identity.stable_id
+            return _dropped(kind, identity, sent, occurred_at, random)
         for name in ("user_id", "adid", "gps_adid", "idfa"):
             del sent[name]
+        stable = identity.stable_id(is_sent=kind is EventKind.STABLE)
         plans = _PLANS[kind](random)
         made: list[Made] = []
         for turn in range(len(plans)):
@@ -152,12 +150,13 @@ class EventGenerator:
             if kind is EventKind.STABLE and turn:
                 # Earlier: a later time may be on a new day.
                 time -= timedelta(seconds=random.randint(1, 90_000))
-            made.append(make_version(identity, sent, turn, time, random))
-        row = replace(
-            _row(made[0].event_id, sent, identity.vendor, identity.token, identity.user.columns),
-            versions=[one.version for one in made],
-            has_stable_id="id" in sent or "transaction_id" in sent,
-        )
+            version = make_version(identity, stable, sent, turn, occurred_at=time, random=random)
+            made.append(version)
+        row = row_of(
+            made[0].event_id, sent, identity.user.columns,
+            vendor=identity.vendor, token=identity.token,
+            versions=[one.version for one in made], has_stable_id=bool(stable.names),
+        )  # fmt: skip
         deliveries = [Delivery(one.request, *plan) for one, plan in zip(made, plans, strict=True)]
         return SimulatedEvent(number, kind, deliveries, row, identity=identity)
 
@@ -171,10 +170,10 @@ class EventGenerator:
         seconds_max = len(self.vendors)
         periods = () if kind is EventKind.STABLE else self.periods
         if moment := moment_of(periods, number, random, seconds_max):
-            return moment + timedelta(seconds=identity.second)
+            return moment + identity.moment
         # The same for the whole block.
         first_s = identity.block * 7_919 % (_DAY_S - seconds_max)
-        of_day = timedelta(seconds=first_s + identity.second)
+        of_day = timedelta(seconds=first_s) + identity.moment
         if number >= self.probes_from:
             return FIRST_DAY - timedelta(days=_PROBES_DAYS) + of_day
         late_days = 0
@@ -184,43 +183,29 @@ class EventGenerator:
 
 
 def _dropped(
-    number: int, kind: EventKind, sent: dict[str, str], occurred_at: datetime, random: Random
+    kind: EventKind, identity: Point, sent: dict[str, str], occurred_at: datetime, random: Random
 ) -> SimulatedEvent:
     sent |= {"created_at": time_text(occurred_at, random), "sending": drops.SENDING.decode()}
+    stable = StableId({}, {})
+    if kind is EventKind.POISON and random.random() < _STABLE_POISON_SHARE:
+        stable = identity._replace(vendor="adjust").stable_id(is_sent=True)
+        sent |= stable.names
     drop = _DROPS[kind](sent, random)
     delivery = Delivery(drop.request, 0, random.randrange(60))
     refused = None
     if kind is EventKind.POISON:
         columns = {"user_id": sent["user_id"], "adid": sent["adid"]}
-        kept = {name: value for name, value in sent.items() if name in KEPT}
         token = sent["event_token"]
         event_id = event_id_of(
             user_of(columns, {}), vendor="adjust", app_token=sent["app_token"],
             event_type=EVENTS[token], occurred_at=occurred_at, raw_event_id=token,
+            stable_id=stable.value,
         )  # fmt: skip
-        row = _row(event_id, sent, "adjust", token, columns)
-        refused = replace(row, versions=[Version(occurred_at, kept)])
-    return SimulatedEvent(number, kind, [delivery], None, drop.kept, refused)
-
-
-def _row(
-    event_id: UUID, sent: Mapping[str, str], vendor: str, token: str, columns: Mapping[str, str]
-) -> Row:
-    """Return the row of an event, without versions; `columns` are the user's."""
-    return Row(
-        event_id=event_id,
-        workspace_id=APPS[sent["app_token"]],
-        vendor=vendor,
-        app_token=sent["app_token"],
-        event_type=EVENTS[token],
-        os_name=sent["os_name"],
-        country=sent["country"].upper(),
-        versions=(),
-        user_id=columns.get("user_id"),
-        adid=columns.get("adid"),
-        gps_adid=columns.get("gps_adid"),
-        idfa=columns.get("idfa"),
-    )
+        refused = row_of(
+            event_id, sent, columns, vendor="adjust", token=token,
+            versions=[Version(occurred_at, kept_of(sent))], has_stable_id=bool(stable.names),
+        )  # fmt: skip
+    return SimulatedEvent(int(sent[NUMBER]), kind, [delivery], None, drop.kept, refused)
 
 
 def _plain(random: Random) -> list[Plan]:

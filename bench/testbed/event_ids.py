@@ -37,10 +37,13 @@ def event_id_of(
     event_type: str,
     occurred_at: datetime,
     raw_event_id: str,
-    stable_id: str = "",
+    stable_id: str | tuple[str, ...] = "",
 ) -> UUID:
-    """Return the ID of an event; with a stable ID, its time and its raw event ID do not count."""
-    last: tuple[object, str] = ("stable", stable_id)
+    """Return the ID of an event; with a stable ID, its time and its raw event ID do not count.
+
+    A stable ID of several parameters is the list of their values.
+    """
+    last: tuple[object, object] = ("stable", stable_id)
     if not stable_id:
         last = ((occurred_at - _EPOCH) // timedelta(microseconds=1), raw_event_id)
     return UUID(bytes=_digest((vendor, app_token, user, event_type, last)))

@@ -1,28 +1,33 @@
 """The identities of simulated events, which share all parts of an event ID but one.
 
-The events of a block are the points of a grid of app, event token, user, vendor and second. Each
-block has its users, its seconds and its stable IDs, and so has many pairs of events that differ in
+The events of a block are the points of a grid of app, event token, user, vendor and moment. Each
+block has its users, its moments and its stable IDs, and so has many pairs of events that differ in
 one of these parts alone.
 """
 
 from array import array
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from functools import lru_cache
 from hashlib import blake2b
 from random import Random
 from typing import NamedTuple
 from uuid import UUID
 
-from bench.testbed.callbacks import APPS, BY_KIND, EVENTS, KIND
+from bench.testbed.callbacks import APPS, EVENTS, OWN_STABLE_ID, raw_event_id
+from bench.testbed.stable_ids import StableId, no_stable_id, stable_id
 
 _APPS, _TOKENS = tuple(APPS), tuple(EVENTS)
 _BLOCKS_REMEMBERED = 512
 _ZEROS = str(UUID(int=0))
 # The same text in upper case and in lower case.
 _DECIMAL = 10**32
-# Two tokens of one event type.
-_FIRST, _SECOND = "g3mz3t", "g3mz3u"
-_ALIASES = {_FIRST: _SECOND, _SECOND: _FIRST}
+# Two tokens of one event type; those of the second line differ in the subtype.
+_FIRST, _SECOND = ("g3mz3t", "subn3w"), ("g3mz3u", "subb4ck")
+_ALIASES = dict(zip(_FIRST + _SECOND, _SECOND + _FIRST, strict=True))
+# Fractions of the same second, in microseconds; most vendors send milliseconds.
+_FRACTIONS = {"adjust": (0, 1_000, 1_001)}
+_MILLISECONDS = (0, 1_000)
 
 
 class User(NamedTuple):
@@ -40,21 +45,34 @@ class User(NamedTuple):
 class Point(NamedTuple):
     """The parts of the identity of one event.
 
-    `second` counts from a moment of the block, `stable_id` is for the events that have one.
+    `place` is that among the events of the block with the same app, token, user and vendor, which
+    differ in their moment; `text` is shared by their stable IDs.
     """
 
     app_token: str
     token: str
     user: User
     vendor: str
-    second: int
-    stable_id: str
+    place: int
+    text: str
     block: int
+
+    @property
+    def moment(self) -> timedelta:
+        """The time since that of the block; the places differ in seconds or fractions alone."""
+        fractions = _FRACTIONS.get(self.vendor, _MILLISECONDS)
+        second, fraction = divmod(self.place, len(fractions))
+        return timedelta(seconds=second, microseconds=fractions[fraction])
 
     @property
     def raw_event_id(self) -> str:
         """The text that names the event: its token, or its kind."""
-        return KIND if self.vendor == "adjust" and self.token == BY_KIND else self.token
+        return raw_event_id(self.token) if self.vendor == "adjust" else self.token
+
+    def stable_id(self, *, is_sent: bool) -> StableId:
+        """Return the stable ID, or the parameters that look like one if none is sent."""
+        make = stable_id if is_sent or self.vendor == "branch" else no_stable_id
+        return make(self.vendor, self.app_token, self.text, self.place)
 
     @property
     def alias(self) -> str:
@@ -73,14 +91,14 @@ def point(seed: int, number: int, vendors: Sequence[str]) -> Point:
     rest, app = divmod(_order(seed, block, size)[place], len(_APPS))
     rest, token = divmod(rest, len(_TOKENS))
     slot, user = divmod(rest, users_count)
-    vendor = vendors[slot]
-    second = vendors[:slot].count(vendor)
+    vendor, found = vendors[slot], users(seed, block)[user]
     # Neither the time nor the token is a part of an event ID with a stable ID.
-    stable_id = f"t{seed}-{block}-{second}-{_TOKENS[token] == _SECOND:d}"
-    found = users(seed, block)[user]
-    if vendor == "branch":  # whose own ID of an event identifies it without the user
-        stable_id += f"-{user}"
-    return Point(_APPS[app], _TOKENS[token], found, vendor, second, stable_id, block)
+    text = f"t{seed}-{block}-{_TOKENS[token] in _SECOND:d}"
+    # Nor is the user where Branch's own ID identifies the event, or a name that the app lists.
+    if vendor == "branch" or (_APPS[app] == OWN_STABLE_ID and not found.columns):
+        text += f"-{user}"
+    place_of_vendor = vendors[:slot].count(vendor)
+    return Point(_APPS[app], _TOKENS[token], found, vendor, place_of_vendor, text, block)
 
 
 @lru_cache(_BLOCKS_REMEMBERED)

@@ -1,7 +1,7 @@
 """Simulated messages of AppsFlyer and webhooks of Branch, and the properties of their rows."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -25,6 +25,8 @@ _MEMBERS_IN_COLUMNS = {
 }  # fmt: skip
 _SECTIONS = ("user_data", "event_data", "custom_data", "last_attributed_touch_data")
 _WRAPPED_SHARE = 0.1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
 # Members of a template that are taken out where the user lacks the value: it is none of the first.
 _OPTIONAL = {
     "appsflyer": {"user_id": ',"customer_user_id":"@user@"', "adid": ',"appsflyer_id":"@device@"'},
@@ -49,22 +51,24 @@ def _template(vendor: str) -> str:
     return message_file(vendor).read_text().strip()
 
 
-def message_request(
-    vendor: str, sent: Mapping[str, str], occurred_at: datetime, random: Random
-) -> bytes:
-    """Return the bytes of a POST with the values of an Adjust callback."""
-    body = _body(vendor, sent, occurred_at)
+def message_request(vendor: str, body: bytes, app_token: str, random: Random) -> bytes:
+    """Return the bytes of a POST with a message."""
     if vendor == "branch" and random.random() < _WRAPPED_SHARE:
         body = b'{"data":%b}' % body
-    target = f"/ingest/{vendor}?{query({'app_token': sent['app_token']}, SECRET)}"
+    target = f"/ingest/{vendor}?{query({'app_token': app_token}, SECRET)}"
     return post_request(target, body, "application/json")
 
 
-def _body(vendor: str, sent: Mapping[str, str], occurred_at: datetime) -> bytes:
-    is_branch = vendor == "branch"
+def message_body(
+    vendor: str, sent: Mapping[str, str], occurred_at: datetime, zone_min: int
+) -> bytes:
+    """Return a message with the values of an Adjust callback.
+
+    With an offset of the zone in minutes, AppsFlyer's has the time in that zone alone.
+    """
     values = {
         "event": sent["event_token"],
-        "time": f"{occurred_at.timestamp():.0f}000" if is_branch else f"{occurred_at:%F %T}.000",
+        "time": _time_text(vendor, occurred_at, zone_min),
         "os": sent["os_name"],
         "country": sent["country"].upper(),
         "device": sent.get("adid", ""),
@@ -75,6 +79,8 @@ def _body(vendor: str, sent: Mapping[str, str], occurred_at: datetime) -> bytes:
         "id": sent.get("id", ""),
     }
     text = _template(vendor)
+    if zone_min:
+        text = text.replace('"event_time":', '"event_time_selected_timezone":')
     for name, member in _OPTIONAL[vendor].items():
         if name not in sent:
             text = text.replace(member, "")
@@ -90,11 +96,18 @@ def _body(vendor: str, sent: Mapping[str, str], occurred_at: datetime) -> bytes:
     return text.encode()
 
 
-def expected_properties(
-    vendor: str, sent: Mapping[str, str], occurred_at: datetime
-) -> dict[str, str]:
+def _time_text(vendor: str, occurred_at: datetime, zone_min: int) -> str:
+    if vendor == "branch":
+        return str((occurred_at - _EPOCH) // _MILLISECOND)
+    local = occurred_at + timedelta(minutes=zone_min)
+    text = f"{local:%F %T}.{local.microsecond // 1_000:03}"
+    hours, minutes = divmod(abs(zone_min), 60)
+    return f"{text}{'-' if zone_min < 0 else '+'}{hours:02}{minutes:02}" if zone_min else text
+
+
+def expected_properties(vendor: str, body: bytes, sent: Mapping[str, str]) -> dict[str, str]:
     """Return the `properties` of the row of a message."""
-    members = msgspec.json.decode(_body(vendor, sent, occurred_at), type=Raw)
+    members = msgspec.json.decode(body, type=Raw)
     if vendor == "branch":
         members = {name: value for name, value in _flat(members) if name not in _MEMBERS_IN_COLUMNS}
         del members["timestamp"]
@@ -105,12 +118,12 @@ def expected_properties(
     return {name: text for name, text in texts.items() if text} | shared
 
 
-def parameters_of(vendor: str, sent: Mapping[str, str], occurred_at: datetime) -> Mapping[str, str]:
+def parameters_of(body: bytes, app_token: str) -> Mapping[str, str]:
     """Return the parameters of a message that have a value, with those of its URL."""
-    members = msgspec.json.decode(_body(vendor, sent, occurred_at), type=Raw)
+    members = msgspec.json.decode(body, type=Raw)
     texts = {name: _text(bytes(value)) for name, value in members.items()}
     present = {name: text for name, text in texts.items() if text}
-    return present | {"app_token": sent["app_token"]}
+    return present | {"app_token": app_token}
 
 
 def _flat(members: Raw) -> list[tuple[str, msgspec.Raw]]:

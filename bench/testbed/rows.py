@@ -6,6 +6,8 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
+from bench.testbed.callbacks import APPS, EVENTS
+
 # The parameter that holds the number of the event, in `properties` of its row.
 NUMBER = "event_number"
 _COLUMNS = (
@@ -41,6 +43,34 @@ class Row:
     gps_adid: str | None = None
     idfa: str | None = None
     has_stable_id: bool = False
+
+
+def row_of(
+    event_id: UUID,
+    sent: Mapping[str, str],
+    columns: Mapping[str, str],
+    *,
+    vendor: str,
+    token: str,
+    versions: Sequence[Version],
+    has_stable_id: bool,
+) -> Row:
+    """Return the row of an event with parameters of Adjust's; `columns` are the user's."""
+    return Row(
+        event_id=event_id,
+        workspace_id=APPS[sent["app_token"]],
+        vendor=vendor,
+        app_token=sent["app_token"],
+        event_type=EVENTS[token],
+        os_name=sent["os_name"],
+        country=sent["country"].upper(),
+        versions=versions,
+        user_id=columns.get("user_id"),
+        adid=columns.get("adid"),
+        gps_adid=columns.get("gps_adid"),
+        idfa=columns.get("idfa"),
+        has_stable_id=has_stable_id,
+    )
 
 
 def differences(found: Mapping[str, object], expected: Row) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The simulated vendor retries as Adjust does; the proxy holds a connection at a chosen moment."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -21,6 +22,7 @@ BODIES = {
 }
 CLOSED, SILENT = 0, -1
 QUICKLY_S = (0.001,) * 6
+LENGTH = re.compile(rb"Content-Length: (\d+)")
 
 
 class Endpoint:
@@ -43,6 +45,8 @@ class Endpoint:
         while True:
             try:
                 request = await reader.readuntil(b"\r\n\r\n")
+                if length := LENGTH.search(request):
+                    request += await reader.readexactly(int(length[1]))
             except (asyncio.IncompleteReadError, ConnectionError):
                 break
             self.requests.append(request)
