@@ -14,7 +14,7 @@ class Closed(asyncio.Transport):
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         """Fail as uvloop does."""
-        raise ValueError("negative file descriptor")
+        raise ValueError(f"{name}, {default}: negative file descriptor")
 
 
 async def test_end_that_is_closed_already_is_not_reset() -> None:
