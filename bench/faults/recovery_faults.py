@@ -9,6 +9,7 @@ from bench.faults.fault import Fault
 from bench.testbed.chronicle import Cut
 from bench.testbed.environment import Environment
 from bench.testbed.gateway import Gateway
+from bench.testbed.threads import in_thread
 from bench.topologies.servers import execute, until_primary
 
 # The last answers of a killed server arrive meanwhile.
@@ -26,10 +27,10 @@ async def snapshot_put_back(environment: Environment, _: Gateway, random: Random
     """The disk of the primary is put back to a snapshot that is some seconds old."""
     pair = environment.pair
     target = time.time()
-    snapshot = await asyncio.to_thread(pair.maker.snapshot, pair.primary)
+    snapshot = await in_thread(pair.maker.snapshot, pair.primary)
     await asyncio.sleep(random.uniform(1, 2))
     back = await _lose_both(environment)
-    await asyncio.to_thread(pair.maker.put_back, pair.primary, snapshot)
+    await in_thread(pair.maker.put_back, pair.primary, snapshot)
     environment.chronicle.cuts.append(Cut(target, back))
     await pair.rejoin()
 
@@ -37,14 +38,14 @@ async def snapshot_put_back(environment: Environment, _: Gateway, random: Random
 async def recovered_to_a_moment(environment: Environment, _: Gateway, random: Random) -> None:
     """The primary is recovered from a base backup to a moment that is some seconds ago."""
     pair = environment.pair
-    backup = await asyncio.to_thread(pair.maker.base_backup, pair.primary)
+    backup = await in_thread(pair.maker.base_backup, pair.primary)
     await asyncio.sleep(random.uniform(0.5, 1))
     target = time.time()
     await asyncio.sleep(random.uniform(1, 2))
     await execute(pair.primary, _NEW_TRANSACTION)  # the recovery ends at a later one
     back = await _lose_both(environment)
     moment = datetime.fromtimestamp(target, UTC)
-    await asyncio.to_thread(pair.maker.recover_until, pair.primary, backup, moment)
+    await in_thread(pair.maker.recover_until, pair.primary, backup, moment)
     await until_primary(pair.primary)
     environment.chronicle.cuts.append(Cut(target, back))
     await execute(pair.primary, *_FORGET)
@@ -54,8 +55,8 @@ async def recovered_to_a_moment(environment: Environment, _: Gateway, random: Ra
 async def _lose_both(environment: Environment) -> float:
     """Kill both servers, and return a time after the last answer that they gave."""
     # The standby first: nothing is confirmed any more.
-    await asyncio.to_thread(environment.pair.standby.kill)
-    await asyncio.to_thread(environment.pair.primary.kill)
+    await in_thread(environment.pair.standby.kill)
+    await in_thread(environment.pair.primary.kill)
     await asyncio.sleep(_GRACE_S)
     return time.time()
 

@@ -8,6 +8,7 @@ from random import Random
 from bench.faults.fault import Fault
 from bench.testbed.environment import COMMIT_TIMEOUT_S, Environment
 from bench.testbed.gateway import Gateway
+from bench.testbed.threads import in_thread
 
 _READ_ONLY = "ALTER SYSTEM SET default_transaction_read_only = {}"
 _BACKENDS = (
@@ -26,9 +27,9 @@ _FULL_TRIGGER = (
 
 async def redis_killed(environment: Environment, _: Gateway, random: Random) -> None:
     """Redis is killed, and is back after a while without its unsaved keys."""
-    await asyncio.to_thread(environment.servers.redis.kill)
+    await in_thread(environment.servers.redis.kill)
     await asyncio.sleep(random.uniform(0.5, 2))
-    await asyncio.to_thread(environment.servers.redis.start)
+    await in_thread(environment.servers.redis.start)
 
 
 async def redis_flushed(environment: Environment, _: Gateway, random: Random) -> None:
@@ -58,15 +59,15 @@ async def redis_back_with_old_data(environment: Environment, _: Gateway, random:
     async with environment.redis() as redis:
         await redis.save()
     await asyncio.sleep(random.uniform(0.5, 2))
-    await asyncio.to_thread(environment.servers.redis.kill)
-    await asyncio.to_thread(environment.servers.redis.start)
+    await in_thread(environment.servers.redis.kill)
+    await in_thread(environment.servers.redis.start)
 
 
 async def database_stopped(environment: Environment, _: Gateway, random: Random) -> None:
     """PostgreSQL is stopped in `immediate` mode, and recovers from its log."""
-    await asyncio.to_thread(environment.servers.postgres.stop, signal.SIGQUIT)
+    await in_thread(environment.servers.postgres.stop, signal.SIGQUIT)
     await asyncio.sleep(random.uniform(0, 1))
-    await asyncio.to_thread(environment.servers.postgres.start)
+    await in_thread(environment.servers.postgres.start)
 
 
 async def backend_killed(environment: Environment, _: Gateway, random: Random) -> None:
@@ -126,13 +127,13 @@ async def power_cut(environment: Environment, _: Gateway, random: Random) -> Non
     for gateway in environment.gateways:
         gateway.signal(signal.SIGKILL)
     await asyncio.gather(
-        asyncio.to_thread(environment.servers.redis.kill),
-        asyncio.to_thread(environment.servers.postgres.kill),
+        in_thread(environment.servers.redis.kill),
+        in_thread(environment.servers.postgres.kill),
         *(asyncio.to_thread(gateway.wait) for gateway in environment.gateways),
     )
     await asyncio.sleep(random.uniform(0, 0.5))
-    await asyncio.to_thread(environment.servers.postgres.start)
-    await asyncio.to_thread(environment.servers.redis.start)
+    await in_thread(environment.servers.postgres.start)
+    await in_thread(environment.servers.redis.start)
     await asyncio.gather(*(gateway.start_ready() for gateway in environment.gateways))
 
 
