@@ -60,14 +60,14 @@ async def test_result_and_error_are_those_of_the_call() -> None:
 
 @pytest.mark.parametrize("error", [None, OSError("not its own")])
 async def test_cancelled_caller_waits_for_its_thread(error: Exception | None) -> None:
-    """A cancel takes effect after the end of the thread, whatever that ends with."""
+    """A cancel takes effect after the end of the thread, also after an error."""
     work = Work(error)
     await cancel_meanwhile(asyncio.create_task(in_thread(work.do)), work)
     assert work.steps == ["done"]
 
 
 async def test_server_that_starts_during_a_cancel_is_stopped() -> None:
-    """The stack exits a context manager whose caller was cancelled while it was entered."""
+    """The stack exits a context manager that was entered during a cancel."""
     work = Work()
 
     async def serve() -> str:
