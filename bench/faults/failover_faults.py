@@ -8,6 +8,7 @@ from bench.testbed.environment import COMMIT_TIMEOUT_S, Environment
 from bench.testbed.gateway import Gateway
 from bench.testbed.proxy import Moment
 from bench.testbed.threads import in_thread
+from bench.topologies.servers import until_primary, until_waiting
 
 
 async def primary_killed_and_rewound(environment: Environment, _: Gateway, random: Random) -> None:
@@ -77,6 +78,7 @@ async def split_brain(environment: Environment, _: Gateway, random: Random) -> N
     pair = environment.pair
     await pair.promote()
     await asyncio.sleep(random.uniform(2, 4))
+    await until_primary(pair.standby)  # it has lived on
     await pair.rewind()  # which kills the old primary first
 
 
@@ -92,6 +94,7 @@ async def split_brain_between_gateways(
     for way in ways:
         way.blackhole()
     await pair.promote()
+    await until_waiting(pair.standby)  # a commit of this gateway, at the old primary
     await asyncio.sleep(random.uniform(2, 4))
     await in_thread(pair.standby.kill)
     for way in ways:

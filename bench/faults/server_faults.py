@@ -5,7 +5,7 @@ import os
 import signal
 from random import Random
 
-from bench.faults.fault import Fault
+from bench.faults.fault import Fault, ServerLog
 from bench.testbed.environment import COMMIT_TIMEOUT_S, Environment
 from bench.testbed.gateway import Gateway
 from bench.testbed.threads import in_thread
@@ -87,9 +87,11 @@ async def database_paused(environment: Environment, _: Gateway, random: Random) 
 
 async def database_full(environment: Environment, _: Gateway, random: Random) -> None:
     """The disk is full for a while: SQLSTATE 53100, by a trigger."""
+    log = ServerLog(environment.servers.postgres)
     tables = ("events", "dropped")
     await environment.execute(_FULL, *(_FULL_TRIGGER.format(table) for table in tables))
     await asyncio.sleep(random.uniform(1, 2))
+    await log.until(b"No space left on device")
     # The triggers first: CASCADE locks the function before the tables, a writer after them.
     dropped = (f"DROP TRIGGER bench_full ON {table}" for table in tables)
     await environment.execute(*dropped, "DROP FUNCTION bench_full")
@@ -97,17 +99,21 @@ async def database_full(environment: Environment, _: Gateway, random: Random) ->
 
 async def database_read_only(environment: Environment, _: Gateway, random: Random) -> None:
     """All transactions are read-only for a while."""
+    log = ServerLog(environment.servers.postgres)
     await environment.execute(_READ_ONLY.format("on"), "SELECT pg_reload_conf()")
     await asyncio.sleep(random.uniform(1, 2))
+    await log.until(b"in a read-only transaction")
     await environment.execute(_READ_ONLY.format("off"), "SELECT pg_reload_conf()")
 
 
 async def schema_broken(environment: Environment, _: Gateway, random: Random) -> None:
     """The table refuses every row for a while, by a constraint."""
+    log = ServerLog(environment.servers.postgres)
     await environment.execute(
         "ALTER TABLE events ADD CONSTRAINT bench_nothing CHECK (false) NOT VALID"
     )
     await asyncio.sleep(random.uniform(1, 2))
+    await log.until(b'violates check constraint "bench_nothing"')
     await environment.execute("ALTER TABLE events DROP CONSTRAINT bench_nothing")
 
 

@@ -9,7 +9,7 @@ from bench.testbed.environment import COMMIT_TIMEOUT_S, Environment
 from bench.testbed.gateway import Gateway
 from bench.testbed.proxy import Proxy
 from bench.testbed.threads import in_thread
-from bench.topologies.servers import ALONE, execute, fetch_value
+from bench.topologies.servers import ALONE, execute, fetch_value, until_waiting
 
 _FOLLOW = "ALTER SYSTEM SET primary_conninfo = '{}'"
 _RELOAD = "SELECT pg_reload_conf()"
@@ -19,6 +19,7 @@ async def standby_killed(environment: Environment, _: Gateway, random: Random) -
     """The standby is killed, and is back after COMMIT_TIMEOUT_S: no commit is confirmed before."""
     pair = environment.pair
     await in_thread(pair.standby.kill)
+    await until_waiting(pair.primary)
     await asyncio.sleep(COMMIT_TIMEOUT_S + random.uniform(0.2, 1))
     await in_thread(pair.standby.start)
     await pair.until_synchronous()
@@ -28,6 +29,7 @@ async def standby_frozen(environment: Environment, _: Gateway, random: Random) -
     """The standby does not answer for longer than COMMIT_TIMEOUT_S; its connection stays open."""
     pair = environment.pair
     pair.standby.pause()
+    await until_waiting(pair.primary)
     await asyncio.sleep(COMMIT_TIMEOUT_S + random.uniform(0.2, 1))
     pair.standby.resume()
     await pair.until_synchronous()
@@ -44,6 +46,7 @@ async def standby_cut_off(environment: Environment, _: Gateway, random: Random) 
         await execute(pair.standby, _quoted(behind), _RELOAD)
         await pair.until_synchronous()
         proxy.blackhole()
+        await until_waiting(pair.primary)
         await asyncio.sleep(COMMIT_TIMEOUT_S + random.uniform(0.2, 1))
     finally:
         proxy.close()
@@ -55,6 +58,7 @@ async def standby_given_up(environment: Environment, _: Gateway, random: Random)
     """The standby is lost, the primary is set to go on alone, and later gets a standby again."""
     pair = environment.pair
     await in_thread(pair.standby.kill)
+    await until_waiting(pair.primary)
     await asyncio.sleep(random.uniform(0.2, 1))
     await execute(pair.primary, *ALONE)
     await asyncio.sleep(random.uniform(0.5, 1.5))
@@ -68,6 +72,7 @@ async def primary_killed_without_standby(
     """The primary crashes while commits wait for a frozen standby, and recovers from its log."""
     pair = environment.pair
     pair.standby.pause()
+    await until_waiting(pair.primary)
     await asyncio.sleep(random.uniform(0.2, COMMIT_TIMEOUT_S))
     await in_thread(pair.primary.kill)
     await in_thread(pair.primary.start)
