@@ -74,7 +74,12 @@ async def _command(arguments: argparse.Namespace) -> int:
         for schedule in schedules:
             progress.count_from(sum(result.schedule.callbacks for result in results))
             folder = arguments.folder / schedule.place.name.lower() if arguments.folder else None
-            results.append(await run(schedule, progress, folder=folder))
+            try:
+                results.append(await run(schedule, progress, folder=folder))
+            except BenchError:
+                if results:
+                    print_result(results)  # of the environments before
+                raise
     print_result(results)
     print(f"written: {write(results, began, arguments.results)}")
     documents.write(arguments, "faults", results[0].machine, table(results))

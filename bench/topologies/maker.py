@@ -45,7 +45,9 @@ track_commit_timestamp = on
 deadlock_timeout = '100ms'
 min_wal_size = '8MB'
 wal_log_hints = on
-wal_keep_size = '64MB'
+# pg_rewind reads the WAL back to the last checkpoint that both servers have.
+wal_keep_size = '256MB'
+checkpoint_timeout = '30s'
 wal_retrieve_retry_interval = '100ms'
 """
 # Of a pair, whose servers take turns.

@@ -262,10 +262,10 @@ async def test_copy_leaves_out_a_stable_id_of_another_time(
 ) -> None:
     """An event with a stable ID that the new cell has under another time is not copied."""
     page = await moving(cells, tmp_path, postgres_programs.bin_folder)
-    known = event("known", workspace_id="ws_moves", has_stable_id=True)
+    moves = {"workspace_id": "ws_moves", "app_token": MOVES}
+    known = event("known", **moves, has_stable_id=True)
     later = replace(known, occurred_at=known.occurred_at + timedelta(seconds=1))
-    new = [event(name, workspace_id="ws_moves", has_stable_id=name == "stable")
-           for name in ("stable", "usual")]  # fmt: skip
+    new = [event(name, **moves, has_stable_id=name == "stable") for name in ("stable", "usual")]
     for name, rows in ((HERE, [known, *new]), (ELSEWHERE, [later])):
         async with sink_of(cells[name].database_url) as sink:
             await write(sink, rows, contested=True)

@@ -13,7 +13,7 @@ from app.settings import SettingsError
         (["eu-1", "eu 2"], "cell 'eu 2'"),
         (['eu"; DROP'], "letters, digits"),
         (["eu-1", "eu_1"], "cells eu-1 and eu_1"),
-        (["e" * 49], "at most 48 bytes"),
+        (["e" * 49], "at most 48 characters"),
     ],
 )
 def test_names_that_a_hub_cannot_hold_are_refused(names: list[str], words: str) -> None:
