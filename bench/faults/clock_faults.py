@@ -6,7 +6,7 @@ from random import Random
 
 from bench.faults.fault import Fault, restart
 from bench.testbed.chronicle import Shift
-from bench.testbed.clocks import Clock, find_libfaketime
+from bench.testbed.clocks import Clock, find_libfaketime, until_ahead
 from bench.testbed.environment import Environment
 from bench.testbed.gateway import Gateway
 
@@ -37,9 +37,11 @@ async def _jump(environment: Environment, gateway: Gateway, ahead_s: int, random
     await asyncio.sleep(random.uniform(0.5, 1))
     since = time.time()
     clock.set(ahead_s)
+    await until_ahead(gateway.port, ahead_s)
     await asyncio.sleep(random.uniform(2, 4))
     clock.set(0)
     until = time.time()
+    await until_ahead(gateway.port, 0)
     await asyncio.sleep(random.uniform(0.2, 0.5))
     await restart(gateway)
     environment.chronicle.shifts += (Shift(since, until, ahead_s), Shift(begun, time.time(), 0))

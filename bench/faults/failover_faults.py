@@ -7,12 +7,14 @@ from bench.faults.fault import Fault
 from bench.testbed.environment import COMMIT_TIMEOUT_S, Environment
 from bench.testbed.gateway import Gateway
 from bench.testbed.proxy import Moment
+from bench.testbed.threads import in_thread
+from bench.topologies.servers import until_primary, until_waiting
 
 
 async def primary_killed_and_rewound(environment: Environment, _: Gateway, random: Random) -> None:
     """The primary is killed, the standby promoted; the old primary follows after pg_rewind."""
     pair = environment.pair
-    await asyncio.to_thread(pair.primary.kill)
+    await in_thread(pair.primary.kill)
     await asyncio.sleep(random.uniform(0, 0.5))
     await pair.promote()
     await asyncio.sleep(random.uniform(0.5, 1.5))
@@ -22,7 +24,7 @@ async def primary_killed_and_rewound(environment: Environment, _: Gateway, rando
 async def primary_killed_for_good(environment: Environment, _: Gateway, random: Random) -> None:
     """The primary and its disk are lost, the standby promoted; it gets a new standby later."""
     pair = environment.pair
-    await asyncio.to_thread(pair.primary.kill)
+    await in_thread(pair.primary.kill)
     await asyncio.sleep(random.uniform(0, 0.5))
     await pair.promote()
     await asyncio.sleep(random.uniform(0.5, 1.5))
@@ -35,7 +37,7 @@ async def primary_killed_before_the_answer(
     """The primary is killed after a commit, before its answer arrives, and the standby promoted."""
     pair = environment.pair
     connection = await gateway.way_to(pair.primary).catch(Moment.AFTER_COMMIT)
-    await asyncio.to_thread(pair.primary.kill)
+    await in_thread(pair.primary.kill)
     connection.cut()
     await pair.promote()
     await asyncio.sleep(random.uniform(0.5, 1))
@@ -56,7 +58,7 @@ async def promoted_there_and_back(environment: Environment, _: Gateway, random: 
     """The primary is killed and replaced twice in a row: the first one is the primary again."""
     pair = environment.pair
     for _turn in range(2):
-        await asyncio.to_thread(pair.primary.kill)
+        await in_thread(pair.primary.kill)
         await pair.promote()
         await pair.rewind()
         await asyncio.sleep(random.uniform(0, 0.5))
@@ -65,7 +67,7 @@ async def promoted_there_and_back(environment: Environment, _: Gateway, random: 
 async def switched_over(environment: Environment, _: Gateway, random: Random) -> None:
     """The primary is shut down cleanly, the standby promoted; the old primary follows as it is."""
     pair = environment.pair
-    await asyncio.to_thread(pair.primary.stop)
+    await in_thread(pair.primary.stop)
     await pair.promote()
     await asyncio.sleep(random.uniform(0, 0.5))
     await pair.follow()
@@ -76,6 +78,7 @@ async def split_brain(environment: Environment, _: Gateway, random: Random) -> N
     pair = environment.pair
     await pair.promote()
     await asyncio.sleep(random.uniform(2, 4))
+    await until_primary(pair.standby)  # it has lived on
     await pair.rewind()  # which kills the old primary first
 
 
@@ -91,8 +94,9 @@ async def split_brain_between_gateways(
     for way in ways:
         way.blackhole()
     await pair.promote()
+    await until_waiting(pair.standby)  # a commit of this gateway, at the old primary
     await asyncio.sleep(random.uniform(2, 4))
-    await asyncio.to_thread(pair.standby.kill)
+    await in_thread(pair.standby.kill)
     for way in ways:
         way.restore()
     await pair.rewind()

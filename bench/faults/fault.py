@@ -1,16 +1,36 @@
-"""The form of a fault, its environment, and the faults at a moment that several have in common."""
+"""The form of a fault, its environment and its effect, and the faults at a moment of a batch."""
 
 import asyncio
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from enum import Enum
 from random import Random
 
+from app.dev.processes import Server
 from bench.testbed.environment import CLAIM_LEASE_S, COMMIT_TIMEOUT_S, Environment
 from bench.testbed.gateway import Gateway
 from bench.testbed.proxy import Moment
+from bench.topologies.servers import until
 
 Fault = Callable[[Environment, Gateway, Random], Awaitable[None]]
+
+
+class ServerLog:
+    """The errors that a database server logs from now on: they prove the effect of a fault."""
+
+    def __init__(self, server: Server) -> None:
+        self._path = server.log
+        self._begin = server.log.stat().st_size
+
+    async def until(self, error: bytes) -> None:
+        """Return when an error has been logged that matches this pattern; raises TimeoutError."""
+        await until(lambda: asyncio.to_thread(self._has, error))
+
+    def _has(self, error: bytes) -> bool:
+        with self._path.open("rb") as log:
+            log.seek(self._begin)
+            return re.search(error, log.read()) is not None
 
 
 class Place(Enum):

@@ -8,7 +8,7 @@ from random import Random
 
 import asyncpg
 
-from bench.faults.fault import Fault, restart
+from bench.faults.fault import Fault, ServerLog, restart
 from bench.testbed.callbacks import (
     IGNORED,
     IGNORING,
@@ -24,11 +24,18 @@ from bench.testbed.deliveries import FIRST_DAY
 from bench.testbed.environment import Environment
 from bench.testbed.gateway import Gateway
 from bench.testbed.process import OK, PATIENCE_S, POLL_S, BenchError, Program, inherited
+from bench.topologies.servers import until
 
+# No transaction that is undone takes a number back.
+_SWALLOWED = "CREATE SEQUENCE bench_swallowed"
+_HAS_SWALLOWED = "SELECT is_called FROM bench_swallowed"
 _SWALLOW = """
 CREATE FUNCTION bench_swallow() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF NEW.country IN ('US', 'DE') THEN RETURN NULL; END IF;
+    IF NEW.country IN ('US', 'DE') THEN
+        PERFORM nextval('bench_swallowed');
+        RETURN NULL;
+    END IF;
     RETURN NEW;
 END $$
 """
@@ -36,11 +43,19 @@ _SWALLOW_TRIGGER = (
     "CREATE TRIGGER bench_swallow BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION "
     "bench_swallow()"
 )
+# The trigger first: CASCADE locks the function before the table, a writer after it.
+_SWALLOW_NO_MORE = (
+    "DROP TRIGGER bench_swallow ON events",
+    "DROP FUNCTION bench_swallow",
+    "DROP SEQUENCE bench_swallowed",
+)
 # A new event is refused that occurred in the same second as another new one.
 _FOREIGN_INDEX = (
     "CREATE UNIQUE INDEX bench_foreign ON events (occurred_at) "
     "WHERE received_at >= '{:%Y-%m-%d %H:%M:%S}+00'"
 )
+# In the server's log, with the name of the chunk's own index.
+_REFUSED = rb'violates unique constraint "\w*bench_foreign"'
 # Rows that are older than any of the run: of another vendor, and gone with the retention.
 _EXPIRED_DAYS = 10
 _EXPIRED = """
@@ -57,14 +72,16 @@ _NEW_SECRET = "n3w-of-the-bench"  # noqa: S105 - opens nothing but the bench's o
 
 async def foreign_trigger(environment: Environment, _: Gateway, random: Random) -> None:
     """A trigger leaves out some rows for a while: nobody is answered for them."""
-    await environment.execute(_SWALLOW, _SWALLOW_TRIGGER)
+    await environment.execute(_SWALLOWED, _SWALLOW, _SWALLOW_TRIGGER)
     await asyncio.sleep(random.uniform(1, 2))
-    # The trigger first: CASCADE locks the function before the table, a writer after it.
-    await environment.execute("DROP TRIGGER bench_swallow ON events", "DROP FUNCTION bench_swallow")
+    async with environment.connected() as connection:
+        await until(lambda: connection.fetchval(_HAS_SWALLOWED))
+    await environment.execute(*_SWALLOW_NO_MORE)
 
 
 async def foreign_unique_index(environment: Environment, _: Gateway, random: Random) -> None:
     """A unique index of the operator refuses some of the new rows for a while."""
+    log = ServerLog(environment.servers.postgres)
     is_made = False
     while not is_made:
         since = datetime.now(UTC) + timedelta(seconds=1)
@@ -73,6 +90,8 @@ async def foreign_unique_index(environment: Environment, _: Gateway, random: Ran
             await environment.execute(_FOREIGN_INDEX.format(since))
             is_made = True
     await asyncio.sleep(random.uniform(3, 4))
+    # Certain in the end: many new events occurred in the same few seconds.
+    await log.until(_REFUSED)
     await environment.execute("DROP INDEX bench_foreign")
 
 

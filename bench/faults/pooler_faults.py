@@ -8,9 +8,14 @@ from random import Random
 from urllib.parse import urlsplit
 
 from bench.faults.fault import Fault
+from bench.testbed.client import metrics
 from bench.testbed.environment import CLAIM_LEASE_S, COMMIT_TIMEOUT_S, Environment
 from bench.testbed.gateway import Gateway
 from bench.testbed.pgbouncer import PgBouncer, find_pgbouncer
+from bench.testbed.process import PATIENCE_S, POLL_S, BenchError
+from bench.testbed.threads import in_thread
+
+_WRITTEN = "flokit_callbacks_written_total"
 
 
 async def pooler_in_between(environment: Environment, gateway: Gateway, random: Random) -> None:
@@ -23,9 +28,9 @@ async def pooler_killed(environment: Environment, gateway: Gateway, random: Rand
     """PgBouncer is killed, and is back after a while."""
     async with _behind_pooler(environment, gateway) as pooler:
         await asyncio.sleep(random.uniform(0.5, 1))
-        await asyncio.to_thread(pooler.stop, signal.SIGKILL)
+        await in_thread(pooler.stop, signal.SIGKILL)
         await asyncio.sleep(random.uniform(0, 1))
-        pooler.start()
+        await pooler.start_ready()
         await asyncio.sleep(random.uniform(0.5, 1))
 
 
@@ -66,15 +71,31 @@ async def _behind_pooler(environment: Environment, gateway: Gateway) -> AsyncIte
     direct = gateway.database.target
     await environment.execute(*pooler.role_settings())
     try:
-        pooler.start()
+        await pooler.start_ready()
         gateway.database.target = (direct[0], pooler.port)
         gateway.database.cut()
+        await _until_written(gateway)
         yield pooler
+        if pooler.has_ended:
+            raise BenchError(f"PgBouncer has ended by itself, see {folder}")
     finally:
         gateway.database.target = direct
         gateway.database.cut()
-        await asyncio.to_thread(pooler.stop)
+        await in_thread(pooler.stop)
         await environment.execute(f"ALTER ROLE {url.username} RESET ALL")
+
+
+async def _until_written(gateway: Gateway) -> None:
+    """Return when the gateway has written an event: on its only way to the database."""
+    before = await _written(gateway)
+    async with asyncio.timeout(PATIENCE_S):
+        while await _written(gateway) <= before:  # noqa: ASYNC110 - polls a page
+            await asyncio.sleep(POLL_S)
+
+
+async def _written(gateway: Gateway) -> float:
+    found = await metrics(gateway.port)
+    return sum(value for series, value in found.items() if series.startswith(_WRITTEN))
 
 
 QUICK: tuple[Fault, ...] = (pooler_in_between, pooler_killed)

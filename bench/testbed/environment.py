@@ -18,6 +18,7 @@ from bench.testbed.chronicle import Chronicle
 from bench.testbed.gateway import Gateway, ports_of
 from bench.testbed.process import SERVE, ServerProcess
 from bench.testbed.proxy import Proxy
+from bench.testbed.threads import enter_in_thread, in_thread
 from bench.topologies.pair import Pair, open_pair
 from bench.topologies.servers import url_of
 from sinks.timescale import schema
@@ -169,10 +170,7 @@ def run_folder(stack: AsyncExitStack, folder: Path | None) -> Path:
 async def _start_pair(stack: AsyncExitStack, folder: Path) -> Pair:
     """Start a primary and its standby; they end with the stack."""
     # In other threads: it runs a loop of its own, and waits for processes.
-    pair = open_pair(folder, programs.find())
-    started = await asyncio.to_thread(pair.__enter__)
-    stack.push_async_callback(asyncio.to_thread, pair.__exit__, None, None, None)
-    return started
+    return await enter_in_thread(stack, open_pair(folder, programs.find()))
 
 
 async def _prepare(environment: Environment, statements: Sequence[str]) -> None:
@@ -192,7 +190,7 @@ async def _gateway(
         free_port(), environ, log, databases=databases, redis=redis, arguments=arguments
     )
     # In another thread: its last requests pass through the proxies of this thread's loop.
-    stack.push_async_callback(asyncio.to_thread, gateway.stop)
+    stack.push_async_callback(in_thread, gateway.stop)
     return gateway
 
 

@@ -90,11 +90,9 @@ class Vendor:
             entry.event for entry in entries if entry.kind.is_final and entry.answered_at <= until
         }
         for number in sorted(events):
+            await self._wait_for_turn()
             event = self._generator.event(number)
-            while len(self._under_way) >= UNDER_WAY_MAX:
-                await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
             self._start(event, replace(event.deliveries[0], after=0, hangs_up_after=None))
-            await asyncio.sleep(self._pace_s)
 
     async def retry_given_up(self) -> list[int]:
         """Send each event that was given up once more; returns the numbers of new failures.

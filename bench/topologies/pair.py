@@ -8,6 +8,7 @@ from pathlib import Path
 
 from app.dev.processes import Server
 from app.dev.programs import Programs
+from bench.testbed.threads import in_thread
 from bench.topologies.maker import NAMES, PAIR_CONF, Maker, making
 from bench.topologies.servers import ALONE, execute, fetch_value, until, until_primary
 
@@ -56,19 +57,19 @@ class Pair:
 
     async def rejoin(self) -> None:
         """Make a synchronous standby of the other server, on a copy of the primary's disk."""
-        await asyncio.to_thread(self.maker.rejoin, self.standby, self.primary)
+        await in_thread(self.maker.rejoin, self.standby, self.primary)
         self.has_failed_over = False
         await self.wait_for_standby()
 
     async def rewind(self) -> None:
         """Make a synchronous standby of a former primary, whose disk is rewound."""
-        await asyncio.to_thread(self.maker.rewind, self.standby, self.primary)
+        await in_thread(self.maker.rewind, self.standby, self.primary)
         self.has_failed_over = False
         await self.wait_for_standby()
 
     async def follow(self) -> None:
         """Make a synchronous standby of a former primary that was shut down cleanly."""
-        await asyncio.to_thread(self.maker.follow, self.standby, self.primary)
+        await in_thread(self.maker.follow, self.standby, self.primary)
         self.has_failed_over = False
         await self.wait_for_standby()
 
@@ -83,12 +84,12 @@ class Pair:
     async def mend(self) -> None:
         """Repair the pair after any fault of either server."""
         self.primary.resume()
-        await asyncio.to_thread(self.primary.start)
+        await in_thread(self.primary.start)
         if self.has_failed_over:
             await self.rejoin()
             return
         self.standby.resume()
-        await asyncio.to_thread(self.standby.start)
+        await in_thread(self.standby.start)
         await self.wait_for_standby()
 
 

@@ -11,6 +11,7 @@ from app.dev.processes import run
 from bench.testbed.haproxy import PATRONI, HAProxy, haproxy
 from bench.testbed.ports import free_port
 from bench.testbed.process import BenchError, Program
+from bench.testbed.threads import in_thread
 from bench.topologies.node import DOCUMENTED, Executables, Node
 from bench.topologies.servers import (
     HYPERTABLE,
@@ -153,7 +154,7 @@ async def open_cluster(
         # In the thread of the loop: the process ends with the thread that starts it.
         stack.enter_context(cluster.etcd)
         for node in cluster.nodes:
-            stack.push_async_callback(asyncio.to_thread, node.kill)
+            stack.push_async_callback(in_thread, node.kill)
             node.configure(overrides)
             node.start()
         await cluster.create_database()

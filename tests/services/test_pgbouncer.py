@@ -215,7 +215,7 @@ async def test_lost_pooler_costs_one_write(
     with pytest.raises((asyncpg.PostgresError, OSError)):
         await writing
     if lost == "pooler":
-        bouncer.start()
+        await bouncer.start_ready()
     assert await write(sink, events("a"), contested=contested) == [WRITTEN]
     assert await stored(connection) == {"a"}
 

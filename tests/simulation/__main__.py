@@ -15,7 +15,7 @@ from tests.simulation import history, sabotage
 from tests.simulation.history import Result
 
 PROGRESS_S = 30.0
-SABOTAGE_SEEDS = 300
+SABOTAGE_SEEDS = 2_000  # only a miss runs all
 PROGRAM = "python -m tests.simulation"
 RUN_HEADINGS = (
     "histories",
@@ -154,7 +154,7 @@ def _find_sabotages(chosen: argparse.Namespace, interrupts: Sequence[int]) -> in
         found = sabotage.find(name, _until(interrupts, range(first, first + SABOTAGE_SEEDS)))
         took_s = time.monotonic() - began
         if found is None:
-            print(f"{name}: not found in {SABOTAGE_SEEDS} histories")
+            print(f"{name}: not found in {SABOTAGE_SEEDS:,} histories")
             continue
         print(f"{name}: seed {found.result.seed}, {took_s:.1f} s: {found.result.violations[0]}")
         rows.append((name, broken.sentence, found.verdict, found.histories, took_s))

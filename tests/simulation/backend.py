@@ -8,7 +8,7 @@ from asyncpg import exceptions
 from asyncpg.exceptions import PostgresError
 
 from tests.simulation import sql
-from tests.simulation.database import Row, Server, Signal, Transaction, World
+from tests.simulation.database import Row, Server, Signal, Surroundings, Transaction
 from tests.simulation.sql import POISON, Rows, Search, Write
 
 # Behind a pooler, where it is a setting of the role.
@@ -27,7 +27,7 @@ class Reply(NamedTuple):
 class Backend:
     """The server's side of one connection."""
 
-    def __init__(self, server: Server, world: World, settings: dict[str, str]) -> None:
+    def __init__(self, server: Server, world: Surroundings, settings: dict[str, str]) -> None:
         self.server = server
         self.world = world
         self.is_alive = True

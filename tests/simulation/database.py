@@ -14,7 +14,7 @@ from asyncpg.exceptions import PostgresError
 FLUSH_S = 0.0005
 
 
-class World(Protocol):
+class Surroundings(Protocol):
     """The clock and the chance of a simulation."""
 
     def later(self, delay_s: float, callback: Callable[[], object]) -> None:
@@ -145,7 +145,7 @@ class Server:
 
     is_unique = True  # a sabotage drops the index
 
-    def __init__(self, world: World, data: Data, *, deadlock_timeout_s: float) -> None:
+    def __init__(self, world: Surroundings, data: Data, *, deadlock_timeout_s: float) -> None:
         self.world = world
         self.data = data
         self.logged = data.copy()  # in the WAL, visible or not

@@ -8,7 +8,7 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.connection import SimulatedSession
 from tests.simulation.gateways import LEASE_S, SimulatedGateway
 from tests.simulation.redis_server import Redis
-from tests.simulation.world import World
+from tests.simulation.world import Trap, World
 
 _ERRORS = (
     exceptions.DeadlockDetectedError,
@@ -144,8 +144,8 @@ class Faults:
         if self._world.sessions:
             self._random.choice(self._world.sessions).cut()
 
-    def _trap(self, trap: str) -> None:
-        self._world.trap = "before" if trap == "before" else "after"
+    def _trap(self, trap: Trap) -> None:
+        self._world.trap = trap
 
     def _terminate(self) -> None:
         if self._world.sessions:

@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tests.simulation import sql
-from tests.simulation.database import Row, Server
+from tests.simulation.database import Server
 from tests.simulation.loop import PROCESS, Loop, Process
 
 if TYPE_CHECKING:
@@ -98,9 +98,3 @@ class World:
         """Return a hash of the whole trace."""
         text = f"{self.trace} {self.loop.steps} {self.loop.time()}"
         return blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def text_of(row: Row) -> str:
-    """Return a row in a line of the trace."""
-    user = row.user_id or row.adid
-    return f"{row.app_token} {user} {row.event_type} {row.occurred_at:%d %H:%M:%S}"
