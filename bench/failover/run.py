@@ -42,6 +42,13 @@ class Fault(Enum):
     LOST = "machine lost"  # the lock expires
 
 
+# The `ttl` of docs/high-availability/patroni.yml: the lock of a dead primary lasts so long.
+LOCK_S = 20.0
+WITHIN_S = 15.0
+# Within this time some gateway writes again, and each of them.
+WRITTEN_WITHIN_S = dict.fromkeys(Fault, WITHIN_S) | {Fault.LOST: LOCK_S + WITHIN_S}
+
+
 @dataclass
 class Result:
     """The result of a run."""
@@ -60,9 +67,13 @@ class Result:
         return self.verdict.is_clean and not self.stuck
 
     @property
-    def longest_gap_s(self) -> float:
-        """The longest time without a `written`, where the lock of the primary was released."""
-        return max((f.gap_s for f in self.failovers if f.fault != Fault.LOST.value), default=0.0)
+    def late(self) -> list[str]:
+        """The times of the failovers that are too long."""
+        return [
+            f"failover {number}: {late}"
+            for number, failover in enumerate(self.failovers, 1)
+            for late in failover.late(WRITTEN_WITHIN_S[Fault(failover.fault)])
+        ]
 
 
 @dataclass

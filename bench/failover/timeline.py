@@ -1,7 +1,7 @@
 """The moments of a failover, and the seconds between them."""
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
@@ -30,6 +30,17 @@ class Failover:
     whole_at: float = 0.0  # the former primary is a standby again
     stopped_at: float = 0.0  # the last `written` before the promotion
     gap_s: float = 0.0  # the longest time without a `written`
+
+    @property
+    def slowest_s(self) -> float:
+        """The seconds from the last `written` until each gateway has written."""
+        return self.every_gateway_at - self.stopped_at
+
+    def late(self, max_s: float) -> Iterator[str]:
+        """Yield the longest gap, and the time of the slowest gateway, unless below a bound."""
+        for name, seconds in (("longest gap", self.gap_s), ("each gateway writes", self.slowest_s)):
+            if seconds >= max_s:
+                yield f"{self.fault}: {name} {seconds:.2f} s, not below {max_s:g} s"
 
     def note(self, moment: Moment, at: float) -> None:
         """Note the first occurrence of a moment."""

@@ -131,32 +131,6 @@ def _constant_generation() -> None:
     patch(ReconnectingConnection, "generation", property(lambda _: "always the same"))
 
 
-def _changed(name: str, old: str, new: str) -> str:
-    """Return one of the scripts of the claims, changed."""
-    script: str = vars(scripts)[name]
-    assert old in script, f"{name} has no {old}"
-    return script.replace(old, new)
-
-
-def _script(name: str, old: str, new: str) -> Callable[[], None]:
-    """Return a patch of one of the scripts of the claims."""
-    return partial(patch, scripts, name, _changed(name, old, new))
-
-
-RELEASE_OF_ANY = _changed("_RELEASE", "if redis.call('GET', key) == ARGV[1] then", "if true then")
-
-
-def _never_settles() -> None:
-    async def settle(_: RedisClaims, __: Sequence[bytes]) -> None:
-        """Forget the committed events."""
-
-    patch(RedisClaims, "settle", settle)
-
-
-def _claims(name: str, sentence: str, apply: Callable[[], None]) -> Sabotage:
-    return Sabotage(name, sentence, Found.CLAIMS, apply, scenario=Scenario.OTHERS_CLAIMS)
-
-
 SABOTAGES = (
     Sabotage(
         "fold-forgets", "Fold: repeats in a batch share its failure.",
@@ -179,20 +153,9 @@ SABOTAGES = (
         Found.STUCK, partial(patch, time_limit, "CLAIM_TIMEOUT_S", 3_600.0),
         scenario=Scenario.FROZEN_REDIS,
     ),
-    _claims("claim-without-lease", "Claim: one short lease per event", _script(
-        "_SETTLE_AND_CLAIM", "ARGV[1], 'PX', ARGV[2]", "ARGV[1]",
-    )),
     Sabotage(
         "settle-before-commit", "Settle: after the commit the claim becomes *seen*.",
         Found.LOST, _settle_before_commit, _READ_ONLY,
-    ),
-    _claims("never-settles", "Settle: after the commit the claim becomes *seen*.", _never_settles),
-    _claims("seen-for-ever", "*Seen* for `SEEN_WINDOW_D`", _script(
-        "_SETTLE_AND_CLAIM", "'seen', 'PX', ARGV[3]", "'seen'",
-    )),
-    _claims(
-        "releases-claims-of-others", "Release: by its owner only",
-        partial(patch, scripts, "_RELEASE", RELEASE_OF_ANY),
     ),
     Sabotage(
         "failure-is-settled", "Release: on failure the claim is given back.",

@@ -92,6 +92,6 @@ SABOTAGES = (
     ),
     Sabotage(
         "foreign-index-blames-a-row", "SQLSTATE 23505 blames no row.",
-        Found.LIED, _key_blames_a_row, statements=[FOREIGN_INDEX],
+        Found.LIED, _key_blames_a_row, statements=[FOREIGN_INDEX], unavoidable=[Found.STUCK],
     ),
 )  # fmt: skip

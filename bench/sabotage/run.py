@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.dev.embedded import EmbeddedError
 from bench.faults.run import run
 from bench.faults.schedule import make_schedule
 from bench.faults.verdict import Verdict
+from bench.sabotage.claims_run import run_with_others_claims
 from bench.sabotage.sabotage import Found, Sabotage, Scenario
 from bench.sabotage.scenarios import (
     RATE,
@@ -15,13 +17,12 @@ from bench.sabotage.scenarios import (
     run_promoted,
     run_replaced,
     run_with_frozen_redis,
-    run_with_others_claims,
 )
 from bench.testbed.console import Progress
 from bench.testbed.drops import POISON_RULES
 from bench.testbed.environment import open_environment
 from bench.testbed.machine import Machine, describe_machine
-from bench.testbed.process import SERVE
+from bench.testbed.process import SERVE, BenchError
 
 
 @dataclass
@@ -47,7 +48,24 @@ class Findings:
 async def run_sabotage(
     sabotage: Sabotage, progress: Progress, *, folder: Path | None = None, is_real: bool = False
 ) -> Findings:
-    """Run a sabotaged gateway, or the real one in the same way; raises BenchError."""
+    """Run a sabotaged gateway, or the real one in the same way.
+
+    Raises BenchError, with the name of the sabotage.
+    """
+    try:
+        return await _run_scenario(sabotage, progress, folder, is_real=is_real)
+    except (BenchError, EmbeddedError) as error:
+        raise BenchError(f"{sabotage.name}: {error}") from error
+    except (TimeoutError, ExceptionGroup) as error:
+        # Concurrent parts of a scenario raise a group.
+        if isinstance(error, ExceptionGroup) and error.split(TimeoutError)[1] is not None:
+            raise
+        raise BenchError(f"{sabotage.name}: a step does not end in time") from error
+
+
+async def _run_scenario(
+    sabotage: Sabotage, progress: Progress, folder: Path | None, *, is_real: bool
+) -> Findings:
     arguments = SERVE if is_real else ("-m", "bench.sabotage.serve", sabotage.name)
     if sabotage.scenario is Scenario.FAULTS:
         return await _run_under_faults(sabotage, progress, folder, arguments)

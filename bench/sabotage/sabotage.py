@@ -1,6 +1,6 @@
 """A sabotage: a patch of the real gateway in its own process, and the run that shows it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -39,7 +39,8 @@ class Sabotage:
 
     `apply` patches the modules of the process that serves. The run injects each of `faults` in
     turn, on a database that `statements` have changed; `shares` of the callbacks differ from the
-    usual ones. `found` is the verdict that is required.
+    usual ones. `found` is the verdict that is required; `unavoidable` are those that the changed
+    database earns the real gateway too.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Sabotage:
     shares: Mapping[EventKind, int] = field(default_factory=dict)
     callbacks: int = 1_200
     scenario: Scenario = Scenario.FAULTS
+    unavoidable: Collection[Found] = ()
 
     @property
     def is_patch(self) -> bool:

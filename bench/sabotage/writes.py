@@ -158,11 +158,11 @@ SABOTAGES = (
     ),
     Sabotage(
         "conflict-target-not-named", "The conflict target is named.",
-        Found.LOST, _target_not_named, statements=[FOREIGN_INDEX],
+        Found.LOST, _target_not_named, statements=[FOREIGN_INDEX], unavoidable=[Found.STUCK],
     ),
     Sabotage(
         "copy-count-not-compared", "The number that COPY reports is compared.",
-        Found.LOST, _count_not_compared, statements=_SWALLOWS,
+        Found.LOST, _count_not_compared, statements=_SWALLOWS, unavoidable=[Found.STUCK],
     ),
     Sabotage(
         "locked-is-duplicate", "A lock that is not given in time is a 500.",

@@ -7,7 +7,7 @@ from functools import partial
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from app.claims import scripts
-from bench.sabotage.commits import RELEASE_OF_ANY
+from bench.sabotage.claims import RELEASE_OF_ANY
 from tests.simulation.loop import PROCESS, Process
 from tests.simulation.world import World
 
