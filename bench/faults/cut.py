@@ -9,7 +9,6 @@ from bench.testbed.ledger import AnswerKind, Ledger
 
 # A caller has given an answer up; its event may be committed so long after that, or never.
 _UNKNOWN_S = 30.0
-_KEPT = (AnswerKind.WRITTEN, AnswerKind.DUPLICATE)
 
 
 def judge_restores(
@@ -29,7 +28,7 @@ def judge_restores(
         if kind.is_unknown and answered_at > target - _UNKNOWN_S:
             unknown.add(number)
         elif (
-            kind in _KEPT
+            kind.has_row
             and answered_at > target
             and not chronicle.is_undone(answered_at, committed_at[number])
         ):
@@ -48,7 +47,7 @@ def _undone(
     """Return the target of the last restore that has undone it, by event."""
     targets: dict[int, float] = {}
     for number, kind, _, answered_at in ledger:
-        for cut in chronicle.cuts if kind in _KEPT else ():
+        for cut in chronicle.cuts if kind.has_row else ():
             if cut.undoes(answered_at, committed_at[number]):
                 targets[number] = max(cut.target, targets.get(number, 0.0))
     return targets

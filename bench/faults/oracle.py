@@ -36,7 +36,11 @@ SELECT count(*) FROM stable_events WHERE NOT EXISTS (
         AND events.event_id = stable_events.event_id
 )
 """
-_KEPT = (AnswerKind.WRITTEN, AnswerKind.DUPLICATE)
+# Attempts beside every fault fail at no more moments than this, or this share of the attempts. A
+# stall of a busy machine fails many at few moments; a gateway that breaks the contract does so
+# throughout.
+_FAILED_MOMENTS_MAX, _FAILED_SHARE_MAX = 10, 0.001
+_MOMENT_S = 0.1
 # Wrong for every callback of the bench.
 _ALWAYS_WRONG = {
     AnswerKind.REFUSED: "answered 3xx or 4xx, outside the contract",
@@ -83,8 +87,8 @@ async def judge(
     """Compare ledger and tables, for the events of the generator below `events`.
 
     `is_repeated` where a proxy in front of the gateways may repeat a request by itself: it may
-    keep the first answer to itself. The `chronicle` has the restores and the wrong clocks of the
-    run.
+    keep the first answer to itself. The `chronicle` has the restores, the wrong clocks and the
+    faults of the run.
     """
     chronicle = chronicle or Chronicle()
     table = await _read(connection, generator, events)
@@ -100,6 +104,7 @@ async def judge(
     if alone := await connection.fetchval(_ENTERED_ALONE):
         verdict.lost[-4] = f"{alone} stable IDs without their row"
     judge_restores(ledger, chronicle, table.committed_at, verdict)
+    _judge_failures(ledger, chronicle, verdict)
     await judge_drops(
         connection, generator, ledger, verdict, is_repeated=is_repeated, chronicle=chronicle
     )
@@ -162,7 +167,7 @@ def _judge_answers(
         answers.unknown[number] |= kind.is_unknown
         if wrong := _wrong(generator, number, kind):
             verdict.lied[number] = wrong
-        elif kind in _KEPT and not chronicle.is_undone(answered_at, table.committed_at[number]):
+        elif kind.has_row and not chronicle.is_undone(answered_at, table.committed_at[number]):
             answers.kept[number] += 1
             if kind is AnswerKind.WRITTEN:
                 answers.written[number] += 1
@@ -172,6 +177,22 @@ def _judge_answers(
                 early_s = table.committed_at[number] - answered_at
                 verdict.lied[number] = f"answered {kind.value} {early_s:.3f} s before the commit"
     return answers
+
+
+def _judge_failures(ledger: Ledger, chronicle: Chronicle, verdict: Verdict) -> None:
+    """Add the events of failed attempts beside every fault, if these are more than a few."""
+    failed: dict[int, str] = {}
+    moments: set[int] = set()
+    for number, kind, sent_at, answered_at in ledger:
+        if kind is AnswerKind.HUNG_UP or chronicle.is_disturbed(sent_at, answered_at):
+            continue
+        verdict.undisturbed += 1
+        if kind.is_failure:
+            verdict.undisturbed_failed += 1
+            moments.add(int(answered_at / _MOMENT_S))
+            failed[number] = f"{kind.value}, without a fault"
+    if len(moments) > max(_FAILED_MOMENTS_MAX, _FAILED_SHARE_MAX * verdict.undisturbed):
+        verdict.failed = failed
 
 
 def _wrong(generator: EventGenerator, number: int, kind: AnswerKind) -> str:

@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from math import inf
 from typing import NamedTuple
 from urllib.parse import unquote_plus, unquote_to_bytes
@@ -12,13 +13,12 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from app.dropped import decode_event
 from bench.faults.verdict import Verdict
 from bench.testbed.callbacks import SECRET
 from bench.testbed.chronicle import Chronicle
 from bench.testbed.deliveries import EventGenerator, SimulatedEvent
 from bench.testbed.drops import numbered
-from bench.testbed.ledger import AnswerKind, Ledger, Sending
+from bench.testbed.ledger import Ledger, Sending
 from bench.testbed.rows import Row, Version, differences
 
 _FETCH_ROWS = 1_000
@@ -31,8 +31,9 @@ FROM dropped
 _NUMBER = re.compile(rb"sending-(\d{10})")
 _CONTENT_TYPE = re.compile(rb"\r\nContent-Type: ([^\r]*)")
 _JSON = "application/json"
-# A row must exist after these answers.
-_KEPT = (AnswerKind.DROPPED, AnswerKind.MALFORMED)
+# The form of a refused event: a number, and the columns by their names.
+_EVENT_FORM = 1
+_Event = tuple[int, dict[str, object]]
 
 
 class _Row(NamedTuple):
@@ -65,7 +66,7 @@ async def judge_drops(
             verdict.doubled[sending.event] = "a row in quarantine, where it has no place"
         elif len(found) > 1 and not is_repeated:
             verdict.doubled[sending.event] = f"{len(found)} rows in quarantine of one sending"
-        elif kept is not None and sending.kind in _KEPT:
+        elif kept is not None and sending.kind.has_drop:
             _judge_kept(sending, found, verdict, chronicle)
         elif found and found[0].difference:
             verdict.lost[sending.event] = f"its row in quarantine has another {found[0].difference}"
@@ -156,13 +157,19 @@ def _differences_of_refused(record: asyncpg.Record, expected: Row, number: int) 
     if record["query"] or record["body"] or record["content_type"] or record["event"] is None:
         yield "query, body or event"
         return
-    event = msgspec.structs.asdict(decode_event(record["event"]))
-    event["event_id"] = UUID(bytes=event["event_id"])
+    form, event = msgspec.msgpack.decode(record["event"], type=_Event)
+    if form != _EVENT_FORM:
+        yield "form of the event"
+        return
+    event_id, received_at = event["event_id"], event["received_at"]
+    event["event_id"] = UUID(bytes=event_id) if isinstance(event_id, bytes) else event_id
     sending = f"sending-{number:010}"
     ((occurred_at, properties),) = expected.versions
     sent = Version(occurred_at, {**properties, "sending": sending})
     yield from differences(event, replace(expected, versions=[sent]))
-    if event["received_at"].timestamp() != record["received_at"]:
+    if event["has_stable_id"] is not expected.has_stable_id:
+        yield "has_stable_id of the event"
+    if not isinstance(received_at, datetime) or received_at.timestamp() != record["received_at"]:
         yield "received_at of the event"
 
 

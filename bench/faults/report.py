@@ -73,6 +73,10 @@ def table(results: Sequence[Result]) -> str:
         "sent, with repeats of a callback": sum(ledger.callbacks for ledger in ledgers),
         "sent, with retries": sum(map(len, ledgers)),
         "given up after the last retry": sum(len(ledger.given_up) for ledger in ledgers),
+        "sent while nothing was wrong": sum(result.verdict.undisturbed for result in results),
+        "answered 5xx of these, or not at all": sum(
+            result.verdict.undisturbed_failed for result in results
+        ),
         "rows": sum(result.verdict.rows for result in results),
         "rows in quarantine": sum(result.verdict.dropped_rows for result in results),
         "rows that appeared behind the newest one": sum(reading.late for reading in readings),

@@ -15,8 +15,9 @@ from bench.faults.fault import Place
 from bench.faults.faults import FAULTS, NEW_DAY
 from bench.faults.oracle import judge
 from bench.faults.reader import LOOK_BACK, Reading, following
-from bench.faults.schedule import Injection, Schedule
+from bench.faults.schedule import TAIL, Injection, Schedule
 from bench.faults.verdict import Verdict
+from bench.testbed.chronicle import Disturbance
 from bench.testbed.console import Progress
 from bench.testbed.drops import POISON_RULES
 from bench.testbed.environment import Environment, open_environment
@@ -24,11 +25,14 @@ from bench.testbed.ledger import Ledger
 from bench.testbed.machine import Machine, describe_machine
 from bench.testbed.process import SERVE, BenchError
 from bench.testbed.vendor import RETRY_AFTER_S, Vendor
+from sinks.timescale.sink import SHORT_WAITS_S
 
 # Of a fresh callback, from the end of a fault to its final answer.
 RECOVERY_MAX_S = 10.0
 # Of two gateways, one ahead and later the other behind.
 CLOCKS_APART = timedelta(seconds=2 * AHEAD_S)
+# A contested event that a frozen writer has held up shortens the waits of others, for so long.
+_GRACE_S = SHORT_WAITS_S
 _PROBE_S = 0.05
 _SHOW_S = 0.5
 
@@ -48,7 +52,7 @@ class Result:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing was lost, doubled, lied about, stuck, or missed by the reader."""
+        """Whether nothing was lost, doubled, lied about, failed, stuck, or missed by the reader."""
         return self.verdict.is_clean and not self.stuck and not self.reading.missed
 
     @property
@@ -119,6 +123,8 @@ class _Run:
         self._progress = progress
         self._recovery_max_s = recovery_max_s
         self._cuts = 0
+        self._disturbances: list[Disturbance] = []
+        environment.chronicle.disturbances = self._disturbances
         self._generator = schedule.generator
 
     async def run(self) -> None:
@@ -133,9 +139,11 @@ class _Run:
                 if injection.fault in NEW_DAY:
                     await self._expect_no_chunk(injection)
                 injecting = asyncio.create_task(self._inject(injection))
-            await self._vendor.send(self._schedule.callbacks)
             if injecting is not None:
+                await self._vendor.send(int(self._schedule.callbacks * (1 - TAIL)))
                 await injecting
+                await asyncio.sleep(_GRACE_S)
+            await self._vendor.send(self._schedule.callbacks)
             self._progress.step("waiting for the last retries")
             await self._vendor.finish()
             for number in await self._vendor.retry_given_up():
@@ -168,6 +176,7 @@ class _Run:
         gateways = self._environment.gateways
         random = Random(f"{self._schedule.seed} {injection.at}")  # noqa: S311 - repeatable
         self._progress.step(injection.fault)
+        since = time.time()
         try:
             await FAULTS[injection.fault](self._environment, gateways[injection.gateway], random)
         except TimeoutError:
@@ -178,6 +187,7 @@ class _Run:
         for number in numbers:
             if not recovered[number]:
                 self.stuck.append(f"{injection.fault} at {injection.at}: gateway {number}")
+        self._disturbances.append(Disturbance(since, time.time() + _GRACE_S))
         self.recovery_s.setdefault(injection.fault, []).append(time.monotonic() - over)
         for cut in self._environment.chronicle.cuts[self._cuts :]:
             self._cuts += 1

@@ -17,8 +17,8 @@ from bench.testbed.deliveries import (
 )
 from bench.testbed.periods import Period
 
-# The share of the callbacks after the last fault, which show that it is over.
-_TAIL = 0.02
+# The share of the callbacks after the last fault: nothing disturbs them.
+TAIL = 0.02
 # Callbacks in proportion to the length of the faults, so that there are some throughout.
 _WEIGHTS = {Place.SINGLE: 1, Place.PAIR: 2, Place.DATES: 1}
 # Of `Place.DATES`. The gateway accepts events of RETENTION_D less 31 days, and of the next day.
@@ -141,7 +141,7 @@ def make_schedule(
     random = Random(seed)  # noqa: S311 - repeatable
     names = [kinds[number % len(kinds)] for number in range(injections)]
     random.shuffle(names)
-    span = callbacks * (1 - _TAIL) / max(injections, 1)
+    span = callbacks * (1 - TAIL) / max(injections, 1)
     places = [int((number + random.random() * 0.5) * span) for number in range(injections)]
     return Schedule(
         seed,

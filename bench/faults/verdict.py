@@ -19,8 +19,11 @@ class Verdict:
     doubled: dict[int, str] = field(default_factory=dict)
     lied: dict[int, str] = field(default_factory=dict)
     leaked: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
     rows: int = 0
     dropped_rows: int = 0
+    undisturbed: int = 0  # attempts beside every fault
+    undisturbed_failed: int = 0
 
     @property
     def broken(self) -> Mapping[str, Mapping[int, str]]:
@@ -30,6 +33,7 @@ class Verdict:
             "doubled": self.doubled,
             "lied": self.lied,
             "leaked": self.leaked,
+            "failed": self.failed,
         }
 
     @property

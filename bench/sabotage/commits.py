@@ -1,6 +1,7 @@
 """Sabotages of fold, claim, settle and release, and of the answers to a batch."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
@@ -97,6 +98,26 @@ def _unknown_is_written() -> None:
     patch(TimescaleSink, "write", write)
 
 
+def _slow_claim_fails() -> None:
+    async def claim_in_time(claims: RedisClaims, event_ids: Sequence[bytes]) -> Sequence[Claim]:
+        begun = time.monotonic()
+        answers = await claim(claims, event_ids)
+        if time.monotonic() - begun > time_limit.CLAIM_TIMEOUT_S:
+            raise TimeoutError
+        return answers
+
+    patch(RedisClaims, "claim", claim_in_time)
+
+
+def _commit_is_failure() -> None:
+    async def write(events: Sequence[Event], claims: Claims, sink: Sink) -> Mapping[bytes, Outcome]:
+        outcomes = await write_batch(events, claims, sink)
+        is_new = Outcome.WRITTEN
+        return {id_: Outcome.FAILED if o is is_new else o for id_, o in outcomes.items()}
+
+    patch(commit, "_write", write)
+
+
 def _answers_before_commit() -> None:
     later: set[asyncio.Task[None]] = set()
 
@@ -154,6 +175,10 @@ SABOTAGES = (
         scenario=Scenario.FROZEN_REDIS,
     ),
     Sabotage(
+        "slow-claim-fails", "A batch whose claim is given up goes on as if held.",
+        Found.FAILED, _slow_claim_fails, scenario=Scenario.FROZEN_REDIS,
+    ),
+    Sabotage(
         "settle-before-commit", "Settle: after the commit the claim becomes *seen*.",
         Found.LOST, _settle_before_commit, _READ_ONLY,
     ),
@@ -169,6 +194,10 @@ SABOTAGES = (
     Sabotage(
         "unknown-is-written", "An outcome that is not known is a 500.",
         Found.LOST, _unknown_is_written, ["connection_blackholed_in_copy", *_CUT],
+    ),
+    Sabotage(
+        "commit-is-answered-500", "A committed event is answered `written`.",
+        Found.FAILED, _commit_is_failure,
     ),
     Sabotage(
         "answers-before-commit", "200 means committed.", Found.LIED, _answers_before_commit,

@@ -1,14 +1,19 @@
 """Sabotages of poison events, which the database refuses for their data."""
 
+from collections.abc import Sequence
+
+import msgspec
 from asyncpg.exceptions import PostgresError
 
+from app import ingest
+from app.dropped import encode_event
 from app.event import Event, Outcome
 from bench.sabotage.sabotage import Found, Sabotage, patch
 from bench.sabotage.writes import FOREIGN_INDEX, copy_fails_as, write_one
 from bench.testbed.deliveries import EventKind
 from sinks.timescale import errors, writes
 from sinks.timescale import sink as sinks
-from sinks.timescale.errors import Cause
+from sinks.timescale.errors import Cause, classify
 from sinks.timescale.session import Session
 
 # A foreign trigger that reports a full disk for every tenth row, at the begin of each second; never
@@ -30,6 +35,8 @@ _FULL_FOR_SOME = (
     """,
 )
 
+copy_again = writes._copy_again  # noqa: SLF001 - to be sabotaged
+
 
 def _any_class_blames_a_row() -> None:
     by_class: dict[str, Cause] = vars(errors)["_BY_CLASS"]
@@ -39,6 +46,24 @@ def _any_class_blames_a_row() -> None:
 def _key_blames_a_row() -> None:
     by_state: dict[str, Cause] = vars(errors)["_BY_STATE"]
     patch(errors, "_BY_STATE", by_state | {"23505": Cause.ROW})
+
+
+def _refused_fails_all() -> None:
+    async def fail(
+        session: Session, events: Sequence[Event], failure: PostgresError
+    ) -> dict[bytes, Outcome]:
+        if classify(failure).cause is Cause.ROW and len(events) > 1:
+            raise LookupError("one of them is refused") from failure
+        return await copy_again(session, events, failure)
+
+    patch(writes, "_copy_again", fail)
+
+
+def _forgets_stable_id() -> None:
+    def encode(event: Event) -> bytes:
+        return encode_event(msgspec.structs.replace(event, has_stable_id=False))
+
+    patch(ingest, "encode_event", encode)
 
 
 def _refused_without_proof() -> None:
@@ -72,6 +97,14 @@ SABOTAGES = (
     Sabotage(
         "poison-blames-neighbours", "A refused row is found by its name or by halving.",
         Found.LIED, copy_fails_as(Cause.ROW, Outcome.REFUSED), shares={EventKind.POISON: 60},
+    ),
+    Sabotage(
+        "refused-row-fails-the-batch", "One refused event fails no other.",
+        Found.FAILED, _refused_fails_all, shares={EventKind.POISON: 200},
+    ),
+    Sabotage(
+        "refused-event-forgets-its-stable-id", "A refused event is kept whole.",
+        Found.LOST, _forgets_stable_id, shares={EventKind.POISON: 200}, callbacks=600,
     ),
     Sabotage(
         "refused-without-proof", "`refused` only if a harmless row was accepted",

@@ -15,6 +15,7 @@ class Found(Enum):
     DOUBLED = "doubled"
     LIED = "lied"
     LEAKED = "leaked"
+    FAILED = "failed"  # a 5xx without a cause
     STUCK = "stuck"
     CLAIMS = "claims"  # a rule of the claims in Redis, whose breach costs speed alone
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import Sequence
 
 from bench.faults.oracle import judge
@@ -38,25 +39,33 @@ async def run_replaced(sabotage: Sabotage, environment: Environment) -> Verdict:
 async def run_with_frozen_redis(
     sabotage: Sabotage, environment: Environment
 ) -> tuple[Verdict, list[str]]:
-    """Freeze Redis for some callbacks; returns a failure of theirs too."""
+    """Freeze Redis for some callbacks: none may fail, not even once; returns those given up too."""
     generator = EventGenerator(SEED, sabotage.all_shares, vendors=MIX)
     vendor = _vendor(environment, generator, RETRY_AFTER_S[:FROZEN_RETRIES])
     redis = environment.servers.redis
     try:
         await vendor.send(sabotage.callbacks // 2)
         await vendor.finish()
+        frozen_at = time.time()
         redis.pause()
         try:
             await vendor.send(sabotage.callbacks // 2 + FROZEN_CALLBACKS)
             await vendor.finish()
         finally:
             redis.resume()
-        failed = [f"callback {number} failed" for number in vendor.ledger.given_up]
+        failed = {
+            entry.event: f"{entry.kind.value}, while Redis was frozen"
+            for entry in vendor.ledger.since(frozen_at)
+            if entry.kind.is_failure
+        }
+        stuck = [f"callback {number} failed" for number in vendor.ledger.given_up]
         await vendor.send(sabotage.callbacks)
         await vendor.finish()
     finally:
         await vendor.close()
-    return await _judge(environment, generator, vendor.ledger, sabotage.callbacks), failed
+    verdict = await _judge(environment, generator, vendor.ledger, sabotage.callbacks)
+    verdict.failed |= failed
+    return verdict, stuck
 
 
 async def run_promoted(sabotage: Sabotage, environment: Environment) -> Verdict:

@@ -1,11 +1,14 @@
-"""The chronicle of a run: restores and wrong clocks, by which answers and rows are judged."""
+"""The chronicle of a run: faults, restores and wrong clocks, by which it is judged."""
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 # Between two clocks of one machine, and between one of them and one of libfaketime, which was seen
 # more than a millisecond behind.
 _CLOCK_S, _FAKED_S = 0.001, 0.1
+_UNTIL = attrgetter("until")
 
 
 class Cut(NamedTuple):
@@ -30,12 +33,31 @@ class Shift(NamedTuple):
     ahead_s: float
 
 
+class Disturbance(NamedTuple):
+    """A fault, from its beginning to the end of the recovery from it."""
+
+    since: float
+    until: float
+
+
 @dataclass
 class Chronicle:
-    """The restores and the wrong clocks of one run."""
+    """The restores, the wrong clocks and the faults of one run.
+
+    `disturbances` are all faults, in the order of their ends; None where they are not known.
+    """
 
     cuts: list[Cut] = field(default_factory=list)
     shifts: list[Shift] = field(default_factory=list)
+    disturbances: list[Disturbance] | None = None
+
+    def is_disturbed(self, sent_at: float, answered_at: float) -> bool:
+        """Whether a fault may have failed an attempt: always where the faults are not known."""
+        if self.disturbances is None:
+            return True
+        # The first that has not ended before the attempt.
+        place = bisect_left(self.disturbances, sent_at, key=_UNTIL)
+        return place < len(self.disturbances) and self.disturbances[place].since <= answered_at
 
     def is_undone(self, answered_at: float, committed_at: float) -> bool:
         """Whether an answer does not count, since a restore has undone its commit.

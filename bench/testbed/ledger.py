@@ -44,6 +44,21 @@ class AnswerKind(Enum):
         # A 503 too: a gateway that ends abandons the writes of a database that hangs.
         return not self.is_final and self is not AnswerKind.NO_CONNECTION
 
+    @property
+    def is_failure(self) -> bool:
+        """Whether the gateway has failed its caller: a 5xx, or no answer while it waited."""
+        return not self.is_final and self is not AnswerKind.HUNG_UP
+
+    @property
+    def has_row(self) -> bool:
+        """Whether the event must have a row after this answer."""
+        return self in (AnswerKind.WRITTEN, AnswerKind.DUPLICATE)
+
+    @property
+    def has_drop(self) -> bool:
+        """Whether quarantine must have the callback after this answer, where it has a place."""
+        return self in (AnswerKind.DROPPED, AnswerKind.MALFORMED)
+
 
 _FINAL = {
     AnswerKind.WRITTEN,

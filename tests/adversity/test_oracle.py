@@ -13,6 +13,7 @@ import pytest
 
 from bench.faults.oracle import judge
 from bench.faults.verdict import Verdict
+from bench.testbed.chronicle import Chronicle, Cut, Disturbance
 from bench.testbed.deliveries import EventGenerator, EventKind, SimulatedEvent
 from bench.testbed.ledger import AnswerKind, Ledger
 from bench.testbed.rows import NUMBER
@@ -34,8 +35,15 @@ def first_event(kind: EventKind) -> SimulatedEvent:
     )
 
 
-PLAIN, UNMAPPED, STABLE, OTHER = map(
-    first_event, (EventKind.PLAIN, EventKind.UNMAPPED, EventKind.STABLE, EventKind.HUNG_UP)
+PLAIN, UNMAPPED, STABLE, OTHER, IGNORED = map(
+    first_event,
+    (
+        EventKind.PLAIN,
+        EventKind.UNMAPPED,
+        EventKind.STABLE,
+        EventKind.HUNG_UP,
+        EventKind.IGNORED,
+    ),
 )
 
 
@@ -209,3 +217,127 @@ async def test_answer_before_the_commit_is_lied(
     verdict = await judge(connection, GENERATOR, ledger, EVENTS)
     assert list(verdict.lied) == [PLAIN.number]
     assert not verdict.lost
+
+
+AT = STARTED_AT
+LONG_AGO, TARGET, IN_WINDOW, BACK, AFTER = AT - 40, AT - 30, AT - 20, AT - 10, AT - 5
+
+
+@pytest.mark.parametrize(
+    ("answers", "has_row", "is_lost"),
+    [
+        # Before the target the restore has kept the row.
+        ([(AnswerKind.WRITTEN, LONG_AGO)], False, True),
+        ([(AnswerKind.WRITTEN, TARGET)], False, True),
+        ([(AnswerKind.WRITTEN, LONG_AGO), (AnswerKind.ERROR, AFTER)], False, True),
+        # In the window it may be gone, if the vendor sends the event again.
+        ([(AnswerKind.WRITTEN, IN_WINDOW)], False, True),
+        ([(AnswerKind.WRITTEN, IN_WINDOW), (AnswerKind.ERROR, AFTER)], False, True),
+        ([(AnswerKind.WRITTEN, IN_WINDOW), (AnswerKind.WRITTEN, AFTER)], False, True),
+        ([(AnswerKind.WRITTEN, IN_WINDOW), (AnswerKind.WRITTEN, AT + 60)], True, False),
+        # After the restore it counts like any other.
+        ([(AnswerKind.WRITTEN, AFTER)], False, True),
+        ([(AnswerKind.DUPLICATE, AFTER)], False, True),
+        ([(AnswerKind.ERROR, IN_WINDOW), (AnswerKind.ERROR, AFTER)], False, False),
+    ],
+)
+async def test_missing_row_around_a_restore_is_lost(
+    connection: asyncpg.Connection,
+    answers: list[tuple[AnswerKind, float]],
+    *,
+    has_row: bool,
+    is_lost: bool,
+) -> None:
+    """Only an event that is answered again after the restore may have lost its row by it."""
+    ledger = Ledger()
+    for answer, answered_at in answers:
+        ledger.note(PLAIN.number, answer, answered_at - 60, answered_at)
+    if has_row:
+        await store(connection, PLAIN)
+    chronicle = Chronicle(cuts=[Cut(TARGET, BACK)])
+    verdict = await judge(connection, GENERATOR, ledger, EVENTS, chronicle=chronicle)
+    assert list(verdict.lost) == ([PLAIN.number] if is_lost else [])
+    assert verdict.is_clean is not is_lost
+
+
+def attempts(number: int, answer: AnswerKind, *, every_s: float = 1.0) -> Ledger:
+    """A ledger of so many attempts that fail, and a thousand that do not."""
+    ledger = Ledger()
+    for place in range(number):
+        ledger.note(PLAIN.number, answer, AT + place * every_s, AT + place * every_s + 0.01)
+    for _ in range(1_000):
+        ledger.note(OTHER.number, AnswerKind.HUNG_UP, AT, AT)
+        ledger.note(IGNORED.number, AnswerKind.DROPPED, AT, AT)
+    return ledger
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        AnswerKind.ERROR,
+        AnswerKind.UNAVAILABLE,
+        AnswerKind.NO_CONNECTION,
+        AnswerKind.CLOSED,
+        AnswerKind.TIMED_OUT,
+    ],
+)
+async def test_failure_without_a_fault_is_failed(
+    connection: asyncpg.Connection, answer: AnswerKind
+) -> None:
+    """A 5xx or no answer, and there was no fault: failed, though the retry may succeed."""
+    chronicle = Chronicle(disturbances=[])
+    ledger = attempts(20, answer)
+    verdict = await judge(connection, GENERATOR, ledger, EVENTS, chronicle=chronicle)
+    assert verdict.broken == {
+        "lost": {}, "doubled": {}, "lied": {}, "leaked": {},
+        "failed": {PLAIN.number: f"{answer.value}, without a fault"},
+    }  # fmt: skip
+    assert not verdict.is_clean
+    assert (verdict.undisturbed, verdict.undisturbed_failed) == (1_020, 20)
+
+
+@pytest.mark.parametrize(
+    ("ledger", "disturbances"),
+    [
+        (attempts(20, AnswerKind.ERROR), None),
+        (attempts(20, AnswerKind.ERROR), [Disturbance(AT - 1, AT + 30)]),
+        (attempts(20, AnswerKind.HUNG_UP), []),
+        (attempts(5, AnswerKind.ERROR), []),
+        # A stall of the machine, at one moment.
+        (attempts(200, AnswerKind.TIMED_OUT, every_s=0.001), []),
+    ],
+)
+async def test_failure_by_a_fault_or_a_stall_is_clean(
+    connection: asyncpg.Connection, ledger: Ledger, disturbances: list[Disturbance] | None
+) -> None:
+    """A fault, unknown faults, a caller that hung up, or a stall: nothing is failed."""
+    chronicle = Chronicle(disturbances=disturbances)
+    verdict = await judge(connection, GENERATOR, ledger, EVENTS, chronicle=chronicle)
+    assert verdict.is_clean, verdict
+
+
+async def test_share_of_failures_is_of_the_undisturbed_attempts(
+    connection: asyncpg.Connection,
+) -> None:
+    """Of many attempts a few may fail; those during a fault make them no more."""
+    ledger, number = attempts(20, AnswerKind.ERROR), 30_000
+    for _ in range(number):
+        ledger.note(IGNORED.number, AnswerKind.DROPPED, AT + 100, AT + 101)
+    clean = Chronicle(disturbances=[])
+    assert (await judge(connection, GENERATOR, ledger, EVENTS, chronicle=clean)).is_clean
+    disturbed = Chronicle(disturbances=[Disturbance(AT + 99, AT + 102)])
+    verdict = await judge(connection, GENERATOR, ledger, EVENTS, chronicle=disturbed)
+    assert verdict.failed
+
+
+async def test_row_from_before_a_restore_is_not_written_anew(
+    connection: asyncpg.Connection,
+) -> None:
+    """A restore keeps the rows until its target: a second `written` of one is a lie."""
+    await store(connection, PLAIN)
+    ledger = Ledger()
+    ledger.note(PLAIN.number, AnswerKind.WRITTEN, LONG_AGO - 1, TARGET)
+    ledger.note(PLAIN.number, AnswerKind.WRITTEN, AT, AT + 60)
+    chronicle = Chronicle(cuts=[Cut(TARGET, BACK)])
+    verdict = await judge(connection, GENERATOR, ledger, EVENTS, chronicle=chronicle)
+    assert list(verdict.lied) == [PLAIN.number]

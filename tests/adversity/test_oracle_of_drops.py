@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
 from app.dropped import encode_event
@@ -13,6 +14,7 @@ from app.event import Event
 from bench.faults import quarantine
 from bench.faults.oracle import judge
 from bench.faults.verdict import Verdict
+from bench.testbed.chronicle import Chronicle, Cut
 from bench.testbed.deliveries import EventGenerator, EventKind, SimulatedEvent
 from bench.testbed.drops import numbered
 from bench.testbed.ledger import AnswerKind, Ledger, Sending
@@ -185,6 +187,7 @@ def refused_event(**changes: Any) -> Event:
         "event_id": row.event_id.bytes,
         "occurred_at": row.versions[0].occurred_at,
         "properties": {**row.versions[0].properties, "sending": "sending-0000000007"},
+        "has_stable_id": row.has_stable_id,
         **{name: getattr(row, name) for name in ROW_COLUMNS},
     }
     return Event(**columns | changes)
@@ -201,6 +204,7 @@ def refused_event(**changes: Any) -> Event:
         {"occurred_at": datetime(2024, 1, 1, tzinfo=UTC)},
         {"received_at": datetime(2024, 1, 1, tzinfo=UTC)},
         {"properties": {"sending": "sending-0000000007"}},
+        {"has_stable_id": POISON.refused is not None and not POISON.refused.has_stable_id},
     ],
 )
 async def test_other_content_of_a_refused_event_is_lost(
@@ -282,3 +286,36 @@ async def test_secret_in_quarantine_is_leaked(
     verdict = await found(connection, AnswerKind.ERROR, sent_at)
     assert list(verdict.leaked) == [UNKNOWN.number]
     assert not verdict.is_clean
+
+
+async def test_refused_event_in_another_form_is_lost(connection: asyncpg.Connection) -> None:
+    """An event in a form that no version of the gateway reads is no event."""
+    assert POISON.kept is not None
+    received_at = datetime.now(UTC)
+    columns = msgspec.to_builtins(refused_event(received_at=received_at), builtin_types=(bytes,))
+    await keep(
+        connection,
+        POISON,
+        received_at=received_at,
+        query=b"",
+        event=msgspec.msgpack.encode((2, columns)),
+        **POISON.kept._asdict(),
+    )
+    verdict = await found(connection, AnswerKind.DROPPED, received_at.timestamp(), POISON)
+    assert list(verdict.lost) == [POISON.number]
+
+
+@pytest.mark.parametrize(
+    ("answered_at", "is_lost"), [(-1.0, True), (0.0, True), (1.0, False), (10.0, False), (11, True)]
+)
+async def test_missing_row_of_a_drop_around_a_restore_is_lost(
+    connection: asyncpg.Connection, answered_at: float, *, is_lost: bool
+) -> None:
+    """A restore may lose the drops that were answered between its target and its end."""
+    target = time.time() - 60
+    ledger, at = Ledger(), target + answered_at
+    ledger.note(UNKNOWN.number, AnswerKind.DROPPED, at, at)
+    ledger.sendings[NUMBER] = Sending(UNKNOWN.number, AnswerKind.DROPPED, at, at)
+    chronicle = Chronicle(cuts=[Cut(target, target + 10)])
+    verdict = await judge(connection, GENERATOR, ledger, EVENTS, chronicle=chronicle)
+    assert list(verdict.lost) == ([UNKNOWN.number] if is_lost else [])

@@ -19,6 +19,7 @@ FEW = (
     "never-written",
     "never-refuses",
     "releases-claims-of-others",
+    "commit-is-answered-500",
 )
 
 

@@ -1,4 +1,4 @@
-"""The judgement on restores: an undone event is answered anew, and written once more."""
+"""The judgement on restores, and the times of a chronicle."""
 
 from math import inf
 
@@ -6,7 +6,7 @@ import pytest
 
 from bench.faults.cut import judge_restores
 from bench.faults.verdict import Verdict
-from bench.testbed.chronicle import Chronicle, Cut, Shift
+from bench.testbed.chronicle import Chronicle, Cut, Disturbance, Shift
 from bench.testbed.ledger import AnswerKind, Ledger
 
 WRITTEN, DUPLICATE = AnswerKind.WRITTEN, AnswerKind.DUPLICATE
@@ -72,3 +72,30 @@ def test_time_of_arrival_follows_the_clock_of_the_gateway() -> None:
         )
     ]  # fmt: skip
     assert arrivals == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("sent_at", "answered_at", "is_disturbed"),
+    [
+        (990, 999, False),
+        (990, 1_000, True),
+        (1_005, 1_006, True),
+        (1_010, 1_012, True),
+        (1_011, 1_012, False),
+        (1_011, 1_020, True),
+        (990, 1_040, True),
+        (1_031, 1_040, False),
+    ],
+)
+def test_attempt_is_disturbed_by_a_fault_at_its_time(
+    sent_at: float, answered_at: float, *, is_disturbed: bool
+) -> None:
+    """A fault disturbs the attempts that overlap with it, or with its recovery."""
+    chronicle = Chronicle(disturbances=[Disturbance(1_000, 1_010), Disturbance(1_020, 1_030)])
+    assert chronicle.is_disturbed(sent_at, answered_at) is is_disturbed
+
+
+def test_any_attempt_may_be_disturbed_by_unknown_faults() -> None:
+    """Without a record of the faults, each attempt may have met one."""
+    assert Chronicle().is_disturbed(1_000, 1_001)
+    assert not Chronicle(disturbances=[]).is_disturbed(1_000, 1_001)
