@@ -9,7 +9,7 @@ from app import ingest
 from app.dropped import encode_event
 from app.event import Event, Outcome
 from bench.sabotage.sabotage import Found, Sabotage, patch
-from bench.sabotage.writes import FOREIGN_INDEX, copy_fails_as, write_one
+from bench.sabotage.writes import FAILING, FOREIGN_INDEX, copy_fails_as, write_one
 from bench.testbed.deliveries import EventKind
 from sinks.timescale import errors, writes
 from sinks.timescale import sink as sinks
@@ -121,10 +121,10 @@ SABOTAGES = (
     ),
     Sabotage(
         "other-class-blames-a-row", "Only SQLSTATE 22, 23 and 54000 blame a row.",
-        Found.LIED, _any_class_blames_a_row, statements=_FULL_FOR_SOME,
+        Found.LIED, _any_class_blames_a_row, statements=_FULL_FOR_SOME, unavoidable=FAILING,
     ),
     Sabotage(
         "foreign-index-blames-a-row", "SQLSTATE 23505 blames no row.",
-        Found.LIED, _key_blames_a_row, statements=[FOREIGN_INDEX], unavoidable=[Found.STUCK],
+        Found.LIED, _key_blames_a_row, statements=[FOREIGN_INDEX], unavoidable=FAILING,
     ),
 )  # fmt: skip
