@@ -55,7 +55,7 @@ def _check_settings(report: Report, found: Replication) -> None:
 
 
 def _check_slot(report: Report, slot: Slot, *, is_bounded: bool) -> None:
-    """Report a slot whose reader is away."""
+    """Report a slot without its reader."""
     name = f"database slot {slot.name}"
     reader = "standby" if slot.is_physical else "logical reader"
     away = f"its {reader} is away, {slot.kept_bytes / 1e6:.0f} MB of WAL are kept"

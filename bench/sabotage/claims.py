@@ -1,4 +1,4 @@
-"""Sabotages of the claims in Redis, whose breach costs speed alone."""
+"""Sabotages of the claims in Redis: each costs speed alone."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""The proxy of the tests: what two ends do that are closed at the same moment."""
+"""The proxy of the tests, with two ends that are closed at the same moment."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from bench.testbed.proxy import ProxiedConnection, Proxy
 
 
 class Closed(asyncio.Transport):
-    """A transport whose socket is closed, and whose protocol does not know it yet."""
+    """A transport with a closed socket, before its protocol knows it."""
 
     def is_closing(self) -> bool:
         """See asyncio."""
