@@ -221,6 +221,7 @@ async def test_answer_before_the_commit_is_lied(
 
 AT = STARTED_AT
 LONG_AGO, TARGET, IN_WINDOW, BACK, AFTER = AT - 40, AT - 30, AT - 20, AT - 10, AT - 5
+LATER = AT + 3_600  # than any commit of these tests
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ LONG_AGO, TARGET, IN_WINDOW, BACK, AFTER = AT - 40, AT - 30, AT - 20, AT - 10, A
         ([(AnswerKind.WRITTEN, IN_WINDOW)], False, True),
         ([(AnswerKind.WRITTEN, IN_WINDOW), (AnswerKind.ERROR, AFTER)], False, True),
         ([(AnswerKind.WRITTEN, IN_WINDOW), (AnswerKind.WRITTEN, AFTER)], False, True),
-        ([(AnswerKind.WRITTEN, IN_WINDOW), (AnswerKind.WRITTEN, AT + 60)], True, False),
+        ([(AnswerKind.WRITTEN, IN_WINDOW), (AnswerKind.WRITTEN, LATER)], True, False),
         # After the restore it counts like any other.
         ([(AnswerKind.WRITTEN, AFTER)], False, True),
         ([(AnswerKind.DUPLICATE, AFTER)], False, True),
@@ -251,7 +252,7 @@ async def test_missing_row_around_a_restore_is_lost(
     """Only an event that is answered again after the restore may have lost its row by it."""
     ledger = Ledger()
     for answer, answered_at in answers:
-        ledger.note(PLAIN.number, answer, answered_at - 60, answered_at)
+        ledger.note(PLAIN.number, answer, LONG_AGO - 60, answered_at)
     if has_row:
         await store(connection, PLAIN)
     chronicle = Chronicle(cuts=[Cut(TARGET, BACK)])
