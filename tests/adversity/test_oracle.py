@@ -338,7 +338,7 @@ async def test_row_from_before_a_restore_is_not_written_anew(
     await store(connection, PLAIN)
     ledger = Ledger()
     ledger.note(PLAIN.number, AnswerKind.WRITTEN, LONG_AGO - 1, TARGET)
-    ledger.note(PLAIN.number, AnswerKind.WRITTEN, AT, AT + 60)
+    ledger.note(PLAIN.number, AnswerKind.WRITTEN, AT, LATER)
     chronicle = Chronicle(cuts=[Cut(TARGET, BACK)])
     verdict = await judge(connection, GENERATOR, ledger, EVENTS, chronicle=chronicle)
     assert list(verdict.lied) == [PLAIN.number]
