@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from app.dev.embedded import EmbeddedError
 from bench.faults.faults import FAULTS, QUICK, unavailable
 from bench.faults.report import print_result, table, write
 from bench.faults.run import Result, run
@@ -76,7 +77,7 @@ async def _command(arguments: argparse.Namespace) -> int:
             folder = arguments.folder / schedule.place.name.lower() if arguments.folder else None
             try:
                 results.append(await run(schedule, progress, folder=folder))
-            except BenchError:
+            except (BenchError, EmbeddedError):
                 if results:
                     print_result(results)  # of the environments before
                 raise

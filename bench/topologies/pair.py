@@ -80,6 +80,9 @@ class Pair:
                 server, "ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"
             )
         await self.until_synchronous()
+        # pg_rewind reads the WAL from the last checkpoint on that both have; that of a promotion is
+        # spread over seconds, and the next fault may interrupt it.
+        await execute(self.primary, "CHECKPOINT")
 
     async def mend(self) -> None:
         """Repair the pair after any fault of either server."""
