@@ -7,7 +7,7 @@ CODE := app adapters sinks bench tests
 CHECKS := $(patsubst %,tests/papers/test_%.py,house pages engineers_pages papers project_files)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-quick check-code bench bench-quick bench-curves faults format lock clean
+.PHONY: help run test test-quick check-code bench bench-quick bench-curves faults simulate sabotage format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +35,14 @@ bench-quick: $(VENV)/ready ## the same, too short to judge; under a minute
 bench-curves: $(VENV)/ready ## over rate, connections, table size, duplicates, workers; under 45 minutes
 	@$(BIN)/python -m bench curves
 
-faults: $(VENV)/ready ## a million callbacks and 248 faults of 31 kinds; some 28 minutes
+faults: $(VENV)/ready ## a million callbacks and 360 faults of 60 kinds; under 45 minutes
 	@$(BIN)/python -m bench faults
+
+simulate: $(VENV)/ready ## random histories in virtual time until one fails; eight hours, Ctrl-C ends it
+	@$(BIN)/python -m tests.simulation --hours 8
+
+sabotage: $(VENV)/ready ## gateways that break the contract on purpose: each must be found; some 25 minutes
+	@$(BIN)/python -m bench sabotage
 
 format: $(VENV)/ready ## put the code into its form
 	@$(BIN)/ruff format $(CODE)

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, str] = {
     "unmapped": "list the events that arrive without a mapping, with lines to paste",
     "tail": "show callbacks and their outcomes as they arrive",
     "replay": "write dropped callbacks out of quarantine, through the present mapping",
+    "cells": "print the map by which a proxy sends each app to its cell, or the SQL of a hub",
     "retain": "delete events older than RETENTION_D, and drops older than QUARANTINE_D",
 }
 NO_DEV = (
@@ -106,6 +107,7 @@ def _parse(name: str, command: object) -> argparse.Namespace:
 
 def _expected(error: Exception) -> tuple[str, int]:
     """Return the subject and the exit code of an expected error; 0 for any other error."""
+    from app.commands.selection import SourceError
     from app.http.server import ListenError
     from app.settings import SettingsError
     from app.workspaces_file import WorkspacesError
@@ -119,7 +121,7 @@ def _expected(error: Exception) -> tuple[str, int]:
             return "WORKSPACES_FILE: ", MISCONFIGURED
         case AddressError():
             return "DATABASE_URL: ", MISCONFIGURED
-        case SchemaError() | ListenError():
+        case SchemaError() | ListenError() | SourceError():
             return "", FAILED
         case DatabaseError():
             return "database: ", FAILED

@@ -76,7 +76,7 @@ class NotConfigured(Rejected):
 
 
 class Unavailable(GatewayError):
-    """A temporary refusal: the buffer is full or closed, or a clock is wrong."""
+    """A temporary refusal: the buffer is full or closed, a clock is wrong, or the cell is."""
 
     status = 503
     message = "Service Unavailable"

@@ -90,7 +90,8 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
     """One app of a workspace: its names, and how its callbacks map to events.
 
     `keep` None keeps every parameter that is sent; `stable_id` None is the vendor's default.
-    `options` is the vendor's own struct, None for a vendor without options.
+    `options` is the vendor's own struct, None for a vendor without options. `cell` is the cell
+    whose database has the app's events; empty without cells.
     """
 
     workspace_id: str
@@ -103,6 +104,7 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
     omit: tuple[str, ...] = ()
     stable_id: tuple[StableName, ...] | None = None
     options: msgspec.Struct | None = None
+    cell: str = ""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,14 +143,15 @@ class DropReason(Enum):
     INVALID_TIMESTAMP = "invalid_timestamp"
     REFUSED = "refused"
     MALFORMED = "malformed"  # answered 400: the body is unreadable
+    OTHER_CELL = "other_cell"  # answered 503 where the vendor sends it again
 
 
 class Drop(msgspec.Struct, frozen=True):
     """A callback that does not become an event, with the reason and its subject.
 
     The subject is the app token of an unknown app, the vendor's name of an unmapped or ignored
-    event, the text of an invalid time, the placeholder left unfilled, the type of a refused event.
-    It is clean text.
+    event, the text of an invalid time, the placeholder left unfilled, the type of a refused event,
+    the cell of an app that lives in another one. It is clean text.
     """
 
     reason: DropReason

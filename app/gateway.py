@@ -78,9 +78,9 @@ class Gateway:
             hint=SecretHints(settings.vendors).hint,
             clock_ahead_s=lambda: self.sink.clock_ahead_s,
             retention_d=settings.retention_d,
+            cell=settings.cell,
             now=now,
         )
-        # Returns the receipt of a callback once it is committed or dropped; raises GatewayError.
         self.handle = observer.handle(self.ingest.handle)
         self.is_draining = self.sink_answered = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -229,7 +229,7 @@ def create_gateway(
     return Gateway(
         settings,
         vendors=vendors,
-        workspaces=Workspaces(Path(settings.workspaces_file), vendors),
+        workspaces=Workspaces(Path(settings.workspaces_file), vendors, settings.cell),
         claims=claims,
         sink=sink,
         quarantine=quarantine,

@@ -84,6 +84,7 @@ class Ingest:
         hint: Callable[[str, Sequence[bytes]], str],
         clock_ahead_s: Callable[[], float | None],
         retention_d: int = 0,
+        cell: str = "",
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._vendors = vendors
@@ -94,14 +95,14 @@ class Ingest:
         self._hint = hint
         self._clock_ahead_s = clock_ahead_s
         self._read = partial(make_callback, retention_d=retention_d)
+        self._cell = cell
         self._now = now
         self.in_flight = 0
         self.bodies = Bodies()
 
     async def handle(self, request: Request) -> bytes:
         """Return the receipt of a callback once it is committed or dropped; raises GatewayError."""
-        vendor = self._vendors.get(request.vendor)
-        if vendor is None:
+        if (vendor := self._vendors.get(request.vendor)) is None:
             raise self._traced(request, UnknownVendor(request.vendor))
         try:
             # Nothing of the request is parsed before its secret is verified.
@@ -115,13 +116,14 @@ class Ingest:
         self.in_flight += 1  # not before: unverified callers must not look like load
         body = b""
         try:
-            body = await request.read_body() if request.read_body else b""
+            body, app = await self._receive(request, app) if request.read_body else (body, app)
+            if self._cell and app is not None and app.cell != self._cell:
+                return await self._turn_away(request, vendor, app, body)
             parsed = await self.bodies.read(request.headers, body, sent) if body else NO_BODY
             callback = self._read(vendor, request.query, parsed, request.headers, self._now(), sent)
             event = self._event(request, vendor, callback, app)
             if isinstance(event, Drop):
-                await self._drop(request, app, event, callback.received_at, body)
-                return DROPPED
+                return await self._drop(request, app, event, callback.received_at, body)
             size_bytes = len(request.query) + len(body)
             body, parsed = b"", NO_BODY  # up to megabytes, unused while the event waits
             del callback
@@ -141,6 +143,19 @@ class Ingest:
         finally:
             self.in_flight -= 1
 
+    async def _receive(self, request: Request, app: App | None) -> tuple[bytes, App | None]:
+        """Return the body of a request, and its app as the workspaces file has it after the body.
+
+        A body may take half a minute, in which the app moves to another cell. The secret was
+        verified for one workspace: of an app that is another's now, only the cell is new.
+        """
+        body = await request.read_body() if request.read_body else b""
+        found = self._workspaces.find(request.vendor, sent_app_token(request.query))
+        if found is None or app is None:
+            return body, app
+        is_same = found.workspace_id == app.workspace_id
+        return body, found if is_same else replace(app, cell=found.cell)
+
     def _traced(self, request: Request, error: Rejected) -> Rejected:
         """Return the error of a request that is turned away; its trace is kept, within limits."""
         if self._drops.wants_rejected:
@@ -151,13 +166,23 @@ class Ingest:
             self._drops.reject(error.reason, request.address, vendor, hint)
         return error
 
+    async def _turn_away(self, request: Request, vendor: Vendor, app: App, body: bytes) -> bytes:
+        """Keep the callback of an app of another cell, or raise Unavailable if it comes again.
+
+        Its body is not parsed: the app's own cell judges it.
+        """
+        if vendor.retries is Retries.AFTER_5XX:
+            raise Unavailable("other_cell")
+        drop = Drop(DropReason.OTHER_CELL, app.cell)
+        return await self._drop(request, app, drop, self._now(), body)
+
     async def _drop(
         self, request: Request, app: App | None, drop: Drop, received_at: datetime, body: bytes
-    ) -> None:
-        """Return once a dropped callback is in quarantine, unless the app ignores it; counts it."""
+    ) -> bytes:
+        """Return the receipt of a drop once it is in quarantine, or if it is ignored; counts it."""
         if drop.reason is DropReason.IGNORED and app is not None:
             count_drop(app.vendor, app.workspace_id, drop.reason, drop.subject)
-            return
+            return DROPPED
         app_token = app.app_token if app else sent_app_token(request.query) or ""
         dropped = Dropped(
             # A replay accepts times by it.
@@ -168,6 +193,7 @@ class Ingest:
             content_type=clean(request.headers.get("content-type", ""))[:SUBJECT_MAX],
         )  # fmt: skip
         await self._drops.keep(dropped, app.omit if app else ())
+        return DROPPED
 
     async def _keep_refused(self, request: Request, event: Event) -> None:
         """Keep the event itself: its callback is not held while the event waits."""

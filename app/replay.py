@@ -46,11 +46,13 @@ class Restorer:
         apps: Mapping[tuple[str, str], App],
         retention_d: int,
         set_parameters: Mapping[str, str],
+        cell: str = "",
     ) -> None:
         self._vendors = vendors
         self._apps = apps
         self._retention_d = retention_d
         self._set = set_parameters
+        self._cell = cell
 
     def restore(self, dropped: Dropped) -> Event | Drop:
         """Return the event of a drop, or the reason to drop it again; raises NotRestored.
@@ -60,7 +62,11 @@ class Restorer:
         """
         try:
             if dropped.event is not None:
-                return decode_event(dropped.event)
+                event = decode_event(dropped.event)
+                app = self._apps.get((event.vendor, event.app_token))
+                if self._cell and app is None:  # the cell of its rows is not known
+                    return Drop(DropReason.UNKNOWN_APP, event.app_token)
+                return self._elsewhere(app) or event
         except (ValueError, msgspec.DecodeError) as error:
             raise NotRestored(str(error)) from None
         try:
@@ -72,9 +78,11 @@ class Restorer:
         vendor = self._vendors.get(dropped.vendor)
         if vendor is None:
             return Drop(DropReason.UNKNOWN_APP, sent_app_token(dropped.query) or "")
-        callback = self._callback(dropped, vendor)
         app_token = self._set.get("app_token") or sent_app_token(dropped.query)
         app = self._apps.get((dropped.vendor, app_token or ""))
+        if elsewhere := self._elsewhere(app):
+            return elsewhere
+        callback = self._callback(dropped, vendor)
         if app is None:
             return Drop(DropReason.UNKNOWN_APP, app_token or "")
         try:
@@ -88,6 +96,12 @@ class Restorer:
         if self._set:
             properties[SET_PROPERTY] = ",".join(self._set)
         return replace(event, properties=properties)
+
+    def _elsewhere(self, app: App | None) -> Drop | None:
+        """Return the drop of an app that lives in another cell: that cell replays it."""
+        if self._cell and app is not None and app.cell != self._cell:
+            return Drop(DropReason.OTHER_CELL, app.cell)
+        return None
 
     def _callback(self, dropped: Dropped, vendor: Vendor) -> Callback:
         """Return the callback of a drop, with its parameters set; raises Malformed."""

@@ -39,6 +39,8 @@ COMMITS_PER_WRITE = 3
 # kept for at least as many days.
 ROW_LIFE_MIN_D = 31
 RETENTION_MIN_D = 2 * ROW_LIFE_MIN_D
+# The name of a cell: also that of a backend of the proxy in front. `\Z`: `$` allows a line break.
+CELL = r"^[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?\Z"
 # If the gateway's clock and the database's are further apart, one of them is wrong.
 CLOCK_TOLERANCE_S = 300.0
 _SCHEMES = {
@@ -86,6 +88,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str = ""
     redis_url: str = ""
     workspaces_file: str = ""
+    cell: Annotated[str, Meta(pattern=CELL)] = ""
     proxies_count: Annotated[int, Meta(ge=0, le=10)] = 0
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
     log_level: LogLevel = "info"

@@ -31,6 +31,7 @@ from app.workspaces_file import (
     key_of,
     read_bytes,
     read_digest,
+    require_cell,
     rows,
 )
 
@@ -87,14 +88,16 @@ class _Table:
 class Workspaces:
     """The apps of the current file; a wrong file leaves the last good one in use."""
 
-    def __init__(self, path: Path, vendors: Vendors) -> None:
-        """Read the file in this process; raises WorkspacesError."""
+    def __init__(self, path: Path, vendors: Vendors, cell: str = "") -> None:
+        """Read the file in this process, for a gateway of a cell; raises WorkspacesError."""
         self._path = path
+        self._cell = cell
         self._vendors = vendors
         self._decoded: dict[tuple[str, str], App] = {}
         table = _Table()
         text = read_bytes(path)
         apps = decode(text, vendors)
+        require_cell(apps, cell)
         table.digest = digest_of(text)
         table.apps = dict(rows(apps))
         table.callbacks = {(app.vendor, app.workspace_id) for app in apps.values()}
@@ -184,7 +187,8 @@ class Workspaces:
 
     async def _run_reader(self) -> _Table:
         """Decode the file in another process; raises WorkspacesError."""
-        command = (sys.executable, "-m", READER, str(self._path.absolute()), *sorted(self._vendors))
+        path, vendors = str(self._path.absolute()), sorted(self._vendors)
+        command = (sys.executable, "-m", READER, path, self._cell, *vendors)
         root = Path(__file__).parent.parent
         try:
             reader = await asyncio.create_subprocess_exec(

@@ -15,7 +15,7 @@ from msgspec.structs import asdict, replace
 
 from app.event import App, StableName
 from app.normalize import WHITE_SPACE
-from app.settings import secret_owner
+from app.settings import CELL, secret_owner
 from app.vendor import Vendor, Vendors
 
 FILE_MAX_BYTES = 64 * 1024 * 1024
@@ -29,6 +29,7 @@ NEVER_OMITTED = frozenset({
     "app_token", "created_at", "event_token", "event", "activity_kind", "revenue", "currency",
 })  # fmt: skip
 
+CELL_NEEDED = "the app needs a `cell`"
 OUTSIDE = " (is it an entry of `events` outside of its braces?)"
 
 Apps = Mapping[tuple[str, str], App]
@@ -51,6 +52,7 @@ class _App(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     omit: tuple[Name, ...] = ()
     stable_id: tuple[Name | Annotated[tuple[Name, ...], Meta(min_length=1)], ...] | None = None
     options: Mapping[str, object] = {}
+    cell: Annotated[str, Meta(pattern=CELL)] = ""
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -89,6 +91,7 @@ def decode(text: bytes, vendors: Vendors) -> Apps:
     owners: dict[str, str] = {}
     if sum(len(workspace.apps) for workspace in file.workspaces) > APPS_MAX:
         raise WorkspacesError(f"more than {APPS_MAX} apps - at `$.workspaces`")
+    _check_cells(file)
     for w, workspace in enumerate(file.workspaces):
         _check_text(workspace.id, f"$.workspaces[{w}].id")
         # Neither of two IDs with one name for their secrets could have its own.
@@ -112,6 +115,34 @@ def decode(text: bytes, vendors: Vendors) -> Apps:
             fields = asdict(app) | {"options": _options(app, vendor, f"{place}.options")}
             apps[key] = App(workspace_id=workspace.id, **fields)
     return apps
+
+
+def _check_cells(file: _File) -> None:
+    """Raise WorkspacesError if some apps have a cell, and one has none."""
+    cells = {
+        f"$.workspaces[{w}].apps[{a}]": app.cell
+        for w, workspace in enumerate(file.workspaces)
+        for a, app in enumerate(workspace.apps)
+    }
+    if any(cells.values()):
+        for place, cell in cells.items():
+            if not cell:
+                raise WorkspacesError(f"{CELL_NEEDED}, as others have one - at `{place}`")
+
+
+def require_cell(apps: Apps, cell: str) -> None:
+    """Raise WorkspacesError if a gateway with this setting CELL cannot serve the apps of a file."""
+    cells = cells_of(apps)
+    if cell and not cells:
+        raise WorkspacesError(f"{CELL_NEEDED}, since CELL is set - at `$.workspaces[0].apps[0]`")
+    # With one cell the setting may follow the file: so they are introduced without a pause.
+    if not cell and len(cells) > 1:
+        raise WorkspacesError(f"the apps live in {len(cells)} cells: CELL must name this one's")
+
+
+def cells_of(apps: Apps) -> Sequence[str]:
+    """Return the cells of a file in order; none where its apps have no cell."""
+    return sorted({app.cell for app in apps.values() if app.cell})
 
 
 def _options(app: _App, vendor: Vendor, place: str) -> msgspec.Struct | None:

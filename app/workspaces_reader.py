@@ -9,13 +9,20 @@ import sys
 from pathlib import Path
 
 import adapters
-from app.workspaces_file import WorkspacesError, decode, digest_of, read_bytes, rows
+from app.workspaces_file import (
+    WorkspacesError,
+    decode,
+    digest_of,
+    read_bytes,
+    require_cell,
+    rows,
+)
 
 # The gateway has precedence where they share a core.
 NICE = 10
 
 
-def main(path: str, *names: str) -> int:
+def main(path: str, cell: str, *names: str) -> int:
     """Write the decoded file to standard output, in lines of tab-separated fields.
 
     First `digest`; then `callbacks` with vendor and workspace, and `app` with key and JSON; last
@@ -29,6 +36,7 @@ def main(path: str, *names: str) -> int:
         digest = digest_of(text)
         vendors = {name: vendor for name, vendor in adapters.load().items() if name in names}
         apps = decode(text, vendors)
+        require_cell(apps, cell)
     except WorkspacesError as error:
         write(f"error\t{error}\n".encode())
         return 1

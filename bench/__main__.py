@@ -10,12 +10,14 @@ import uvloop
 from app.dev.embedded import EmbeddedError
 from bench.capacity import command as capacity
 from bench.dashboard import command as dashboard
+from bench.failover import command as failover
 from bench.faults import command as faults
 from bench.micro import command as micro
 from bench.neighbours import command as neighbours
 from bench.neighbours import flood
 from bench.overload import command as overload
 from bench.performance import compare, curves
+from bench.sabotage import command as sabotage
 from bench.testbed.process import BenchError
 
 
@@ -25,6 +27,8 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (
         faults,
+        sabotage,
+        failover,
         overload,
         neighbours,
         flood,

@@ -23,9 +23,12 @@ from app.claims.redis import RedisClaims
 from app.dev import embedded
 from app.dev import programs as embedded_programs
 from app.telemetry.exposition import exposition
+from bench.testbed.haproxy import find_haproxy
+from bench.topologies.maker import Maker, making
+from bench.topologies.pair import Pair, open_pair
 from sinks.timescale.schema import migrate
 from sinks.timescale.sink import TimescaleSink
-from tests import leaks, postgres_topologies, redis_topologies
+from tests import leaks, redis_topologies
 from tests.events import make_chunks
 from tests.gateways import (
     SECRET,
@@ -37,7 +40,6 @@ from tests.gateways import (
     make_claims,
     workspaces_toml,
 )
-from tests.haproxy import find_haproxy
 from tests.replays import Replays
 from tests.vectors import VECTORS, app_token
 
@@ -137,14 +139,14 @@ def postgres_programs() -> embedded_programs.Programs:
 @pytest.fixture(scope="session")
 def postgres_pair(
     tmp_path_factory: pytest.TempPathFactory, postgres_programs: embedded_programs.Programs
-) -> Iterator[postgres_topologies.Pair]:
+) -> Iterator[Pair]:
     """A PostgreSQL and its synchronous standby, as the test before has left them."""
-    with postgres_topologies.pair(tmp_path_factory.mktemp("pair"), postgres_programs) as pair:
+    with open_pair(tmp_path_factory.mktemp("pair"), postgres_programs) as pair:
         yield pair
 
 
 @pytest.fixture
-async def pair(postgres_pair: postgres_topologies.Pair) -> AsyncIterator[postgres_topologies.Pair]:
+async def pair(postgres_pair: Pair) -> AsyncIterator[Pair]:
     """A primary and a synchronous standby, both well."""
     await postgres_pair.mend()
     yield postgres_pair
@@ -155,9 +157,9 @@ async def pair(postgres_pair: postgres_topologies.Pair) -> AsyncIterator[postgre
 @pytest.fixture(scope="module")
 def maker(
     tmp_path_factory: pytest.TempPathFactory, postgres_programs: embedded_programs.Programs
-) -> Iterator[postgres_topologies.Maker]:
+) -> Iterator[Maker]:
     """The maker of PostgreSQL servers, which end with the module."""
-    with postgres_topologies.making(tmp_path_factory.mktemp("made"), postgres_programs) as maker:
+    with making(tmp_path_factory.mktemp("made"), postgres_programs) as maker:
         yield maker
 
 

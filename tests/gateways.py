@@ -21,11 +21,11 @@ from app.settings import read_settings
 from bench.testbed.callbacks import workspace_toml
 from bench.testbed.client import Answer, fetch, get, metrics, post
 from bench.testbed.database import connected, execute
+from bench.testbed.ports import free_port
 from bench.testbed.process import OK, PATIENCE_S, ServerProcess
 from sinks import Quarantine, Sink
 from sinks.timescale.sink import TimescaleSink
 from tests import leaks
-from tests.ports import free_port
 
 SECRET = "s3cr3t"  # noqa: S105 - the vectors' own
 # The limit of the last scrape of a process: it may be frozen.

@@ -29,10 +29,10 @@ def find_kubectl() -> str:
 
 
 @cache
-def rendered() -> tuple[Document, ...]:
-    """Every document of the example overlay."""
+def rendered(overlay: Path = OVERLAY) -> tuple[Document, ...]:
+    """Every document of an overlay; by default of the example."""
     # It needs no cluster: it reads files only.
-    command = [find_kubectl(), "kustomize", str(OVERLAY)]
+    command = [find_kubectl(), "kustomize", str(overlay)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     return tuple(yaml.safe_load_all(ended.stdout))

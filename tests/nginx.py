@@ -8,9 +8,9 @@ from pathlib import Path
 import yaml
 
 from app.dev.embedded import EmbeddedError, unpack
+from bench.testbed.ports import free_port
 from bench.testbed.process import Program
 from tests.kustomize import K8S, of_kind, the
-from tests.ports import free_port
 
 CONTROLLER: dict[str, str] = yaml.safe_load((K8S / "cluster/ingress-nginx.yaml").read_text())[
     "data"

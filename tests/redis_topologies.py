@@ -17,8 +17,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from app.dev.processes import Server
+from bench.testbed.ports import BUS, free_port
 from bench.testbed.process import PATIENCE_S, bound
-from tests.ports import BUS, free_port
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a test
 # The rights that docs/deploying.md lists for a cluster.

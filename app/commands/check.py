@@ -64,16 +64,34 @@ def run(_: argparse.Namespace) -> int:
 def _check_workspaces(report: Report, settings: Settings, vendors: Vendors) -> Collection[str]:
     try:
         apps = workspaces_file.read(Path(settings.workspaces_file), vendors)
+        workspaces_file.require_cell(apps, settings.cell)
     except workspaces_file.WorkspacesError as error:
         report.fail("WORKSPACES_FILE", str(error), exit_code=2)
         return ()
     ids = {app.workspace_id for app in apps.values()}
     report.ok("workspaces", f"{len(ids)} with {len(apps)} apps")
+    _check_cell(report, settings.cell, apps)
     for vendor, access in sorted(settings.vendors.items()):
         _check_owners(
             report, vendor, access, {a.workspace_id for a in apps.values() if a.vendor == vendor}
         )
     return {vendor for vendor, _ in apps}
+
+
+def _check_cell(report: Report, cell: str, apps: workspaces_file.Apps) -> None:
+    """Report the apps of this cell, and a setting CELL that no app names."""
+    cells = workspaces_file.cells_of(apps)
+    if cell in cells:
+        own = sum(app.cell == cell for app in apps.values())
+        report.ok(
+            "cell",
+            f"{cell}, with {own} of {len(apps)} apps; callbacks of the others are answered 503, or "
+            "kept in quarantine where their vendor does not send them again",
+        )
+    elif cell:
+        report.warn("cell", f"no app lives in {cell} (CELL), but in {_listed(cells)}")
+    elif cells:
+        report.warn("cell", f"CELL is not set: this gateway has the apps of cell {cells[0]}")
 
 
 def _check_owners(

@@ -2,9 +2,10 @@
 
 import time
 
+from app.commands.check_standbys import check_standbys
 from app.commands.report import Report
 from app.settings import CLOCK_TOLERANCE_S, Settings, SettingsError, check_deadlock_timeout
-from sinks.timescale import hosts, inspection, schema
+from sinks.timescale import hosts, inspection, schema, standbys
 from sinks.timescale.errors import AddressError, DatabaseError, PrivilegeError
 
 TIMEOUT_S = 3.0
@@ -45,9 +46,11 @@ async def check_database(report: Report, settings: Settings) -> None:
 
 async def _check(report: Report, settings: Settings, connection: hosts.Connection) -> None:
     check_connection(report, inspection.wire_of(connection))
-    await _check_hosts(report, settings)
+    has_others = await _check_hosts(report, settings)
     server = await inspection.inspect(connection)
     _check_server(report, settings, server)
+    is_direct = not has_others and await inspection.is_direct(connection)
+    check_standbys(report, await standbys.replication(connection), is_direct=is_direct)
     if server.missing_migrations:
         report.fail("schema", f"{server.missing_migrations[0]} is missing: run migrate")
     else:
@@ -74,8 +77,8 @@ def check_connection(report: Report, wire: inspection.Wire) -> None:
         report.warn("database connection", f"{text}: see sslmode in docs/deploying-database.md")
 
 
-async def _check_hosts(report: Report, settings: Settings) -> None:
-    """Report the role of each host, where DATABASE_URL names several."""
+async def _check_hosts(report: Report, settings: Settings) -> bool:
+    """Report the role of each host, where DATABASE_URL names several; returns whether it does."""
     found = await hosts.roles(settings.database_url, timeout_s=TIMEOUT_S)
     for role, line in found:
         (report.warn if role is hosts.Role.UNKNOWN else report.ok)("database host", line)
@@ -85,6 +88,7 @@ async def _check_hosts(report: Report, settings: Settings) -> None:
             "database host",
             f"{len(primaries)} are primaries: one server with several addresses, or a split brain",
         )
+    return bool(found)
 
 
 def _check_server(report: Report, settings: Settings, server: inspection.Server) -> None:
@@ -131,8 +135,9 @@ def _check_role(report: Report, settings: Settings, server: inspection.Server) -
 
 async def _check_data(report: Report, connection: hosts.Connection) -> None:
     """Report the generation, foreign triggers and indexes, the clock, and the locks."""
-    generation, ahead_s = await schema.read_identity(connection)
-    report.ok("schema", f"up to date, generation {generation}")
+    identity = await schema.read_identity(connection)
+    ahead_s = time.time() - identity.server_time_s
+    report.ok("schema", f"up to date, generation {identity.generation}")
     for name, effect in (await inspection.foreign_objects(connection)).items():
         report.warn("schema", f"{name} is not ours: {effect}")
     apart = f"ours is {abs(ahead_s):.1f} s {'ahead of it' if ahead_s > 0 else 'behind it'}"
@@ -173,7 +178,7 @@ async def _check_quarantine(
         )
 
 
-async def _check_commit(report: Report, connection: hosts.Connection, standbys: str) -> None:
+async def _check_commit(report: Report, connection: hosts.Connection, names: str) -> None:
     """Commit a message, and report whether the synchronous standbys confirm it."""
     subject = "database setting synchronous_standby_names"
     started = time.monotonic()
@@ -184,10 +189,10 @@ async def _check_commit(report: Report, connection: hosts.Connection, standbys: 
     except inspection.NotConfirmed:
         report.fail(
             subject,
-            f"{standbys}: none of them confirms a commit within {TIMEOUT_S:.0f} s, every callback "
+            f"{names}: none of them confirms a commit within {TIMEOUT_S:.0f} s, every callback "
             "is answered 500",
         )
     else:
         took_ms = 1000 * (time.monotonic() - started)
-        confirmed = f"{standbys}: a commit was confirmed in {took_ms:.0f} ms"
-        report.ok(subject, confirmed if standbys else "none: no commit waits for a standby")
+        confirmed = f"{names}: a commit was confirmed in {took_ms:.0f} ms"
+        report.ok(subject, confirmed if names else "none: no commit waits for a standby")

@@ -60,6 +60,12 @@ REMEDIES: Mapping[DropReason, Remedy] = {
         "correct the sender: the body is unreadable, or has too many parameters",
         is_replayable=False,
     ),
+    DropReason.OTHER_CELL: Remedy(
+        "the app lived in another cell, the subject: load the map of `python -m app cells` into "
+        "the proxy; then, with the settings of that cell and the address of this database "
+        "(docs/cells.md):",
+        ' --from "$OTHER_DATABASE_URL"',
+    ),
 }
 
 

@@ -6,6 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from uuid import UUID
 
@@ -16,19 +17,16 @@ from app import workspaces_file
 from app.commands.output import json_line, minute
 from app.commands.progress import Progress
 from app.commands.replay_report import Report, Sums, report_lines
-from app.commands.replay_run import Replay, rehearse
+from app.commands.replay_run import Databases, Replay, connect, rehearse
 from app.commands.selection import ArgumentError, add_selection, selection_of
 from app.gateway import create_claims, create_sink
 from app.normalize import clean
 from app.replay import ARRIVAL, SET_PROPERTY, Restorer
 from app.settings import Settings, read_settings
-from sinks.timescale import hosts
 from sinks.timescale import replay as rows_of
 from sinks.timescale.drops import Selection
 from sinks.timescale.replay import Overview
 
-CONNECT_TIMEOUT_S = 10.0
-COMMAND_TIMEOUT_S = 60.0
 RATE = 5_000
 INTERRUPTED = 130
 
@@ -40,13 +38,18 @@ and has the event ID and the arrival that it always had, so that a second replay
   written      one new row is committed; the callback leaves quarantine
   duplicate    the row is there already; the callback leaves quarantine
   dropped      still no event, for one of the usual reasons; it stays in quarantine, but for what
-               the app lists under `ignore` by now: that is taken out
+               the app lists under `ignore` by now: that is taken out. other_cell: the app lives in
+               another cell than CELL, whose `replay --from` writes it
   left         not decided: another writer has the event under way, or this version cannot read it;
                it stays for the next replay
 
 First look at what would happen, with --dry-run; on a terminal that is what happens without --yes.
 The arrival of a replayed row is old: a report that reads by arrival must read the days again that
 are named at the end, and in the table `imports`.
+
+With --from the callbacks come from the quarantine of another database, and their events are written
+into DATABASE_URL: for callbacks that reached another cell than that of their app (docs/cells.md).
+It needs CELL: the callbacks of apps of other cells stay where they are.
 
 Needs DATABASE_URL, REDIS_URL and WORKSPACES_FILE.
 """
@@ -56,6 +59,7 @@ examples:
   python -m app replay --reason unknown_app --app ABC123token --set app_token=abc123token --yes
   python -m app replay --reason unfilled_placeholder --set event_token=g3mz3t --yes
   python -m app replay --reason invalid_timestamp --set created_at=@arrival --yes
+  python -m app replay --from "$OTHER_DATABASE_URL" --app def456token --dry-run
 
 exit code: 0 all is decided, 1 something is left or a server failed, 2 wrong arguments or settings,
 130 stopped by Ctrl-C, between two batches and with the sums so far
@@ -68,6 +72,7 @@ class _Arguments(msgspec.Struct):
     dry_run: bool
     rate: float
     json: bool
+    source: str | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help=f"set a parameter of each callback before it is read (may be repeated); {ARRIVAL} is "
         f"its arrival. The property {SET_PROPERTY} has the names; refused events stay as they are",
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="URL",
+        help="the database of the quarantine (default: DATABASE_URL); its password belongs in a "
+        "password file, since arguments are visible in `ps`",
     )
     parser.add_argument("--dry-run", action="store_true", help="report, and write nothing")
     parser.add_argument("--yes", action="store_true", help="write, also from a terminal")
@@ -107,16 +119,24 @@ def run(arguments: argparse.Namespace) -> int:
     set_parameters = read_set(given.set)
     settings = read_settings()
     vendors = adapters.load()
+    apps = workspaces_file.read(Path(settings.workspaces_file), vendors)
+    workspaces_file.require_cell(apps, settings.cell)
+    if given.source is not None and not settings.cell:
+        raise ArgumentError(
+            "--from: needs CELL and a `cell` of each app, or every callback there would be written "
+            "here"
+        )
     restorer = Restorer(
         vendors=vendors,
-        apps=workspaces_file.read(Path(settings.workspaces_file), vendors),
+        apps=apps,
+        cell=settings.cell,
         retention_d=settings.retention_d,
         set_parameters=set_parameters,
     )
     # The parts log what they do about a failure: here it ends in one line.
     logging.getLogger().addHandler(logging.NullHandler())
     run = _Run(settings, selection, restorer, is_dry=not given.yes, is_json=given.json)
-    return asyncio.run(run.run(given.rate))
+    return asyncio.run(run.run(given.rate, given.source))
 
 
 def read_set(texts: Sequence[str]) -> Mapping[str, str]:
@@ -155,8 +175,11 @@ class _Run:
         self._sums = Sums()
         self._is_complete = False
 
-    async def run(self, rate: float) -> int:
-        """Run to the end, to Ctrl-C or to a failure, and print the sums; returns the exit code."""
+    async def run(self, rate: float, source_url: str | None) -> int:
+        """Run to the end, to Ctrl-C or to a failure, and print the sums; returns the exit code.
+
+        `source_url` is the database of the quarantine, if it is another one.
+        """
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -166,22 +189,19 @@ class _Run:
 
         loop.add_signal_handler(signal.SIGINT, interrupt)
         try:
-            async with hosts.connected(
-                self._settings.database_url,
-                timeout_s=CONNECT_TIMEOUT_S,
-                command_timeout_s=COMMAND_TIMEOUT_S,
-            ) as connection:
-                self._extent = await rows_of.read_overview(connection, self._selection)
+            async with AsyncExitStack() as stack:
+                databases = await connect(stack, self._settings.database_url, source_url)
+                self._extent = await rows_of.read_overview(databases.quarantine, self._selection)
                 self._print_extent()
                 if self._extent is not None:
                     with Progress(self._extent.rows) as progress:
                         if self._is_dry:
                             self._sums = await rehearse(
-                                connection, self._restorer, self._selection, self._extent,
+                                databases, self._restorer, self._selection, self._extent,
                                 stop=stop, show=progress.show,
                             )  # fmt: skip
                         else:
-                            await self._replay(connection, self._extent, rate, stop, progress)
+                            await self._replay(databases, self._extent, rate, stop, progress)
             self._is_complete = not stop.is_set()
         finally:
             self._print_report()
@@ -191,7 +211,7 @@ class _Run:
 
     async def _replay(
         self,
-        connection: hosts.Connection,
+        databases: Databases,
         extent: Overview,
         rate: float,
         stop: asyncio.Event,
@@ -200,15 +220,17 @@ class _Run:
         sink = create_sink(self._settings)
         claims = create_claims(self._settings, sink)
         replay = Replay(
-            connection, self._restorer, claims, sink, rate=rate,
+            databases, self._restorer, claims, sink, rate=rate,
             # The claims of a replay that was killed end with their lease.
             busy_s=self._settings.claim_lease_s + 1, stop=stop, show=progress.show,
         )  # fmt: skip
         self._sums = replay.sums
         try:
             await sink.ping()  # until it has answered, Redis is not used
-            self._import_id = await rows_of.begin_import(connection, "replay")
-            replay.sums.unfinished = await rows_of.read_unfinished(connection, self._import_id)
+            self._import_id = await rows_of.begin_import(databases.imports, "replay")
+            replay.sums.unfinished = await rows_of.read_unfinished(
+                databases.imports, self._import_id
+            )
             await replay.run(self._import_id, self._selection, extent)
         finally:
             await claims.close()

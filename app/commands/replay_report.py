@@ -10,6 +10,11 @@ import msgspec
 from app.event import Drop, DropReason, Event, Outcome
 from sinks.timescale.replay import Counts
 
+STAYS = {
+    DropReason.IGNORED: "taken out",
+    DropReason.OTHER_CELL: "stay in quarantine, for replay --from in the cell of their app",
+}
+
 
 class Sums:
     """The decisions so far. Each row that was read is in one of them."""
@@ -70,7 +75,7 @@ def report_lines(sums: Sums, *, is_dry: bool) -> Sequence[str]:
     decided = f"written {sums.written:,}  duplicate {sums.duplicate:,}  dropped {dropped:,}"
     lines = [f"{would}{decided}  left {left:,}  = {sums.read:,} read"]
     for reason, count in sums.dropped.most_common():
-        stays = "taken out" if reason is DropReason.IGNORED else "stay in quarantine"
+        stays = STAYS.get(reason, "stay in quarantine")
         lines.append(f"dropped: {count:,} {reason.value}, {stays}")
     lines += [f"left: {count:,} {reason}" for reason, count in sums.left.most_common() if count]
     if sums.days:

@@ -3,21 +3,25 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import date
+from typing import NamedTuple
 from uuid import UUID
 
 from app.claims import Claims
 from app.commands.replay_report import Sums, day_of
+from app.commands.selection import ArgumentError, SourceError
 from app.event import DropReason, Event, Outcome
 from app.replay import NotRestored, Restorer, is_committed, write
 from sinks import Sink
+from sinks.timescale import hosts
 from sinks.timescale import replay as rows_of
 from sinks.timescale.drops import Selection
-from sinks.timescale.errors import DatabaseError, NotReplicated, translated
+from sinks.timescale.errors import AddressError, DatabaseError, NotReplicated, translated
 from sinks.timescale.hosts import Connection
 from sinks.timescale.replay import PAGE_ROWS, Kept, Key, Overview
 
+TIMEOUTS = {"timeout_s": 10.0, "command_timeout_s": 60.0}
 BATCH_EVENTS = 50
 # The pause before busy events are tried again, and how many of them are kept in mind.
 ROUND_PAUSE_S = 0.5
@@ -26,6 +30,31 @@ BUSY_MAX = 10_000
 KNOWN_MAX = 100_000
 
 BUSY = "delivered or locked by another writer at this moment"
+
+
+class Databases(NamedTuple):
+    """A connection to the quarantine, and one to the events and their imports: often the same."""
+
+    quarantine: Connection
+    imports: Connection
+
+
+async def connect(stack: AsyncExitStack, database_url: str, source_url: str | None) -> Databases:
+    """Connect to the database, and to that of the quarantine if it is another one.
+
+    Raises AddressError and NoAnswer, ArgumentError and SourceError for the other one.
+    """
+    imports = await stack.enter_async_context(hosts.connected(database_url, **TIMEOUTS))
+    if source_url is None:
+        return Databases(imports, imports)
+    try:
+        return Databases(
+            await stack.enter_async_context(hosts.connected(source_url, **TIMEOUTS)), imports
+        )
+    except AddressError as error:
+        raise ArgumentError(f"--from: {error}") from None
+    except hosts.NoAnswer as error:
+        raise SourceError(f"--from: {error}") from None
 
 
 class Replay:
@@ -37,7 +66,7 @@ class Replay:
 
     def __init__(
         self,
-        connection: Connection,
+        databases: Databases,
         restorer: Restorer,
         claims: Claims,
         sink: Sink,
@@ -47,7 +76,7 @@ class Replay:
         stop: asyncio.Event,
         show: Callable[[int], None],
     ) -> None:
-        self._connection = connection
+        self._quarantine, self._imports = databases
         self._restorer = restorer
         self._claims = claims
         self._sink = sink
@@ -65,7 +94,7 @@ class Replay:
         """Replay until nothing is left, or busy events have had `busy_s`; raises DatabaseError."""
         self._started_at = time.monotonic()
         try:
-            async for page in rows_of.read_pages(self._connection, selection, extent):
+            async for page in rows_of.read_pages(self._quarantine, selection, extent):
                 await self._replay(import_id, page)
                 if self._stop.is_set():
                     break
@@ -74,10 +103,10 @@ class Replay:
                 keys, self._busy = self._busy, []
                 for start in range(0, len(keys), PAGE_ROWS):
                     part = keys[start : start + PAGE_ROWS]
-                    await self._replay(import_id, await rows_of.read_page(self._connection, part))
+                    await self._replay(import_id, await rows_of.read_page(self._quarantine, part))
         finally:
             self.sums.left[BUSY] += len(self._busy)
-        await rows_of.finish_import(self._connection, import_id, sorted(self.sums.days))
+        await rows_of.finish_import(self._imports, import_id, sorted(self.sums.days))
 
     async def _replay(self, import_id: UUID, page: Sequence[Kept]) -> None:
         """Replay a page; the rows that are decided leave quarantine also after a failure."""
@@ -97,7 +126,10 @@ class Replay:
                 failure = error if isinstance(error, DatabaseError) else DatabaseError(str(error))
                 break
             self._show(self.sums.read)
-        await rows_of.remove(self._connection, import_id, leaving, self.sums.counts)
+        await rows_of.remove(self._quarantine, import_id, leaving, self.sums.counts)
+        # An import is noted in the database of its events.
+        if self._quarantine is not self._imports:
+            await rows_of.remove(self._imports, import_id, [], self.sums.counts)
         if failure is not None:
             raise failure
 
@@ -122,7 +154,7 @@ class Replay:
     async def _announce(self, import_id: UUID, events: Sequence[Event]) -> None:
         days = [*self._announced, *map(day_of, events)]
         if days and (extent := (min(days), max(days))) != self._announced:
-            await rows_of.announce_days(self._connection, import_id, *extent)
+            await rows_of.announce_days(self._imports, import_id, *extent)
             self._announced = extent
 
     async def _write(self, batch: Sequence[tuple[Kept, Event]]) -> list[Kept]:
@@ -163,7 +195,7 @@ class Replay:
 
 
 async def rehearse(
-    connection: Connection,
+    databases: Databases,
     restorer: Restorer,
     selection: Selection,
     extent: Overview,
@@ -175,7 +207,7 @@ async def rehearse(
     sums = Sums()
     known: set[bytes] = set()
     before: set[bytes] = set()
-    async for page in rows_of.read_pages(connection, selection, extent):
+    async for page in rows_of.read_pages(databases.quarantine, selection, extent):
         events: list[Event] = []
         for row in page:
             try:
@@ -187,7 +219,7 @@ async def rehearse(
                 events.append(event)
             else:
                 sums.add_drop(event)
-        found = await rows_of.find_events(connection, events)
+        found = await rows_of.find_events(databases.imports, events)
         for event in events:
             is_there = any(event.event_id in ids for ids in (found, known, before))
             sums.add(event, Outcome.DUPLICATE if is_there else Outcome.WRITTEN)

@@ -9,6 +9,7 @@ import msgspec
 from app.event import DropReason
 from app.settings import SettingsError
 from sinks.timescale.drops import Selection
+from sinks.timescale.errors import DatabaseError
 
 TIMES = "a duration back from now (30m, 24h, 7d) or an ISO time, in UTC unless it has a zone"
 # Ignored callbacks are not kept.
@@ -22,6 +23,10 @@ _UNITS = {
 
 class ArgumentError(SettingsError):
     """A wrong argument; the message is one line that names it."""
+
+
+class SourceError(DatabaseError):
+    """The database of `--from` does not let us in; the message is one line that names it."""
 
 
 class _Arguments(msgspec.Struct):

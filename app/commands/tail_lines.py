@@ -33,6 +33,9 @@ REMEDIES: Mapping[str, str] = {
     DropReason.INVALID_TIMESTAMP.value: "created_at={subject} is no time, too old, or ahead",
     DropReason.REFUSED.value: "the database refuses the row, see the gateway's log",
     DropReason.MALFORMED.value: "answered 400, {subject}",
+    DropReason.OTHER_CELL.value: (
+        "the app lives in cell {subject}: the proxy needs the map of `python -m app cells`"
+    ),
 }
 # Remedies of drops without a subject: the URL lacks the parameter.
 REMEDIES_OF_ABSENT: Mapping[str, str] = {

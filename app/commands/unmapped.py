@@ -49,10 +49,18 @@ Found = Sequence[tuple[drops.UnmappedEvent, Likeness]]
 
 
 class File(NamedTuple):
-    """The workspaces file; empty where there is none."""
+    """The workspaces file, and the cell that reads it; empty where there is none."""
 
     apps: workspaces_file.Apps
     text: str
+    cell: str
+
+    def note(self, vendor: str, app_token: str) -> str:
+        """Return a comment about an app of another cell, where its callbacks are replayed."""
+        app = self.apps.get((vendor, app_token))
+        if not self.cell or app is None or app.cell == self.cell:
+            return ""
+        return f"  # in cell {app.cell}, with --from: docs/cells.md"
 
 
 class UnmappedLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,9 +112,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _read_file(settings: Settings) -> File:
     if not settings.workspaces_file:
-        return File({}, "")
+        return File({}, "", "")
     text = workspaces_file.read_bytes(Path(settings.workspaces_file))
-    return File(workspaces_file.decode(text, adapters.load()), text.decode())
+    return File(workspaces_file.decode(text, adapters.load()), text.decode(), settings.cell)
 
 
 async def _read(database_url: str, selection: drops.Selection) -> Sequence[drops.UnmappedEvent]:
@@ -181,12 +189,13 @@ def _lines_to_paste(found: Found, file: File) -> Sequence[str]:
     lines = ["", PASTE]
     for place, entries in sorted(places.items(), key=_place):
         lines += ["", *_entries(*place, entries, file)]
-    tokens = sorted({place[1] for place in places if place[1].isprintable()})
-    lines += ["", "then, five seconds later:"]
-    lines += [
+    commands = {
         f"python -m app replay --reason unmapped_event --app {quote(token)} --dry-run"
-        for token in tokens
-    ]
+        f"{file.note(vendor, token)}"
+        for vendor, token, _ in places
+        if token.isprintable()
+    }
+    lines += ["", "then, five seconds later:", *sorted(commands)]
     return lines
 
 

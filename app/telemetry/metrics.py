@@ -27,16 +27,16 @@ CALLBACK = ("vendor", "workspace")
 # value of a new series, and would miss the first failures of a kind.
 FAILURES = (
     "write_failed", "too_late", "buffer_full", "clock_differs", "quarantine_failed",
-    "quarantine_busy",
+    "quarantine_busy", "other_cell",
 )  # fmt: skip
-DROPS = ("invalid_timestamp", "refused", "malformed")
+DROPS = ("invalid_timestamp", "refused", "malformed", "other_cell")
 REJECTIONS = (
     "wrong_secret", "address_not_allowed", "no_secret_configured", "unknown_vendor",
     "unknown_path", "method_not_allowed", "response_timeout",
 )  # fmt: skip
 KEPT = (
     "unknown_app", "unfilled_placeholder", "unmapped_event", "invalid_timestamp", "refused",
-    "malformed",
+    "malformed", "other_cell",
 )  # fmt: skip
 SKIPS = ("off", "too_large", "full", "workspace_share", "account_share", "reserved")
 CLOSINGS = (

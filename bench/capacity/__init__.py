@@ -1,1 +1,1 @@
-"""The needs of some rates of callbacks: pods, databases, Redis, disk and network."""
+"""The needs of some rates of callbacks: pods, cells, Redis, disk and network."""

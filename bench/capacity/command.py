@@ -1,4 +1,4 @@
-"""`capacity`: pods, databases, Redis, disk and network for some rates of callbacks."""
+"""`capacity`: pods, cells, Redis, disk and network for some rates of callbacks."""
 
 import argparse
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ SECONDS = 5.0
 
 def add_command(commands: results.Commands) -> None:
     """Add `capacity` to the commands of the bench."""
-    text = "pods, databases, Redis, disk and network for 1k to 1M callbacks/s"
+    text = "pods, cells, Redis, disk and network for 1k to 1M callbacks/s"
     assumed = "; ".join(f"{name}={value} ({why})" for name, value, why in described(Assumptions()))
     parser = commands.add_parser(
         "capacity",

@@ -194,7 +194,7 @@ class _Measuring:
             for meter in meters:
                 await meter.open()
                 stack.callback(meter.close)
-            gateway = Gateway(port, environ, log, database=meters[1], redis=meters[2])
+            gateway = Gateway(port, environ, log, databases=[meters[1]], redis=meters[2])
             # In another thread: its last requests pass through the meters of this thread's loop.
             stack.push_async_callback(asyncio.to_thread, gateway.stop)
             await gateway.start_ready()

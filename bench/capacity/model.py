@@ -50,20 +50,38 @@ class Assumptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kept_d: Annotated[
         float, Meta(gt=0, description="days that events are kept; RETENTION_D is at least 62")
     ] = 62
+    columnstore_factor: Annotated[
+        float, Meta(ge=1, description="by which TimescaleDB's columnstore shrinks rows; 1: none")
+    ] = 1
+    columnstore_after_d: Annotated[
+        float, Meta(ge=0, description="days after which it takes them over")
+    ] = 7
     wal_kept_h: Annotated[
         float, Meta(ge=0, description="of WAL on the disk, for a standby or archive that lags")
     ] = 1
     redis_gb: Annotated[float, Meta(gt=0, description="used memory of one Redis")] = 25
     redis_use: Annotated[float, Meta(gt=0, le=1, description="share of a Redis's one core")] = 0.5
 
-    def databases(self, cores: float, wal_bytes: float, connections: int, disk_bytes: float) -> int:
-        """Return the number of servers: the scarcest resource decides."""
-        return max(
-            math.ceil(cores / (self.database_cores * self.database_use)),
-            math.ceil(wal_bytes / 1e6 / self.database_wal_mb_s),
-            math.ceil(connections / self.database_connections),
-            math.ceil(disk_bytes / 1e12 / self.database_disk_tb),
-        )
+    def cells(
+        self, cores: float, wal_bytes: float, connections: int, disk_bytes: float
+    ) -> dict[str, int]:
+        """Return the number of database servers for each resource; the scarcest decides."""
+        return {
+            "CPU": math.ceil(cores / (self.database_cores * self.database_use)),
+            "WAL": math.ceil(wal_bytes / 1e6 / self.database_wal_mb_s),
+            "connections": math.ceil(connections / self.database_connections),
+            "disk": math.ceil(disk_bytes / 1e12 / self.database_disk_tb),
+        }
+
+    def stored_d(self, days: float) -> float:
+        """Return the days of rows whose disk the rows of so many days take."""
+        as_rows = min(days, self.columnstore_after_d)
+        return as_rows + (days - as_rows) / self.columnstore_factor
+
+    def full_after_d(self, stored_d: float) -> float:
+        """Return the days after which rows take the disk of so many days: of `stored_d` undone."""
+        as_rows = min(stored_d, self.columnstore_after_d)
+        return as_rows + (stored_d - as_rows) * self.columnstore_factor
 
     def redises(self, cores: float, size_bytes: float) -> int:
         """Return the number of Redis servers."""
@@ -97,7 +115,9 @@ class Need(msgspec.Struct, frozen=True):
     connections: int
     database_cores: float
     wal_bytes: float
-    databases: int
+    cells: int  # a database, Redis and gateways each
+    cells_by: dict[str, int]
+    cell_pods: int  # of each cell
     redis_cores: float
     redis_bytes: dict[str, float]  # by the window in which events are remembered
     redises: dict[str, int]
@@ -153,8 +173,10 @@ class Model(NamedTuple):
         wal_bytes = rate * costs.wal_bytes.at(batch.events)
         disk_day_bytes = rate * DAY_S * (costs.table_bytes + costs.index_bytes)
         wal_kept_bytes = wal_bytes * HOUR_S * assumed.wal_kept_h
-        disk_bytes = disk_day_bytes * assumed.kept_d + wal_kept_bytes
+        disk_bytes = disk_day_bytes * assumed.stored_d(assumed.kept_d) + wal_kept_bytes
         room_bytes = max(0.0, 1e12 * assumed.database_disk_tb - wal_kept_bytes)
+        cells_by = assumed.cells(database_cores, wal_bytes, connections, disk_bytes)
+        cells = max(cells_by.values())
         redis_cores = rate * costs.redis_us.at(batch.events) / 1e6
         redis_bytes = {
             name: rate * days * DAY_S * costs.redis_bytes for name, days in WINDOWS_D.items()
@@ -169,12 +191,14 @@ class Model(NamedTuple):
             connections=connections,
             database_cores=database_cores,
             wal_bytes=wal_bytes,
-            databases=assumed.databases(database_cores, wal_bytes, connections, disk_bytes),
+            cells=cells,
+            cells_by=cells_by,
+            cell_pods=self.pods(rate / cells),
             redis_cores=redis_cores,
             redis_bytes=redis_bytes,
             redises={n: assumed.redises(redis_cores, size) for n, size in redis_bytes.items()},
             disk_day_bytes=disk_day_bytes,
             disk_bytes=disk_bytes,
-            disk_full_d=room_bytes / disk_day_bytes,
+            disk_full_d=assumed.full_after_d(room_bytes / disk_day_bytes),
             sent_bytes={n: rate * cost.at(batch.events) for n, cost in costs.sent_bytes.items()},
         )

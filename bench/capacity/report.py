@@ -69,11 +69,12 @@ def notes(results: CapacityResults) -> Iterator[str]:
                 f"{need.rate:,.0f}/s: {need.pods} pods; the autoscaler may start "
                 f"{results.deployed.replicas_max}."
             )
-        if need.databases > 1:
+        if need.cells > 1:
+            scarcest = max(need.cells_by, key=need.cells_by.__getitem__)
             yield (
-                f"{need.rate:,.0f}/s is too much for one PostgreSQL, whose disk would be full after"
-                f" {need.disk_full_d:,.1f} days: {need.databases} of them, each for some of the"
-                " apps, with gateways, Redis and a host name of its own."
+                f"{need.rate:,.0f}/s is too much for one PostgreSQL, first of all in {scarcest}, "
+                f"with a disk full after {need.disk_full_d:,.1f} days: {need.cells} cells, each "
+                f"with a database, Redis and {need.cell_pods} pods for some of the apps."
             )
 
 
@@ -104,18 +105,31 @@ def _need_rows(results: CapacityResults) -> Iterator[Row]:
     )
     yield row("database, cores", lambda n: f"{n.database_cores:.1f}")
     yield row("WAL/s", lambda n: _bytes(n.wal_bytes))
-    yield row("databases", lambda n: f"{n.databases:,}")
+    yield row("cells, of one database each", lambda n: f"{n.cells:,}")
+    yield row(
+        f"cells by {', '.join(needs[0].cells_by)}",
+        lambda n: ", ".join(f"{cells:,}" for cells in n.cells_by.values()),
+    )
+    yield row("pods of each cell", lambda n: f"{n.cell_pods:,}")
     for name in WINDOWS_D:
         yield row(f"Redis memory, {name} (of {assumed.redis_gb:g} GB each)", partial(_redis, name))
     yield row("Redis, cores", lambda n: f"{n.redis_cores:.1f}")
     yield row("disk a day", lambda n: _bytes(n.disk_day_bytes))
-    kept = f"disk for {assumed.kept_d:g} days, and {assumed.wal_kept_h:g} h of WAL"
-    yield row(kept, lambda n: _bytes(n.disk_bytes))
+    kept = f"disk for {assumed.kept_d:g} days{_columnstore(assumed)}"
+    yield row(f"{kept}, and {assumed.wal_kept_h:g} h of WAL", lambda n: _bytes(n.disk_bytes))
     full = f"a disk of {assumed.database_disk_tb:g} TB is full after, days"
     yield row(full, lambda n: f"{n.disk_full_d:,.1f}")
     yield row("WAL a day, archived", lambda n: _bytes(DAY_S * n.wal_bytes))
     for name in results.costs.sent_bytes:
         yield row(f"{name}, Mbit/s", partial(_megabits, name))
+
+
+def _columnstore(assumed: Assumptions) -> str:
+    if assumed.columnstore_factor == 1:
+        return ""
+    return (
+        f" (after {assumed.columnstore_after_d:g}: 1/{assumed.columnstore_factor:g}, columnstore)"
+    )
 
 
 def _redis(window: str, need: Need) -> str:
@@ -135,20 +149,20 @@ def _bytes(number: float) -> str:
 
 
 def plot(results: CapacityResults) -> Plot:
-    """Return the picture: pods and databases over the rate."""
+    """Return the picture: pods and cells over the rate."""
 
     def paint(axes: Axes) -> None:
         rates = [need.rate for need in results.curve]
         limit = results.deployed.replicas_max
         axes.plot(rates, [need.pods for need in results.curve], label="pods")
-        axes.plot(rates, [need.databases for need in results.curve], label="databases")
+        axes.plot(rates, [need.cells for need in results.curve], label="cells")
         axes.axhline(limit, color="0.7", linestyle=":", label=f"maxReplicas of k8s/base: {limit}")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("new events/s")
         axes.legend()
 
-    return Plot("capacity", "Pods and databases over the rate", paint)
+    return Plot("capacity", "Pods and cells over the rate", paint)
 
 
 def curve_rates(rates: Sequence[int], steps: int = 20) -> list[float]:

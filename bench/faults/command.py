@@ -1,20 +1,24 @@
 """`faults`: callbacks and faults by one seed, and a verdict on every callback."""
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
-from bench.faults.faults import FAULTS
+from app.dev.embedded import EmbeddedError
+from bench.faults.faults import FAULTS, QUICK, unavailable
+from bench.faults.report import print_result, table, write
 from bench.faults.run import Result, run
-from bench.faults.schedule import make_schedule
+from bench.faults.schedule import Schedule, make_schedules
 from bench.testbed import documents
-from bench.testbed.console import Progress, markdown_table
+from bench.testbed.console import Progress
 from bench.testbed.deliveries import SHARES, EventKind
-from bench.testbed.ledger import AnswerKind
-from bench.testbed.results import Commands
+from bench.testbed.process import BenchError
+from bench.testbed.results import RESULTS, Commands
 
-OFFENDERS_MAX = 10
-HEADINGS = ("", "", "number", "slowest recovery, s")
+# The usual form has each fault equally often, the long one the quick ones twice as often.
+_CALLBACKS, _EACH, _RATE = 1_000_000, 6, 700.0
+_LONG_CALLBACKS, _LONG_FAULTS, _LONG_RATE = 3_000_000, 1_000, 1_000.0
 
 
 def add_command(commands: Commands) -> None:
@@ -22,16 +26,24 @@ def add_command(commands: Commands) -> None:
     text = "callbacks and faults by one seed, and a verdict on every callback"
     parser = commands.add_parser("faults", help=text, description=text)
     parser.add_argument(
-        "--callbacks", type=int, default=1_000_000, help="callbacks to send, not counting repeats"
-    )
+        "--long", action="store_true",
+        help=f"the long form: {_LONG_CALLBACKS:,} callbacks and {_LONG_FAULTS:,} faults",
+    )  # fmt: skip
     parser.add_argument(
-        "--faults", type=int, default=len(FAULTS) * 8, help="faults, of all kinds in turn"
+        "--callbacks", type=int,
+        help=f"callbacks to send, not counting repeats (default: {_CALLBACKS:,})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--faults", type=int, help=f"faults, of all kinds in turn (default: {_EACH} of each)"
     )
     parser.add_argument("--seed", type=int, default=1, help="the same seed is the same run")
-    parser.add_argument("--rate", type=float, default=700, help="callbacks a second at most")
+    parser.add_argument(
+        "--rate", type=float,
+        help=f"callbacks a second at most (default: {_RATE:g}, long {_LONG_RATE:g})",
+    )  # fmt: skip
     parser.add_argument("--gateways", type=int, default=2, help="gateway processes")
     parser.add_argument(
-        "--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="FAULT",
+        "--kinds", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="FAULT",
         help="of these kinds alone: " + ", ".join(FAULTS),
     )  # fmt: skip
     parser.add_argument(
@@ -40,6 +52,7 @@ def add_command(commands: Commands) -> None:
         + ", ".join(f"{kind.value}={share}" for kind, share in SHARES.items()),
     )  # fmt: skip
     parser.add_argument("--folder", type=Path, help="a new folder, to keep data and logs in")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where reports are written")
     documents.add_option(parser)
     parser.set_defaults(run=_command)
 
@@ -54,73 +67,44 @@ def _share(text: str) -> tuple[EventKind, int]:
 
 
 async def _command(arguments: argparse.Namespace) -> int:
-    schedule = make_schedule(
+    began = datetime.now(UTC)
+    schedules = _schedules(arguments)
+    results: list[Result] = []
+    callbacks = sum(schedule.callbacks for schedule in schedules)
+    with Progress(callbacks, "callbacks") as progress:
+        for schedule in schedules:
+            progress.count_from(sum(result.schedule.callbacks for result in results))
+            folder = arguments.folder / schedule.place.name.lower() if arguments.folder else None
+            try:
+                results.append(await run(schedule, progress, folder=folder))
+            except (BenchError, EmbeddedError):
+                if results:
+                    print_result(results)  # of the environments before
+                raise
+    print_result(results)
+    print(f"written: {write(results, began, arguments.results)}")
+    documents.write(arguments, "faults", results[0].machine, table(results))
+    return 0 if all(result.is_clean for result in results) else 1
+
+
+def _schedules(arguments: argparse.Namespace) -> Sequence[Schedule]:
+    missing = unavailable()
+    kinds: list[str] = [kind for kind in arguments.kinds if kind not in missing]
+    for kind in arguments.kinds:
+        if kind in missing:
+            print(f"left out: {kind}: {missing[kind]}")
+    if not kinds:
+        raise BenchError("no fault is left")
+    callbacks, faults, rate = _CALLBACKS, _EACH * len(kinds), _RATE
+    if arguments.long:
+        callbacks, faults, rate = _LONG_CALLBACKS, _LONG_FAULTS, _LONG_RATE
+        kinds = [*kinds, *(kind for kind in kinds if kind in QUICK)]
+    return make_schedules(
         seed=arguments.seed,
-        callbacks=arguments.callbacks,
-        injections=arguments.faults,
-        rate=arguments.rate,
-        kinds=arguments.only,
+        callbacks=arguments.callbacks or callbacks,
+        injections=arguments.faults or faults,
+        rate=arguments.rate or rate,
+        kinds=kinds,
         gateways=arguments.gateways,
         shares=SHARES | dict(arguments.share),
     )
-    with Progress(schedule.callbacks, "callbacks") as progress:
-        result = await run(schedule, progress, folder=arguments.folder)
-    print_result(result)
-    documents.write(arguments, "faults", result.machine, table(result))
-    return 0 if result.is_clean else 1
-
-
-def print_result(result: Result) -> None:
-    """Print the table of the run, and every broken promise."""
-    print(table(result), *_offenders(result), sep="\n")
-
-
-def table(result: Result) -> str:
-    """Return one table: the run, the answers, the faults and the verdict."""
-    ledger, tally = result.ledger, result.ledger.tally()
-    totals: Mapping[str, object] = {
-        "seed": str(result.schedule.seed),
-        "minutes": result.duration_s / 60,
-        "callbacks": result.schedule.callbacks,
-        "sent, with repeats of a callback": ledger.callbacks,
-        "sent, with retries": len(ledger),
-        "given up after the last retry": len(ledger.given_up),
-        "rows": result.verdict.rows,
-        "rows in quarantine": result.verdict.dropped_rows,
-        "rows that appeared behind the newest one": result.reading.late,
-        "seconds behind it, at most": result.reading.behind_s,
-    }
-    broken = {name: len(events) for name, events in _broken(result).items()}
-    return markdown_table(
-        HEADINGS,
-        [
-            *(("run", name, number, "") for name, number in totals.items()),
-            *(("answer", kind.value, tally[kind], "") for kind in AnswerKind),
-            *(
-                ("fault", name, len(times), max(times))
-                for name, times in sorted(result.recovery_s.items())
-            ),
-            *(("verdict", name, number, "") for name, number in broken.items()),
-            ("verdict", "stuck", len(result.stuck), ""),
-            ("verdict", "missed by a reader that looks back", result.reading.missed, ""),
-        ],
-    )
-
-
-def _broken(result: Result) -> Mapping[str, Mapping[int, str]]:
-    verdict = result.verdict
-    return {
-        "lost": verdict.lost,
-        "doubled": verdict.doubled,
-        "lied": verdict.lied,
-        "leaked": verdict.leaked,
-    }
-
-
-def _offenders(result: Result) -> Iterator[str]:
-    for name, events in _broken(result).items():
-        for number, reason in list(events.items())[:OFFENDERS_MAX]:
-            yield f"{name}: callback {number}: {reason}"
-            for entry in result.ledger.of(number):
-                yield f"    {entry.answered_at:.3f} {entry.kind.value}"
-    yield from (f"stuck: {place}" for place in result.stuck)

@@ -3,18 +3,23 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
+from math import inf
 from typing import NamedTuple
 from urllib.parse import unquote_plus, unquote_to_bytes
+from uuid import UUID
 
 import asyncpg
 import msgspec
 
-from app.dropped import decode_event
 from bench.faults.verdict import Verdict
 from bench.testbed.callbacks import SECRET
-from bench.testbed.deliveries import EventGenerator
-from bench.testbed.drops import Kept, numbered
-from bench.testbed.ledger import AnswerKind, Ledger, Sending
+from bench.testbed.chronicle import Chronicle
+from bench.testbed.deliveries import EventGenerator, SimulatedEvent
+from bench.testbed.drops import numbered
+from bench.testbed.ledger import Ledger, Sending
+from bench.testbed.rows import Row, Version, differences
 
 _FETCH_ROWS = 1_000
 _ROWS = """
@@ -26,10 +31,9 @@ FROM dropped
 _NUMBER = re.compile(rb"sending-(\d{10})")
 _CONTENT_TYPE = re.compile(rb"\r\nContent-Type: ([^\r]*)")
 _JSON = "application/json"
-# A row must exist after these answers.
-_KEPT = (AnswerKind.DROPPED, AnswerKind.MALFORMED)
-# Between two clocks of one machine.
-_CLOCK_S = 0.001
+# The form of a refused event: a number, and the columns by their names.
+_EVENT_FORM = 1
+_Event = tuple[int, dict[str, object]]
 
 
 class _Row(NamedTuple):
@@ -47,6 +51,7 @@ async def judge_drops(
     verdict: Verdict,
     *,
     is_repeated: bool,
+    chronicle: Chronicle,
 ) -> None:
     """Add the broken promises of quarantine to the verdict.
 
@@ -61,22 +66,29 @@ async def judge_drops(
             verdict.doubled[sending.event] = "a row in quarantine, where it has no place"
         elif len(found) > 1 and not is_repeated:
             verdict.doubled[sending.event] = f"{len(found)} rows in quarantine of one sending"
-        elif kept is not None and sending.kind in _KEPT:
-            _judge_kept(sending, found, verdict)
+        elif kept is not None and sending.kind.has_drop:
+            _judge_kept(sending, found, verdict, chronicle)
         elif found and found[0].difference:
             verdict.lost[sending.event] = f"its row in quarantine has another {found[0].difference}"
 
 
-def _judge_kept(sending: Sending, found: list[_Row], verdict: Verdict) -> None:
+def _judge_kept(
+    sending: Sending, found: list[_Row], verdict: Verdict, chronicle: Chronicle
+) -> None:
     """Judge a sending that was answered as one in quarantine."""
     if not found:
+        if chronicle.is_undone(sending.answered_at, inf):
+            return
         verdict.lost[sending.event] = f"answered {sending.kind.value}, without a row in quarantine"
         return
     row = found[0]
     if row.difference:
         verdict.lost[sending.event] = f"its row in quarantine has another {row.difference}"
-    elif not sending.sent_at - _CLOCK_S <= row.received_at <= sending.answered_at + _CLOCK_S:
-        verdict.lost[sending.event] = "its row in quarantine has another time of arrival"
+    elif not chronicle.is_arrival(row.received_at, sending.sent_at, sending.answered_at):
+        after_s = row.received_at - sending.sent_at
+        verdict.lost[sending.event] = (
+            f"its row in quarantine arrived {after_s:.3f} s after its sending"
+        )
     if row.committed_at > sending.answered_at:
         early_s = row.committed_at - sending.answered_at
         verdict.lied[sending.event] = f"answered {sending.kind.value} {early_s:.3f} s too early"
@@ -100,7 +112,9 @@ async def _read(
                 continue
             event = generator.event(sending.event)
             request = numbered(event.deliveries[0].request, number)
-            difference = next(_differences(record, request, event.kept), "") if event.kept else ""
+            difference = ""
+            if event.kept:
+                difference = next(_differences(record, request, event, number), "")
             rows[number].append(_Row(record["received_at"], record["committed_at"], difference))
     if strangers:
         verdict.doubled[-2] = f"{strangers} rows in quarantine of no sending"
@@ -113,35 +127,50 @@ def _holds_secret(record: asyncpg.Record) -> bool:
     return SECRET.encode() in held or SECRET.encode() in unquote_to_bytes(held)
 
 
-def _differences(record: asyncpg.Record, request: bytes, kept: Kept) -> Iterator[str]:
-    """Yield the columns that differ from the callback."""
+def _differences(
+    record: asyncpg.Record, request: bytes, event: SimulatedEvent, number: int
+) -> Iterator[str]:
+    """Yield the columns that differ from the callback, which is that of this sending."""
     for column in ("reason", "subject", "workspace_id", "app_token"):
-        if record[column] != getattr(kept, column):
+        if record[column] != getattr(event.kept, column):
             yield column
     head, _, body = request.partition(b"\r\n\r\n")
     method, target, _ = head.split(b" ", 2)
     if (record["vendor"], record["method"]) != ("adjust", method.decode()):
         yield "vendor or method"
-    query = target.partition(b"?")[2]
-    if kept.reason == "refused":
-        if not _is_event(record, query + b"&" + body):
-            yield "event"
+    if event.refused is not None:
+        yield from _differences_of_refused(record, event.refused, number)
         return
     content_type = found[1].decode() if (found := _CONTENT_TYPE.search(head)) else ""
     if record["content_type"] != content_type:
         yield "content type"
-    if record["query"] != _redacted(query):
+    if record["query"] != _redacted(target.partition(b"?")[2]):
         yield "query"
     if not _is_body(record["body"], content_type, body):
         yield "body"
+    if record["event"] is not None:
+        yield "event"
 
 
-def _is_event(record: asyncpg.Record, sent: bytes) -> bool:
-    """Whether a refused event is kept as itself: with its user, and without its bytes."""
+def _differences_of_refused(record: asyncpg.Record, expected: Row, number: int) -> Iterator[str]:
+    """Yield the columns that differ from a refused event, which is kept without its bytes."""
     if record["query"] or record["body"] or record["content_type"] or record["event"] is None:
-        return False
-    user_id = decode_event(record["event"]).user_id or ""
-    return user_id.encode() in sent
+        yield "query, body or event"
+        return
+    form, event = msgspec.msgpack.decode(record["event"], type=_Event)
+    if form != _EVENT_FORM:
+        yield "form of the event"
+        return
+    event_id, received_at = event["event_id"], event["received_at"]
+    event["event_id"] = UUID(bytes=event_id) if isinstance(event_id, bytes) else event_id
+    sending = f"sending-{number:010}"
+    ((occurred_at, properties),) = expected.versions
+    sent = Version(occurred_at, {**properties, "sending": sending})
+    yield from differences(event, replace(expected, versions=[sent]))
+    if event["has_stable_id"] is not expected.has_stable_id:
+        yield "has_stable_id of the event"
+    if not isinstance(received_at, datetime) or received_at.timestamp() != record["received_at"]:
+        yield "received_at of the event"
 
 
 def _is_body(kept: bytes, content_type: str, sent: bytes) -> bool:

@@ -1,15 +1,16 @@
 """A reader of `events` by `received_at`, as docs/loading.md describes it: it must miss no row."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 
 import asyncpg
 
-from bench.testbed.database import connected
-
 INTERVAL_S = 2.0
+# As documented for clocks that agree.
+LOOK_BACK = timedelta(seconds=90)
 # After a failure: the database may be down.
 AGAIN_S = 0.2
 # Of a turn that waits for a lock or a frozen server, and holds a fault up meanwhile.
@@ -24,7 +25,7 @@ WITH before AS MATERIALIZED (
 ), new AS (
     INSERT INTO rows_read
     SELECT event_id, received_at FROM events
-    WHERE received_at > (SELECT newest FROM before) - interval '90 seconds'
+    WHERE received_at > (SELECT newest FROM before) - $1::interval
     ON CONFLICT (event_id) DO NOTHING
     RETURNING received_at
 )
@@ -33,6 +34,7 @@ SELECT count(*) FILTER (WHERE received_at <= newest) AS late,
            AS behind_s
 FROM new, before GROUP BY newest
 """
+Connected = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
 _ROWS = "SELECT count(*) FROM rows_read"
 _MISSED = """
 SELECT count(*) FROM events
@@ -57,24 +59,25 @@ class Reading:
 class Reader:
     """Copies the IDs of new rows to a table of its own, through every failure of the database."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, connected: Connected, look_back: timedelta) -> None:
         self.reading = Reading()
-        self._database_url = database_url
+        self._connected = connected
+        self._look_back = look_back
 
     async def follow(self) -> None:
         """Read again and again, over a new connection after a failure; never returns."""
         while True:
             # A turn is one statement: after a failure the next turn reads its rows.
             with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                async with connected(self._database_url) as connection:
+                async with self._connected() as connection:
                     while True:
                         await self.read(connection)
                         await asyncio.sleep(INTERVAL_S)
             await asyncio.sleep(AGAIN_S)
 
     async def read(self, connection: asyncpg.Connection) -> None:
-        """Read the rows that arrived later than 90 seconds before the newest one."""
-        turn = await connection.fetchrow(_READ, timeout=TIMEOUT_S)
+        """Read the rows that arrived later than the look-back before the newest one."""
+        turn = await connection.fetchrow(_READ, self._look_back, timeout=TIMEOUT_S)
         if turn is None:
             return
         self.reading.late += turn["late"]
@@ -82,7 +85,7 @@ class Reader:
 
     async def finish(self) -> Reading:
         """Read a last time, and return the result with the rows that were never read."""
-        async with connected(self._database_url) as connection:
+        async with self._connected() as connection:
             await self.read(connection)
             self.reading.rows = await connection.fetchval(_ROWS)
             self.reading.missed = await connection.fetchval(_MISSED)
@@ -90,11 +93,16 @@ class Reader:
 
 
 @asynccontextmanager
-async def following(database_url: str) -> AsyncIterator[Reader]:
-    """Follow `events` meanwhile. The caller finishes the reader after the last write."""
-    async with connected(database_url) as connection:
+async def following(
+    connected: Connected, look_back: timedelta = LOOK_BACK
+) -> AsyncIterator[Reader]:
+    """Follow `events` meanwhile. The caller finishes the reader after the last write.
+
+    `connected` lends connections to the database, which may be another server each time.
+    """
+    async with connected() as connection:
         await connection.execute(CREATE)
-    reader = Reader(database_url)
+    reader = Reader(connected, look_back)
     task = asyncio.create_task(reader.follow())
     try:
         yield reader

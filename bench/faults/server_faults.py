@@ -5,9 +5,10 @@ import os
 import signal
 from random import Random
 
-from bench.faults.fault import Fault
+from bench.faults.fault import Fault, ServerLog
 from bench.testbed.environment import COMMIT_TIMEOUT_S, Environment
 from bench.testbed.gateway import Gateway
+from bench.testbed.threads import in_thread
 
 _READ_ONLY = "ALTER SYSTEM SET default_transaction_read_only = {}"
 _BACKENDS = (
@@ -26,9 +27,9 @@ _FULL_TRIGGER = (
 
 async def redis_killed(environment: Environment, _: Gateway, random: Random) -> None:
     """Redis is killed, and is back after a while without its unsaved keys."""
-    await asyncio.to_thread(environment.servers.redis.kill)
+    await in_thread(environment.servers.redis.kill)
     await asyncio.sleep(random.uniform(0.5, 2))
-    await asyncio.to_thread(environment.servers.redis.start)
+    await in_thread(environment.servers.redis.start)
 
 
 async def redis_flushed(environment: Environment, _: Gateway, random: Random) -> None:
@@ -58,15 +59,15 @@ async def redis_back_with_old_data(environment: Environment, _: Gateway, random:
     async with environment.redis() as redis:
         await redis.save()
     await asyncio.sleep(random.uniform(0.5, 2))
-    await asyncio.to_thread(environment.servers.redis.kill)
-    await asyncio.to_thread(environment.servers.redis.start)
+    await in_thread(environment.servers.redis.kill)
+    await in_thread(environment.servers.redis.start)
 
 
 async def database_stopped(environment: Environment, _: Gateway, random: Random) -> None:
     """PostgreSQL is stopped in `immediate` mode, and recovers from its log."""
-    await asyncio.to_thread(environment.servers.postgres.stop, signal.SIGQUIT)
+    await in_thread(environment.servers.postgres.stop, signal.SIGQUIT)
     await asyncio.sleep(random.uniform(0, 1))
-    await asyncio.to_thread(environment.servers.postgres.start)
+    await in_thread(environment.servers.postgres.start)
 
 
 async def backend_killed(environment: Environment, _: Gateway, random: Random) -> None:
@@ -86,9 +87,11 @@ async def database_paused(environment: Environment, _: Gateway, random: Random) 
 
 async def database_full(environment: Environment, _: Gateway, random: Random) -> None:
     """The disk is full for a while: SQLSTATE 53100, by a trigger."""
+    log = ServerLog(environment.servers.postgres)
     tables = ("events", "dropped")
     await environment.execute(_FULL, *(_FULL_TRIGGER.format(table) for table in tables))
     await asyncio.sleep(random.uniform(1, 2))
+    await log.until(b"No space left on device")
     # The triggers first: CASCADE locks the function before the tables, a writer after them.
     dropped = (f"DROP TRIGGER bench_full ON {table}" for table in tables)
     await environment.execute(*dropped, "DROP FUNCTION bench_full")
@@ -96,17 +99,21 @@ async def database_full(environment: Environment, _: Gateway, random: Random) ->
 
 async def database_read_only(environment: Environment, _: Gateway, random: Random) -> None:
     """All transactions are read-only for a while."""
+    log = ServerLog(environment.servers.postgres)
     await environment.execute(_READ_ONLY.format("on"), "SELECT pg_reload_conf()")
     await asyncio.sleep(random.uniform(1, 2))
+    await log.until(b"in a read-only transaction")
     await environment.execute(_READ_ONLY.format("off"), "SELECT pg_reload_conf()")
 
 
 async def schema_broken(environment: Environment, _: Gateway, random: Random) -> None:
     """The table refuses every row for a while, by a constraint."""
+    log = ServerLog(environment.servers.postgres)
     await environment.execute(
         "ALTER TABLE events ADD CONSTRAINT bench_nothing CHECK (false) NOT VALID"
     )
     await asyncio.sleep(random.uniform(1, 2))
+    await log.until(b'violates check constraint "bench_nothing"')
     await environment.execute("ALTER TABLE events DROP CONSTRAINT bench_nothing")
 
 
@@ -126,13 +133,13 @@ async def power_cut(environment: Environment, _: Gateway, random: Random) -> Non
     for gateway in environment.gateways:
         gateway.signal(signal.SIGKILL)
     await asyncio.gather(
-        asyncio.to_thread(environment.servers.redis.kill),
-        asyncio.to_thread(environment.servers.postgres.kill),
+        in_thread(environment.servers.redis.kill),
+        in_thread(environment.servers.postgres.kill),
         *(asyncio.to_thread(gateway.wait) for gateway in environment.gateways),
     )
     await asyncio.sleep(random.uniform(0, 0.5))
-    await asyncio.to_thread(environment.servers.postgres.start)
-    await asyncio.to_thread(environment.servers.redis.start)
+    await in_thread(environment.servers.postgres.start)
+    await in_thread(environment.servers.redis.start)
     await asyncio.gather(*(gateway.start_ready() for gateway in environment.gateways))
 
 

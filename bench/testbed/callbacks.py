@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from random import Random
 from urllib.parse import urlencode
 
@@ -13,10 +13,35 @@ from bench.testbed.client import head, post_request
 SECRET = "s3cr3t-of-the-bench"  # noqa: S105 - opens nothing but the bench's own gateways
 ENDPOINT = "/ingest/adjust"
 VENDORS = ("adjust", "appsflyer", "branch")
-EVENTS = {"g3mz3t": "purchase", "bkrfgq": "coins", "g3mfiw": "level", "f0ob4r": "signup"}
+# Two tokens of one type, a type that ends like another, and a token that is named like a kind.
+EVENTS = {
+    "g3mz3t": "purchase", "bkrfgq": "coins", "g3mfiw": "level", "f0ob4r": "signup",
+    "g3mz3u": "purchase", "upg4de": "up_level", "session": "opened", "k1nd": "app_session",
+    "subn3w": "subscribed", "subb4ck": "subscribed", "subs4me": "renewed",
+}  # fmt: skip
+# Adjust sends these events without a token, by their kind, or by their kind and subtype.
+ACTIVITIES = {
+    "k1nd": ("session", ""),
+    "subn3w": ("subscription", "first_conversion"),
+    "subb4ck": ("subscription", "reactivation"),
+    "subs4me": ("subscription", "renewal"),
+}
+SUBTYPE = "subscription_event_type"
+# The last subtype has no mapping of its own: its kind has one.
+MAPPED_BY_KIND = "subs4me"
 APPS = {"shop4ndroid1": "ws_shop", "shopios00001": "ws_shop", "game4ndroid1": "ws_game"}
 # An app that ignores an event on purpose.
 IGNORING, IGNORED = "game4ndroid1", "n0t0urs"
+# An app with stable IDs of its own in Adjust's callbacks: two names that form one ID, or another.
+OWN_STABLE_ID, ORDER, RECEIPT = "game4ndroid1", ("order_id", "order_line"), "receipt_id"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+# The ends of a time in ISO 8601, with the minutes of their offset; a space was a + before decoding.
+_ZONES = (
+    ("", 0), ("Z", 0), ("Z+0000", 0), ("+02:00", 120), (" 0200", 120), ("Z+0530", 330),
+    ("+05:30", 330), ("-08:00", -480),
+)  # fmt: skip
 
 
 def workspace_toml(
@@ -39,8 +64,26 @@ def workspace_toml(
 def _apps_toml(workspace: str) -> str:
     """Return a workspace whose apps have callbacks of every vendor."""
     apps = [app for app, owner in APPS.items() if owner == workspace]
-    more = f'ignore = ["{IGNORED}"]\n' if workspace == APPS[IGNORING] else ""
-    return "".join(workspace_toml(workspace, *apps, vendor=vendor, more=more) for vendor in VENDORS)
+    names = (f'"{_activity(token)}" = "{EVENTS[token]}"' for token in ACTIVITIES)
+    more = f"activities = {{ {', '.join(names)} }}\n"
+    if workspace == APPS[IGNORING]:
+        more += f'ignore = ["{IGNORED}"]\n'
+    own = f"stable_id = {json.dumps([ORDER, RECEIPT])}\n" if OWN_STABLE_ID in apps else ""
+    return "".join(
+        workspace_toml(workspace, *apps, vendor=vendor, more=more + own * (vendor == "adjust"))
+        for vendor in VENDORS
+    )
+
+
+def _activity(token: str) -> str:
+    """Return the name by which the workspaces file maps an event without a token."""
+    return ACTIVITIES[token][0] if token == MAPPED_BY_KIND else raw_event_id(token)
+
+
+def raw_event_id(token: str) -> str:
+    """Return the text that names an event of Adjust: its token, or its kind with the subtype."""
+    kind, subtype = ACTIVITIES.get(token, (token, ""))
+    return f"{kind}:{subtype}" if subtype else kind
 
 
 WORKSPACES = "".join(map(_apps_toml, dict.fromkeys(APPS.values())))
@@ -70,9 +113,18 @@ def parameters(
 
 
 def time_text(moment: datetime, random: Random) -> str:
-    """Return a time in one of its equivalent forms."""
-    seconds = int(moment.timestamp())
-    return random.choice((str(seconds), f"{seconds}000", f"{moment:%Y-%m-%dT%H:%M:%S}Z+0000"))
+    """Return a time in one of its equivalent forms, each of which has its whole fraction."""
+    seconds, fraction = divmod((moment - _EPOCH) // _MICROSECOND, 1_000_000)
+    form = random.randrange(4)
+    if form == 0 and not fraction % 1_000:
+        return f"{seconds}{fraction // 1_000:03}"
+    if form <= 1:
+        return f"{seconds}.{fraction:06}".rstrip("0") if fraction else str(seconds)
+    end, offset_min = random.choice(_ZONES)
+    text = (moment + timedelta(minutes=offset_min)).isoformat(random.choice("T "))[:19]
+    if fraction:  # further digits are cut
+        text += f".{fraction:06}{random.choice(('', '9'))}"
+    return text + end
 
 
 def query(sent: Mapping[str, str], secret: str = SECRET) -> str:

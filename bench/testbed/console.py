@@ -13,6 +13,7 @@ from rich.table import Table
 
 # Independent of the terminal: no column of a table is cut off.
 WIDTH = 200
+_ESTIMATE_S = 900
 
 
 class Progress:
@@ -23,9 +24,14 @@ class Progress:
             progress.TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + unit),
             progress.BarColumn(),
             progress.TimeElapsedColumn(),
+            progress.TextColumn("left:"),
+            progress.TimeRemainingColumn(),
             progress.TextColumn("{task.description}"),
             console=Console(stderr=True),
+            # Over many steps, each of which has a speed of its own.
+            speed_estimate_period=_ESTIMATE_S,
         )
+        self._from = 0.0
         self._task = self._bar.add_task("starting", total=total)
 
     def __enter__(self) -> Self:
@@ -39,7 +45,11 @@ class Progress:
 
     def show(self, completed: float) -> None:
         """Move the bar."""
-        self._bar.update(self._task, completed=completed)
+        self._bar.update(self._task, completed=self._from + completed)
+
+    def count_from(self, completed: float) -> None:
+        """Show what follows on top of this."""
+        self._from = completed
 
     def step(self, text: str) -> None:
         """Name the current step."""

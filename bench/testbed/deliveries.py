@@ -6,31 +6,28 @@ An event depends on the seed and its number alone, and can be generated again at
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from functools import partial
 from random import Random
+from typing import NamedTuple
 
 from bench.testbed import drops
-from bench.testbed.callbacks import APPS, EVENTS, any_request, parameters, time_text
+from bench.testbed.callbacks import EVENTS, parameters, time_text
 from bench.testbed.drops import Drop, Kept
-from bench.testbed.messages import expected_properties, message_request
+from bench.testbed.event_ids import event_id_of, user_of
+from bench.testbed.identities import Point, point
+from bench.testbed.periods import Period, moment_of
+from bench.testbed.rows import NUMBER, Row, Version, row_of
+from bench.testbed.stable_ids import StableId
+from bench.testbed.versions import Made, kept_of, make_version
 
 # Fixed: the same seed sends the same callbacks on any day.
 FIRST_DAY = datetime(2024, 3, 1, tzinfo=UTC)
 _DAY_S = 86_400
 _LATE_DAYS_MAX = 5
 _PROBES_DAYS = 10
-# The parameters that the gateway keeps in `properties`.
-_KEPT = {
-    "revenue", "revenue_float", "currency", "event_token", "activity_kind", "environment",
-    "tracker_name", "transaction_id",
-}  # fmt: skip
-
-
-# The request of a delivery for an event at this time.
-Send = Callable[[datetime, Random], bytes]
+_STABLE_POISON_SHARE = 1 / 3
 
 
 class EventKind(Enum):
@@ -71,9 +68,9 @@ SHARES: dict[EventKind, int] = {
 }
 
 
-# Shares of the vendors of a mix; only Adjust's callbacks are dropped.
-ADJUST = {"adjust": 1}
-MIX = {"adjust": 60, "appsflyer": 25, "branch": 15}
+# The vendors of the events with one app, token and user; only Adjust's callbacks are dropped.
+ADJUST = ("adjust",) * 4
+MIX = ("adjust",) * 12 + ("appsflyer",) * 5 + ("branch",) * 3
 
 
 @dataclass(frozen=True)
@@ -91,19 +88,12 @@ class Delivery:
     hangs_up_after: float | None = None
 
 
-@dataclass(frozen=True)
-class Row:
-    """The expected row; each of the times is right."""
+class Plan(NamedTuple):
+    """A delivery without its request; see `Delivery`."""
 
-    vendor: str
-    workspace_id: str
-    app_token: str
-    event_type: str
-    occurred_at: frozenset[datetime]
-    os_name: str
-    country: str
-    adid: str
-    properties: Mapping[str, str]
+    after: int
+    process: int
+    hangs_up_after: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +101,7 @@ class SimulatedEvent:
     """One event of the vendor: its deliveries, and its row; None where it must be dropped.
 
     `kept` is its row in quarantine, of which each delivery has one; None where it has none.
+    `refused` is the event in that row, if the database refuses it; `identity` that of a row.
     """
 
     number: int
@@ -118,130 +109,133 @@ class SimulatedEvent:
     deliveries: Sequence[Delivery]
     row: Row | None
     kept: Kept | None = None
+    refused: Row | None = None
+    identity: Point | None = None
 
 
 @dataclass(frozen=True)
 class EventGenerator:
     """Generates the events of one seed.
 
-    From each number in `new_days` on, the events occur on a day without earlier events. From
-    `probes_from` on, plain events, which occur on a day of their own, take turns with unmapped
-    ones.
+    From each number in `new_days` on, the events occur on a day without earlier events; `periods`
+    have days of their own. So have plain and unmapped events, in turns, from `probes_from` on.
     """
 
     seed: int
     shares: Mapping[EventKind, int] = field(default_factory=lambda: SHARES)
     new_days: Sequence[int] = ()
+    periods: Sequence[Period] = ()
     probes_from: int = sys.maxsize
-    vendors: Mapping[str, int] = field(default_factory=lambda: ADJUST)
+    vendors: Sequence[str] = ADJUST
 
     def event(self, number: int) -> SimulatedEvent:
         """Return the event of this number, always the same."""
         random = Random(self.seed * 1_000_003 + number)  # noqa: S311 - repeatable
         kind = random.choices(list(self.shares), list(self.shares.values()))[0]
         if number >= self.probes_from:
-            is_even = (number - self.probes_from) % 2 == 0
-            kind = EventKind.PLAIN if is_even else EventKind.UNMAPPED
-        token = random.choice(list(EVENTS))
-        app = random.choice(list(APPS))
-        occurred_at = self._occurred_at(number, random)
-        sent = parameters(number, random, app=app, token=token)
+            kind = EventKind.UNMAPPED if (number - self.probes_from) % 2 else EventKind.PLAIN
+        identity = point(self.seed, number, self.vendors)
+        occurred_at = self._occurred_at(number, kind, identity, random)
+        sent = parameters(number, random, app=identity.app_token, token=identity.token)
+        sent[NUMBER] = str(number)
         if kind in _DROPS:
-            return _dropped(
-                number, kind, sent | {"created_at": time_text(occurred_at, random)}, random
-            )
-        if kind is EventKind.STABLE:
-            sent["transaction_id"] = f"t{number}"
-        vendor = self._vendor(random)
-        times = [occurred_at]
-        if kind is EventKind.STABLE:
-            # Earlier: a later time may be on a new day.
-            times += [occurred_at - timedelta(seconds=random.randint(1, 90_000))]
-        if vendor == "adjust":
-            send: Send = partial(_adjust_request, sent)
-            kept = {name: value for name, value in sent.items() if name in _KEPT}
-        else:
-            send = partial(message_request, vendor, sent)
-            kept = expected_properties(vendor, sent, occurred_at)
-        row = Row(
-            vendor=vendor,
-            workspace_id=APPS[app],
-            app_token=app,
-            event_type=EVENTS[token],
-            occurred_at=frozenset(times),
-            os_name=sent["os_name"],
-            country=sent["country"].upper(),
-            adid=sent["adid"],
-            properties=kept,
-        )
-        return SimulatedEvent(number, kind, _DELIVERIES[kind](send, times, random), row)
+            return _dropped(kind, identity, sent, occurred_at, random)
+        for name in ("user_id", "adid", "gps_adid", "idfa"):
+            del sent[name]
+        stable = identity.stable_id(is_sent=kind is EventKind.STABLE)
+        plans = _PLANS[kind](random)
+        made: list[Made] = []
+        for turn in range(len(plans)):
+            time = occurred_at
+            if kind is EventKind.STABLE and turn:
+                # Earlier: a later time may be on a new day.
+                time -= timedelta(seconds=random.randint(1, 90_000))
+            version = make_version(identity, stable, sent, turn, occurred_at=time, random=random)
+            made.append(version)
+        row = row_of(
+            made[0].event_id, sent, identity.user.columns,
+            vendor=identity.vendor, token=identity.token,
+            versions=[one.version for one in made], has_stable_id=bool(stable.names),
+        )  # fmt: skip
+        deliveries = [Delivery(one.request, *plan) for one, plan in zip(made, plans, strict=True)]
+        return SimulatedEvent(number, kind, deliveries, row, identity=identity)
 
     def day(self, number: int) -> datetime:
         """Return the day of the event of this number."""
         return FIRST_DAY + timedelta(days=bisect_right(self.new_days, number))
 
-    def _vendor(self, random: Random) -> str:
-        first, *others = self.vendors
-        # Without a draw, a seed keeps its callbacks.
-        return random.choices([first, *others], [*self.vendors.values()])[0] if others else first
-
-    def _occurred_at(self, number: int, random: Random) -> datetime:
+    def _occurred_at(
+        self, number: int, kind: EventKind, identity: Point, random: Random
+    ) -> datetime:
+        seconds_max = len(self.vendors)
+        periods = () if kind is EventKind.STABLE else self.periods
+        if moment := moment_of(periods, number, random, seconds_max):
+            return moment + identity.moment
+        # The same for the whole block.
+        first_s = identity.block * 7_919 % (_DAY_S - seconds_max)
+        of_day = timedelta(seconds=first_s) + identity.moment
         if number >= self.probes_from:
-            return FIRST_DAY - timedelta(days=_PROBES_DAYS, seconds=random.randrange(_DAY_S))
+            return FIRST_DAY - timedelta(days=_PROBES_DAYS) + of_day
         late_days = 0
         if random.random() < 0.01:  # noqa: PLR2004 - one of a hundred comes late
             late_days = random.randint(1, _LATE_DAYS_MAX)
-        return self.day(number) + timedelta(days=-late_days, seconds=random.randrange(_DAY_S))
+        return self.day(number) - timedelta(days=late_days) + of_day
 
 
-def _dropped(number: int, kind: EventKind, sent: dict[str, str], random: Random) -> SimulatedEvent:
-    drop = _DROPS[kind](sent | {"sending": drops.SENDING.decode()}, random)
+def _dropped(
+    kind: EventKind, identity: Point, sent: dict[str, str], occurred_at: datetime, random: Random
+) -> SimulatedEvent:
+    sent |= {"created_at": time_text(occurred_at, random), "sending": drops.SENDING.decode()}
+    stable = StableId({}, {})
+    if kind is EventKind.POISON and random.random() < _STABLE_POISON_SHARE:
+        stable = identity._replace(vendor="adjust").stable_id(is_sent=True)
+        sent |= stable.names
+    drop = _DROPS[kind](sent, random)
     delivery = Delivery(drop.request, 0, random.randrange(60))
-    return SimulatedEvent(number, kind, [delivery], None, drop.kept)
+    refused = None
+    if kind is EventKind.POISON:
+        columns = {"user_id": sent["user_id"], "adid": sent["adid"]}
+        token = sent["event_token"]
+        event_id = event_id_of(
+            user_of(columns, {}), vendor="adjust", app_token=sent["app_token"],
+            event_type=EVENTS[token], occurred_at=occurred_at, raw_event_id=token,
+            stable_id=stable.value,
+        )  # fmt: skip
+        refused = row_of(
+            event_id, sent, columns, vendor="adjust", token=token,
+            versions=[Version(occurred_at, kept_of(sent))], has_stable_id=bool(stable.names),
+        )  # fmt: skip
+    return SimulatedEvent(int(sent[NUMBER]), kind, [delivery], None, drop.kept, refused)
 
 
-def _plain(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
-    return [_delivery(send, times[0], random)]
+def _plain(random: Random) -> list[Plan]:
+    return [Plan(0, random.randrange(60))]
 
 
-def _redelivered(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
+def _redelivered(random: Random) -> list[Plan]:
     again = random.randint(1, 2)
-    return [
-        _delivery(send, times[0], random, after=turn * random.randint(1, 400))
-        for turn in range(again + 1)
-    ]
+    return [Plan(turn * random.randint(1, 400), random.randrange(60)) for turn in range(again + 1)]
 
 
-def _contested(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
+def _contested(random: Random) -> list[Plan]:
     first = random.randrange(60)
-    return [
-        replace(_delivery(send, times[0], random), process=first + place)
-        for place in range(random.randint(2, 4))
-    ]
+    return [Plan(0, first + place) for place in range(random.randint(2, 4))]
 
 
-def _repeated(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
-    process = random.randrange(60)
-    return [
-        replace(_delivery(send, times[0], random), process=process)
-        for _ in range(random.randint(2, 5))
-    ]
+def _repeated(random: Random) -> list[Plan]:
+    return [Plan(0, random.randrange(60))] * random.randint(2, 5)
 
 
-def _hung_up(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
-    share = random.choice((random.random(), 1.0))
-    return [replace(_delivery(send, times[0], random), hangs_up_after=share)]
+def _hung_up(random: Random) -> list[Plan]:
+    return [Plan(0, random.randrange(60), random.choice((random.random(), 1.0)))]
 
 
-def _stable(send: Send, times: Sequence[datetime], random: Random) -> list[Delivery]:
+def _stable(random: Random) -> list[Plan]:
     after = random.choice((0, random.randint(1, 400)))
-    return [
-        _delivery(send, times[0], random),
-        _delivery(send, times[1], random, after=after),
-    ]
+    return [Plan(0, random.randrange(60)), Plan(after, random.randrange(60))]
 
 
-_DELIVERIES: Mapping[EventKind, Callable[[Send, Sequence[datetime], Random], list[Delivery]]] = {
+_PLANS: Mapping[EventKind, Callable[[Random], list[Plan]]] = {
     EventKind.PLAIN: _plain,
     EventKind.REDELIVERED: _redelivered,
     EventKind.CONTESTED: _contested,
@@ -260,15 +254,3 @@ _DROPS: Mapping[EventKind, Callable[[dict[str, str], Random], Drop]] = {
     EventKind.TOO_LARGE: drops.too_large,
 }
 DROPPED_KINDS = frozenset(_DROPS)
-
-
-def _delivery(send: Send, occurred_at: datetime, random: Random, after: int = 0) -> Delivery:
-    return Delivery(send(occurred_at, random), after, random.randrange(60))
-
-
-def _adjust_request(sent: dict[str, str], occurred_at: datetime, random: Random) -> bytes:
-    names = list(sent)
-    if random.random() < 0.5:  # noqa: PLR2004 - half of them in another order
-        random.shuffle(names)
-    ordered = {name: sent[name] for name in names} | {"created_at": time_text(occurred_at, random)}
-    return any_request(ordered, random)

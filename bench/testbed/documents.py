@@ -16,16 +16,24 @@ def add_option(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def write(arguments: argparse.Namespace, command: str, machine: Machine, text: str) -> None:
+def write(
+    arguments: argparse.Namespace,
+    command: str,
+    machine: Machine,
+    text: str,
+    program: str = "python -m bench",
+) -> None:
     """Rewrite the block of a command, if `--document` names a file; raises BenchError."""
     if arguments.document is not None:
-        rewrite(arguments.document, command, machine, text)
+        rewrite(arguments.document, command, machine, text, program)
         print(f"rewritten: {arguments.document}")
 
 
-def rewrite(file: Path, command: str, machine: Machine, text: str) -> None:
+def rewrite(
+    file: Path, command: str, machine: Machine, text: str, program: str = "python -m bench"
+) -> None:
     """Replace the text between the markers of a command in a file; raises BenchError."""
-    begin, end = (f"<!-- {word}: python -m bench {command} -->" for word in ("begin", "end"))
+    begin, end = (f"<!-- {word}: {program} {command} -->" for word in ("begin", "end"))
     head = (
         f"Commit {machine.commit[:7]}{'+' * machine.commit.endswith('+')}; {machine.processor}, "
         f"{machine.cores} cores; {machine.interpreter}; {machine.servers}."

@@ -6,18 +6,21 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import asyncpg
 from redis.asyncio import Redis
 
-from app.dev import embedded
+from app.dev import embedded, programs
 from app.dev.processes import free_port
 from bench.testbed import database
 from bench.testbed.callbacks import SECRET, VENDORS, WORKSPACES
-from bench.testbed.gateway import Gateway
+from bench.testbed.chronicle import Chronicle
+from bench.testbed.gateway import Gateway, ports_of
 from bench.testbed.process import SERVE, ServerProcess
 from bench.testbed.proxy import Proxy
+from bench.testbed.threads import enter_in_thread, in_thread
+from bench.topologies.pair import Pair, open_pair
+from bench.topologies.servers import url_of
 from sinks.timescale import schema
 
 # Short, so that faults end sooner; the relations between them are those of the defaults.
@@ -38,18 +41,36 @@ _SERVER_SETTINGS = ("ALTER SYSTEM SET deadlock_timeout = '400ms'", "SELECT pg_re
 
 
 class Environment:
-    """Two servers, and gateways that reach them through proxies of their own.
+    """Servers, and gateways that reach them through proxies of their own.
 
-    `environ` is the environment of a process that reaches the servers directly.
+    `environ` is the environment of a process that reaches the servers directly. With a `pair`, the
+    database is that of the pair, and the PostgreSQL of `servers` is stopped.
     """
 
     def __init__(
-        self, servers: embedded.Embedded, folder: Path, environ: Mapping[str, str]
+        self,
+        servers: embedded.Embedded,
+        folder: Path,
+        environ: Mapping[str, str],
+        pair: Pair | None = None,
     ) -> None:
         self.servers = servers
         self.folder = folder
         self.environ = environ
         self.gateways: list[Gateway] = []
+        self.chronicle = Chronicle()
+        self._pair = pair
+
+    @property
+    def pair(self) -> Pair:
+        """The primary and its standby, in an environment with both."""
+        assert self._pair is not None, "an environment without a standby"
+        return self._pair
+
+    @property
+    def database_url(self) -> str:
+        """The address of the database: of the present primary."""
+        return self.servers.database_url if self._pair is None else url_of(self._pair.primary)
 
     @asynccontextmanager
     async def serve(
@@ -71,17 +92,17 @@ class Environment:
 
     async def execute(self, *statements: str) -> None:
         """Run statements, each in a transaction of its own."""
-        await database.execute(self.servers.database_url, *statements)
+        await database.execute(self.database_url, *statements)
 
     def connected(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Lend a connection to the database."""
-        return database.connected(self.servers.database_url)
+        return database.connected(self.database_url)
 
     def locked(self, table: str) -> AbstractAsyncContextManager[None]:
         """Hold a lock on a table against every other use."""
         # For a superuser: the lock waits in any order of chunks, and is no victim of a deadlock.
         patient = "SET LOCAL deadlock_timeout = '1min'"
-        return database.locked(self.servers.database_url, table, patient)
+        return database.locked(self.database_url, table, patient)
 
     def redis(self) -> Redis:
         """Return a client of Redis, to be used as a context manager."""
@@ -106,18 +127,16 @@ async def open_environment(
     arguments: Sequence[str] = SERVE,
     settings: Mapping[str, str] | None = None,
     statements: Sequence[str] = (),
+    has_standby: bool = False,
 ) -> AsyncIterator[Environment]:
     """Start everything, and stop it at the end.
 
     Data and logs stay in `folder`; without one they are deleted. `statements` are run in the
-    migrated database. `arguments` and `settings` are those of each gateway. Raises EmbeddedError
-    and BenchError.
+    migrated database. `arguments` and `settings` are those of each gateway. With `has_standby` the
+    database has a synchronous standby. Raises EmbeddedError and BenchError.
     """
     async with AsyncExitStack() as stack:
-        if folder is None:
-            temporary = tempfile.TemporaryDirectory(prefix="flokit-bench-")
-            folder = Path(stack.enter_context(temporary))
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = run_folder(stack, folder)
         servers = stack.enter_context(embedded.start(folder / "servers"))
         environ = SETTINGS | {
             "DATABASE_URL": servers.database_url,
@@ -125,12 +144,13 @@ async def open_environment(
             "WORKSPACES_FILE": str(folder / "workspaces.toml"),
             **(settings or {}),
         }
-        environment = Environment(servers, folder, environ)
-        await environment.execute(*_SERVER_SETTINGS)
-        async with environment.connected() as connection:
-            await schema.migrate(connection)
-        await environment.execute(*statements)
-        (folder / "workspaces.toml").write_text(WORKSPACES)
+        pair = None
+        if has_standby:
+            servers.postgres.stop()
+            pair = await _start_pair(stack, folder / "pair")
+            environ["DATABASE_URL"] = url_of(pair.primary, pair.standby)
+        environment = Environment(servers, folder, environ, pair)
+        await _prepare(environment, statements)
         for number in range(gateways):
             log = folder / f"gateway-{number}.log"
             environment.gateways.append(await _gateway(stack, environ, log, arguments))
@@ -138,21 +158,43 @@ async def open_environment(
         yield environment
 
 
+def run_folder(stack: AsyncExitStack, folder: Path | None) -> Path:
+    """Return the folder of a run; a temporary one, without `folder`, is deleted with the stack."""
+    if folder is None:
+        temporary = tempfile.TemporaryDirectory(prefix="flokit-bench-")
+        return Path(stack.enter_context(temporary))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+async def _start_pair(stack: AsyncExitStack, folder: Path) -> Pair:
+    """Start a primary and its standby; they end with the stack."""
+    # In other threads: it runs a loop of its own, and waits for processes.
+    return await enter_in_thread(stack, open_pair(folder, programs.find()))
+
+
+async def _prepare(environment: Environment, statements: Sequence[str]) -> None:
+    await environment.execute(*_SERVER_SETTINGS)
+    async with environment.connected() as connection:
+        await schema.migrate(connection)
+    await environment.execute(*statements)
+    (environment.folder / "workspaces.toml").write_text(WORKSPACES)
+
+
 async def _gateway(
     stack: AsyncExitStack, environ: Mapping[str, str], log: Path, arguments: Sequence[str]
 ) -> Gateway:
-    proxies = [await _open(stack, environ[name]) for name in ("DATABASE_URL", "REDIS_URL")]
+    databases = [await _open(stack, port) for port in ports_of(environ["DATABASE_URL"])]
+    [redis] = [await _open(stack, port) for port in ports_of(environ["REDIS_URL"])]
     gateway = Gateway(
-        free_port(), environ, log, database=proxies[0], redis=proxies[1], arguments=arguments
+        free_port(), environ, log, databases=databases, redis=redis, arguments=arguments
     )
     # In another thread: its last requests pass through the proxies of this thread's loop.
-    stack.push_async_callback(asyncio.to_thread, gateway.stop)
+    stack.push_async_callback(in_thread, gateway.stop)
     return gateway
 
 
-async def _open(stack: AsyncExitStack, url: str) -> Proxy:
-    port = urlsplit(url).port
-    assert port is not None
+async def _open(stack: AsyncExitStack, port: int) -> Proxy:
     proxy = Proxy(port)
     await proxy.open()
     stack.callback(proxy.close)

@@ -11,6 +11,8 @@ import msgspec
 from bench.testbed.client import Answer, NoAnswer
 
 _SERVER_ERROR = 500
+# Answers that arrive at one moment may be noted in another order.
+_DISORDER_S = 10.0
 
 
 class AnswerKind(Enum):
@@ -35,6 +37,27 @@ class AnswerKind(Enum):
     def is_final(self) -> bool:
         """Whether the vendor never sends this callback again."""
         return self in _FINAL
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the gateway may have written the event, without an answer that reports it."""
+        # A 503 too: a gateway that ends abandons the writes of a database that hangs.
+        return not self.is_final and self is not AnswerKind.NO_CONNECTION
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the gateway has failed its caller: a 5xx, or no answer while it waited."""
+        return not self.is_final and self is not AnswerKind.HUNG_UP
+
+    @property
+    def has_row(self) -> bool:
+        """Whether the event must have a row after this answer."""
+        return self in (AnswerKind.WRITTEN, AnswerKind.DUPLICATE)
+
+    @property
+    def has_drop(self) -> bool:
+        """Whether quarantine must have the callback after this answer, where it has a place."""
+        return self in (AnswerKind.DROPPED, AnswerKind.MALFORMED)
 
 
 _FINAL = {
@@ -85,10 +108,11 @@ def classify(answer: Answer) -> AnswerKind:
 
 
 class Entry(NamedTuple):
-    """One line of the ledger: the number of the event, the answer, and its time."""
+    """One line of the ledger: the number of the event, the answer, and both times."""
 
     event: int
     kind: AnswerKind
+    sent_at: float
     answered_at: float
 
 
@@ -102,7 +126,7 @@ class Sending(NamedTuple):
 
 
 class Ledger:
-    """A million answers in 20 MB, and by its number each sending that must be dropped."""
+    """A million answers in 30 MB, and by its number each sending that must be dropped."""
 
     def __init__(self) -> None:
         self.callbacks = 0
@@ -110,24 +134,36 @@ class Ledger:
         self.sendings: dict[int, Sending] = {}
         self._events = array("L")
         self._kinds = array("B")
+        self._sent_at = array("d")
         self._answered_at = array("d")
 
     def __len__(self) -> int:
         """Return the number of answers."""
         return len(self._events)
 
-    def note(self, event: int, kind: AnswerKind, answered_at: float) -> None:
+    def note(self, event: int, kind: AnswerKind, sent_at: float, answered_at: float) -> None:
         """Add an answer."""
         self._events.append(event)
         self._kinds.append(_ALL.index(kind))
+        self._sent_at.append(sent_at)
         self._answered_at.append(answered_at)
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield every answer, in the order of arrival."""
-        for event, kind, answered_at in zip(
-            self._events, self._kinds, self._answered_at, strict=True
+        for event, kind, sent_at, answered_at in zip(
+            self._events, self._kinds, self._sent_at, self._answered_at, strict=True
         ):
-            yield Entry(event, _ALL[kind], answered_at)
+            yield Entry(event, _ALL[kind], sent_at, answered_at)
+
+    def since(self, moment: float) -> Iterator[Entry]:
+        """Yield the answers that arrived after a moment, the newest first."""
+        for place in range(len(self) - 1, -1, -1):
+            answered_at = self._answered_at[place]
+            if answered_at < moment - _DISORDER_S:
+                return
+            if answered_at > moment:
+                kind = _ALL[self._kinds[place]]
+                yield Entry(self._events[place], kind, self._sent_at[place], answered_at)
 
     def of(self, event: int) -> list[Entry]:
         """Return the answers to one event."""

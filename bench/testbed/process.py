@@ -46,13 +46,14 @@ class Program:
         self._pass_fds = pass_fds
         self._popen: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start the process, and return at once."""
+    def start(self, more: Mapping[str, str] | None = None) -> None:
+        """Start the process, and return at once; `more` adds to its environment."""
+        environ = self._environ if more is None else {**(self._environ or os.environ), **more}
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
                 bound(self._command),
                 cwd=ROOT,
-                env=self._environ,
+                env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -144,10 +145,10 @@ class ServerProcess(Program):
         self._ready = ready
         super().__init__([sys.executable, *arguments], log, environ=inherited() | self.environ)
 
-    async def start_ready(self) -> None:
+    async def start_ready(self, more: Mapping[str, str] | None = None) -> None:
         """Start the server, and return when it is ready; raises BenchError."""
         # In the thread of the loop: the process ends with the thread that starts it.
-        self.start()
+        self.start(more)
         await asyncio.to_thread(self.wait_until_ready)
 
     def wait_until_ready(self) -> None:

@@ -138,20 +138,21 @@ class End(asyncio.Protocol):
             self._transport.write(data)
 
     def abort(self) -> None:
-        """Close with a reset."""
-        if self._transport is not None and not self.is_gone:
+        """Close with a reset, unless the other side has closed: then it has no socket any more."""
+        if self._transport is not None and not self._transport.is_closing():
             connection: socket.socket = self._transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
             self._transport.abort()
 
 
 class Proxy:
-    """Listens on a port of 127.0.0.1 and forwards everything to a server there.
+    """Listens on a port of a loopback address, and forwards everything to a server on 127.0.0.1.
 
     `delay_s` is added to each piece of an answer.
     """
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, host: str = "127.0.0.1") -> None:
+        self._host = host
         self.target = ("127.0.0.1", target_port)
         self.delay_s = 0.0
         self.is_blackhole = False
@@ -161,9 +162,9 @@ class Proxy:
         self._awaited: tuple[Moment, asyncio.Future[ProxiedConnection]] | None = None
 
     async def open(self) -> None:
-        """Listen, on a free port, which is `port` from then on."""
+        """Listen on `port`: on a free one if it is 0, which it then is no longer."""
         self._listener = listener = await asyncio.get_running_loop().create_server(
-            lambda: ProxiedConnection(self).client, "127.0.0.1", self.port
+            lambda: ProxiedConnection(self).client, self._host, self.port
         )
         self.port = listener.sockets[0].getsockname()[1]
 

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 
 from bench.testbed.client import Connection
@@ -28,8 +29,16 @@ STALL_S = 0.1
 class Vendor:
     """Sends generated events to gateways, at most `rate` a second, and keeps the ledger."""
 
-    def __init__(self, generator: EventGenerator, ports: Sequence[int], rate: float) -> None:
+    def __init__(
+        self,
+        generator: EventGenerator,
+        ports: Sequence[int],
+        rate: float,
+        *,
+        retry_after_s: Sequence[float] = RETRY_AFTER_S,
+    ) -> None:
         self.ledger = Ledger()
+        self._retry_after_s = retry_after_s
         self._generator = generator
         self._pools = [_Pool(port) for port in ports]
         self._pace_s = 1 / rate
@@ -73,6 +82,17 @@ class Vendor:
             await asyncio.wait(self._under_way)
         if self._defects:
             raise self._defects[0]
+
+    async def send_again(self, since: float, until: float) -> None:
+        """Begin anew each event with a final answer in this time, once: a restore has undone it."""
+        entries = self.ledger.since(since)
+        events = {
+            entry.event for entry in entries if entry.kind.is_final and entry.answered_at <= until
+        }
+        for number in sorted(events):
+            await self._wait_for_turn()
+            event = self._generator.event(number)
+            self._start(event, replace(event.deliveries[0], after=0, hangs_up_after=None))
 
     async def retry_given_up(self) -> list[int]:
         """Send each event that was given up once more; returns the numbers of new failures.
@@ -124,7 +144,7 @@ class Vendor:
         process = delivery.process
         if delivery.hangs_up_after is not None:
             await self._hang_up(number, delivery, random)
-        for pause_s in (*RETRY_AFTER_S, None):
+        for pause_s in (*self._retry_after_s, None):
             if (await self._attempt(event, delivery.request, process)).is_final:
                 return
             if pause_s is not None:
@@ -140,7 +160,7 @@ class Vendor:
         async with self._pools[process % len(self._pools)].connection() as connection:
             answer = await connection.send(request, ANSWER_TIMEOUT_S)
         kind = classify(answer)
-        self.ledger.note(event.number, kind, answer.answered_at)
+        self.ledger.note(event.number, kind, answer.sent_at, answer.answered_at)
         if event.row is None:
             self.ledger.sendings[number] = Sending(
                 event.number, kind, answer.sent_at, answer.answered_at
@@ -149,10 +169,11 @@ class Vendor:
 
     async def _hang_up(self, number: int, delivery: Delivery, random: Random) -> None:
         assert delivery.hangs_up_after is not None
+        sent_at = time.time()
         part = delivery.request[: int(len(delivery.request) * delivery.hangs_up_after)]
         async with self._pools[delivery.process % len(self._pools)].connection() as connection:
             await connection.hang_up(part, random.uniform(0, HANG_UP_WITHIN_S))
-        self.ledger.note(number, AnswerKind.HUNG_UP, time.time())
+        self.ledger.note(number, AnswerKind.HUNG_UP, sent_at, time.time())
 
 
 class _Pool:

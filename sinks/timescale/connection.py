@@ -54,7 +54,7 @@ class ReconnectingConnection:
         self._session: Session | None = None
         self._generation = ""
         self._generation_at = -inf
-        self._clock_ahead_s = 0.0
+        self._clock_offset_s = 0.0
         self._clock_at = -inf
 
     @property
@@ -67,10 +67,13 @@ class ReconnectingConnection:
 
     @property
     def clock_ahead_s(self) -> float | None:
-        """Our clock minus the server's, in seconds; None while it is unknown."""
+        """Our clock minus the server's, in seconds; None while it is unknown.
+
+        A jump of our clock since the last answer of the server is part of it.
+        """
         if self._loop is None or self._loop.time() - self._clock_at >= CLOCK_MAX_AGE_S:
             return None
-        return self._clock_ahead_s
+        return self._now() - self._loop.time() - self._clock_offset_s
 
     async def __aenter__(self) -> Session:
         await self._lock.acquire()
@@ -111,12 +114,14 @@ class ReconnectingConnection:
             return
         started = self._loop.time()
         try:
-            identity = await read_identity(self._session, self._now)
+            identity = await read_identity(self._session)
         except BaseException:
             self._generation_at = -inf
             self._give_up()
             raise
-        self._generation, self._clock_ahead_s = identity
+        self._generation = identity.generation
+        # Ours is not read here: the loop's clock never jumps.
+        self._clock_offset_s = identity.server_time_s - self._loop.time()
         self._generation_at = self._clock_at = started
 
     async def close(self) -> None:

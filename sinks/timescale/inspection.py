@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 import asyncpg
@@ -90,6 +90,33 @@ def wire_of(connection: asyncpg.Connection) -> Wire:
     is_verified = tls.context.verify_mode is ssl.CERT_REQUIRED
     version = str(tls.version()).replace("TLSv", "TLS ")
     return Wire(is_local, version, is_verified, is_verified and tls.context.check_hostname)
+
+
+async def is_direct(connection: asyncpg.Connection) -> bool:
+    """Whether a connection ends at the server itself: at no proxy or pooler in front of it."""
+    transport: asyncio.BaseTransport = connection._transport  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+    peer = transport.get_extra_info("peername")
+    host: str | None = await connection.fetchval("SELECT host(inet_server_addr())")
+    port: int | None = await connection.fetchval("SELECT inet_server_port()")
+    return ends_at(peer, host, port)
+
+
+def ends_at(peer: object, host: str | None, port: int | None) -> bool:
+    """Whether our peer is the address that the server reports: None on a Unix socket.
+
+    Behind NAT or a service of Kubernetes it is not, although nothing else is in between.
+    """
+    match peer:
+        case (str(name), int(number), *_):
+            return host is not None and (_address(name), number) == (_address(host), port)
+        case _:
+            return host is None
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    """Return an address in one of its spellings: without a zone, and IPv4 not within IPv6."""
+    address = ip_address(text.partition("%")[0])
+    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
 
 
 def _is_enough(name: str, value: str, wanted: str) -> bool:

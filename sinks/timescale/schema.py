@@ -1,8 +1,7 @@
 """The schema of the database: its migrations, the identity of its data, its chunks."""
 
-import time
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -120,36 +119,32 @@ async def missing_migrations(connection: asyncpg.Connection) -> Sequence[str]:
 
 
 class Identity(NamedTuple):
-    """The name of the data behind a connection, and our clock minus its server's in seconds."""
+    """The name of the data behind a connection, and the time of its server in Unix seconds."""
 
     generation: str
-    clock_ahead_s: float
+    server_time_s: float
 
 
-async def read_identity(
-    connection: asyncpg.Connection, now: Callable[[], float] = time.time
-) -> Identity:
-    """Return the identity of the data behind a connection; `now` is our wall clock.
+async def read_identity(connection: asyncpg.Connection) -> Identity:
+    """Return the identity of the data behind a connection.
 
     The generation is a hash of the random value that the migration stored, and of values that
     change when that one was copied with the data: the cluster, its timeline (a restored backup
-    starts a new one, and so does a fail-over), the start of the server (a restored snapshot of the
+    starts a new one, and so does a failover), the start of the server (a restored snapshot of the
     disk stays on its timeline), the database and the table.
 
     Raises SchemaError where migrations are missing.
     """
     if missing := await missing_migrations(connection):
         raise SchemaError(f"migration {missing[0]} is missing: run `python -m app migrate`")
-    before = now()
     record = await connection.fetchrow(_IDENTITY)
-    after = now()
     if record is None:
         raise SchemaError("the table `generation` is empty: it was filled by the migration")
-    server_clock: float
+    server_time_s: float
     parts: list[object]
-    server_clock, *parts = record
+    server_time_s, *parts = record
     digest = blake2b(repr(parts).encode(), digest_size=GENERATION_BYTES).digest()
-    return Identity(urlsafe_b64encode(digest).decode(), (before + after) / 2 - server_clock)
+    return Identity(urlsafe_b64encode(digest).decode(), server_time_s)
 
 
 async def timescaledb_version(connection: asyncpg.Connection) -> str | None:

@@ -1,6 +1,7 @@
 """One attempt at a write: a COPY of all events, or an INSERT of those that are not there yet."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from operator import attrgetter
 from uuid import UUID
 
@@ -39,14 +40,14 @@ async def copy_events(session: Session, events: Sequence[Event]) -> dict[bytes, 
     if session.is_pooled:
         return await insert_events(session, events)
     if True not in map(_has_stable_id, events):
-        if await _copy_rows(session, events):
+        copied = await _copy_rows(session, events)
+        if copied == len(events):
             return dict.fromkeys(map(_event_id, events), Outcome.WRITTEN)
-        # The rows found are those of this COPY: the index would have refused it for older ones.
-        return await _search(session, events, Outcome.WRITTEN)
+        return _by_arrival(events, await find_rows(session, events), copied)
     async with transaction(session):
         known = await _enter_stable(session, events)
         new = [event for event in events if event.event_id not in known]
-        if new and not await _copy_rows(session, new):
+        if new and await _copy_rows(session, new) != len(new):
             raise RowSwallowed("COPY has left rows out")
     return {
         event.event_id: Outcome.DUPLICATE if event.event_id in known else Outcome.WRITTEN
@@ -67,15 +68,16 @@ async def insert_events(session: Session, events: Sequence[Event]) -> dict[bytes
         outcomes = dict.fromkeys(known, Outcome.DUPLICATE)
         outcomes |= dict.fromkeys(written, Outcome.WRITTEN)
         if rest:
-            outcomes |= await _search(session, rest, Outcome.DUPLICATE)
+            rows = await find_rows(session, rest)
+            outcomes |= _by_presence(rest, rows, Outcome.DUPLICATE)
             is_undecided = Outcome.CONTESTED in outcomes.values()
             if is_undecided and (session.is_in_transaction() or len(events) == 1):
                 raise RowSwallowed("a row is neither written nor there")
     return outcomes
 
 
-async def _copy_rows(session: Session, events: Sequence[Event]) -> bool:
-    """Return whether the server reports as many rows as it was sent."""
+async def _copy_rows(session: Session, events: Sequence[Event]) -> int:
+    """Return the number of rows that the server reports."""
     try:
         status = await session.copy(_COPY, encode_rows(events))
     except PostgresError as error:
@@ -83,7 +85,7 @@ async def _copy_rows(session: Session, events: Sequence[Event]) -> bool:
         if row is None:
             raise
         raise RowRefused(error, events[row]) from None
-    return status == f"COPY {len(events)}"
+    return int(status.removeprefix("COPY "))
 
 
 async def _enter_stable(session: Session, events: Sequence[Event]) -> set[bytes]:
@@ -104,11 +106,25 @@ async def _enter_stable(session: Session, events: Sequence[Event]) -> set[bytes]
     return known
 
 
-async def _search(
-    session: Session, events: Sequence[Event], found: Outcome
+def _by_arrival(
+    events: Sequence[Event], rows: Mapping[bytes, datetime], copied: int
+) -> dict[bytes, Outcome]:
+    """Return WRITTEN for each event with a row of its own arrival, and DUPLICATE for other rows.
+
+    Rows that were not copied were there before: a trigger has left their events out.
+    """
+    own = {event.event_id for event in events if rows.get(event.event_id) == event.received_at}
+    outcomes = _by_presence(events, rows, Outcome.DUPLICATE)
+    # Another delivery may have arrived in the same microsecond: then no row is known to be ours.
+    if len(own) == copied:
+        outcomes |= dict.fromkeys(own, Outcome.WRITTEN)
+    return outcomes
+
+
+def _by_presence(
+    events: Sequence[Event], rows: Collection[bytes], found: Outcome
 ) -> dict[bytes, Outcome]:
     """Return `found` for each event that has a row, and CONTESTED for the others."""
-    rows = await find_rows(session, events)
     return {
         event.event_id: found if event.event_id in rows else Outcome.CONTESTED for event in events
     }

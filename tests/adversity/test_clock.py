@@ -12,11 +12,11 @@ import pytest
 
 from app.dev.embedded import EmbeddedError
 from bench.testbed.client import get
+from bench.testbed.clocks import Clock, find_libfaketime, until_ahead
+from bench.testbed.ports import free_port
 from bench.testbed.process import PATIENCE_S, POLL_S
-from tests.clocks import Clock, find_libfaketime
 from tests.gateways import Process, Services, environment
 from tests.outcomes import outcome, serving
-from tests.ports import free_port
 from tests.services.test_commands import run
 
 MINUTE_S = 60
@@ -56,13 +56,10 @@ def gateway(
         yield gateway
 
 
-async def until_ahead(gateway: Process, ahead_s: float) -> None:
-    """Return when the gateway has found out how far its clock is ahead."""
+async def until_logged(gateway: Process, words: str) -> None:
+    """Return when the gateway has logged the state of its clock."""
     async with asyncio.timeout(PATIENCE_S):
-        while True:
-            measured_s = (await gateway.metrics()).get(AHEAD)
-            if measured_s is not None and abs(measured_s - ahead_s) < CLOSE_S:
-                return
+        while words not in gateway.log.read_text():
             await asyncio.sleep(POLL_S)
 
 
@@ -96,28 +93,42 @@ async def test_wrong_clock_drops_nothing(
     assert await sent(gateway, "too-new", 25 * HOUR_S) == "dropped"
     assert await clock_state(gateway) == (200, "right")
     clock.set(ahead_s)
-    await until_ahead(gateway, ahead_s)
+    await until_ahead(gateway.port, ahead_s)
     assert await sent(gateway, "outside", outside_s) == "503"
     assert await sent(gateway, "too-new", 3 * DAY_S) == "503"
     assert await sent(gateway, "too-old", -40 * DAY_S) == "503"
     assert await outcome(gateway, {"created_at": "yesterday"}) == "dropped"
     assert await sent(gateway, "inside", inside_s) == "written"
     assert await clock_state(gateway) == (200, "wrong")
+    await until_logged(gateway, "the clock differs")
     clock.set(0)
-    await until_ahead(gateway, 0)
+    await until_ahead(gateway.port, 0)
     assert await clock_state(gateway) == (200, "right")
     assert await sent(gateway, "outside", outside_s) == "written"
     assert await sent(gateway, "too-new", 25 * HOUR_S) == "dropped"
     users = await connection.fetchval("SELECT array_agg(user_id ORDER BY user_id) FROM events")
     assert users == ["inside", "outside"]
+    await until_logged(gateway, "the clock agrees")
     log = [line for line in gateway.log.read_text().splitlines() if "clock" in line]
     assert 0 < len(log) < 5, "said, and not for each callback"
+
+
+@pytest.mark.parametrize("how", ["25 hours slow", "6 minutes fast"])
+async def test_jump_of_the_clock_drops_nothing(gateway: Process, clock: Clock, how: str) -> None:
+    """A clock that jumps is wrong from then on, not only from the next comparison on."""
+    ahead_s, _, outside_s = WRONG[how]
+    await until_ahead(gateway.port, 0)
+    clock.set(ahead_s)
+    assert await sent(gateway, "outside", outside_s) == "503"
+    clock.set(0)
+    await until_ahead(gateway.port, 0)
+    assert await sent(gateway, "outside", outside_s) == "written"
 
 
 async def test_clock_that_is_minutes_off_still_judges(gateway: Process, clock: Clock) -> None:
     """At a few minutes' difference, an event outside of the accepted times is dropped."""
     clock.set(-4 * MINUTE_S)
-    await until_ahead(gateway, -4 * MINUTE_S)
+    await until_ahead(gateway.port, -4 * MINUTE_S)
     assert await sent(gateway, "too-new", 2 * DAY_S) == "dropped"
     assert await sent(gateway, "now", 0) == "written"
 

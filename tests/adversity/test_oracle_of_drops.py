@@ -6,11 +6,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
+from app.dropped import encode_event
+from app.event import Event
 from bench.faults import quarantine
 from bench.faults.oracle import judge
 from bench.faults.verdict import Verdict
+from bench.testbed.chronicle import Chronicle, Cut
 from bench.testbed.deliveries import EventGenerator, EventKind, SimulatedEvent
 from bench.testbed.drops import numbered
 from bench.testbed.ledger import AnswerKind, Ledger, Sending
@@ -20,6 +24,9 @@ EVENTS = 4_000
 # Of the secret and its repetitions in front of it; the oracle has its own.
 SECRETS = re.compile(rb"(?:secret|%73ecret|label)=[^&]*&")
 NUMBER = 7
+ROW_COLUMNS = (
+    "workspace_id", "vendor", "app_token", "event_type", "user_id", "adid", "os_name", "country",
+)  # fmt: skip
 LEAK = "leaks-in-a-row"
 
 
@@ -33,7 +40,9 @@ def first_get(kind: EventKind) -> SimulatedEvent:
     )
 
 
-UNKNOWN, IGNORED = map(first_get, (EventKind.UNKNOWN_APP, EventKind.IGNORED))
+UNKNOWN, IGNORED, POISON = map(
+    first_get, (EventKind.UNKNOWN_APP, EventKind.IGNORED, EventKind.POISON)
+)
 MALFORMED = next(
     event for event in map(GENERATOR.event, range(EVENTS)) if event.kind is EventKind.MALFORMED
 )
@@ -73,7 +82,7 @@ async def found(
 ) -> Verdict:
     """Return the verdict on one sending, which is answered now."""
     ledger, now = Ledger(), time.time()
-    ledger.note(sent.number, answer, now)
+    ledger.note(sent.number, answer, sent_at, now)
     if sent.row is None:
         ledger.sendings[NUMBER] = Sending(sent.number, answer, sent_at, now)
     return await judge(connection, GENERATOR, ledger, EVENTS)
@@ -170,6 +179,52 @@ async def test_second_row_behind_a_proxy_that_repeats_is_clean(
         assert verdict.is_clean is is_repeated, verdict
 
 
+def refused_event(**changes: Any) -> Event:
+    """The event in quarantine that the database has refused, with changes."""
+    row = POISON.refused
+    assert row is not None
+    columns = {
+        "event_id": row.event_id.bytes,
+        "occurred_at": row.versions[0].occurred_at,
+        "properties": {**row.versions[0].properties, "sending": "sending-0000000007"},
+        "has_stable_id": row.has_stable_id,
+        **{name: getattr(row, name) for name in ROW_COLUMNS},
+    }
+    return Event(**columns | changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"event_id": bytes(16)},
+        {"user_id": "other"},
+        {"adid": None},
+        {"country": "XX"},
+        {"occurred_at": datetime(2024, 1, 1, tzinfo=UTC)},
+        {"received_at": datetime(2024, 1, 1, tzinfo=UTC)},
+        {"properties": {"sending": "sending-0000000007"}},
+        {"has_stable_id": POISON.refused is not None and not POISON.refused.has_stable_id},
+    ],
+)
+async def test_other_content_of_a_refused_event_is_lost(
+    connection: asyncpg.Connection, changes: dict[str, Any]
+) -> None:
+    """Each column of a refused event is compared, within its row of quarantine."""
+    assert POISON.kept is not None
+    sent_at, received_at = time.time(), datetime.now(UTC)
+    await keep(
+        connection,
+        POISON,
+        received_at=received_at,
+        query=b"",
+        event=encode_event(refused_event(**{"received_at": received_at} | changes)),
+        **POISON.kept._asdict(),
+    )
+    verdict = await found(connection, AnswerKind.DROPPED, sent_at, POISON)
+    assert list(verdict.lost) == ([POISON.number] if changes else [])
+
+
 async def test_row_of_an_ignored_callback_is_doubled(connection: asyncpg.Connection) -> None:
     """An ignored callback has no place in quarantine."""
     sent_at = time.time()
@@ -231,3 +286,36 @@ async def test_secret_in_quarantine_is_leaked(
     verdict = await found(connection, AnswerKind.ERROR, sent_at)
     assert list(verdict.leaked) == [UNKNOWN.number]
     assert not verdict.is_clean
+
+
+async def test_refused_event_in_another_form_is_lost(connection: asyncpg.Connection) -> None:
+    """An event in a form that no version of the gateway reads is no event."""
+    assert POISON.kept is not None
+    received_at = datetime.now(UTC)
+    columns = msgspec.to_builtins(refused_event(received_at=received_at), builtin_types=(bytes,))
+    await keep(
+        connection,
+        POISON,
+        received_at=received_at,
+        query=b"",
+        event=msgspec.msgpack.encode((2, columns)),
+        **POISON.kept._asdict(),
+    )
+    verdict = await found(connection, AnswerKind.DROPPED, received_at.timestamp(), POISON)
+    assert list(verdict.lost) == [POISON.number]
+
+
+@pytest.mark.parametrize(
+    ("answered_at", "is_lost"), [(-1.0, True), (0.0, True), (1.0, False), (10.0, False), (11, True)]
+)
+async def test_missing_row_of_a_drop_around_a_restore_is_lost(
+    connection: asyncpg.Connection, answered_at: float, *, is_lost: bool
+) -> None:
+    """A restore may lose the drops that were answered between its target and its end."""
+    target = time.time() - 60
+    ledger, at = Ledger(), target + answered_at
+    ledger.note(UNKNOWN.number, AnswerKind.DROPPED, at, at)
+    ledger.sendings[NUMBER] = Sending(UNKNOWN.number, AnswerKind.DROPPED, at, at)
+    chronicle = Chronicle(cuts=[Cut(target, target + 10)])
+    verdict = await judge(connection, GENERATOR, ledger, EVENTS, chronicle=chronicle)
+    assert list(verdict.lost) == ([UNKNOWN.number] if is_lost else [])

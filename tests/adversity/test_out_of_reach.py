@@ -49,7 +49,7 @@ async def test_cut_wire_fails_the_write_in_time(
     has_stable_id: bool,
 ) -> None:
     """A write over a wire that was cut raises in time, and the next connection works."""
-    sink = TimescaleSink(through(proxy, database_url), commit_timeout_s=PATIENCE_S)
+    sink = TimescaleSink(through([proxy], database_url), commit_timeout_s=PATIENCE_S)
     first, second = events("a", "b", has_stable_id=has_stable_id)
     assert await write(sink, [first], contested=contested) == [Outcome.WRITTEN]
     proxy.blackhole()
@@ -73,7 +73,7 @@ async def test_wire_cut_during_the_search_fails_the_write_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A write does not wait either when the wire is cut while the batch is written row by row."""
-    sink = TimescaleSink(through(proxy, database_url), commit_timeout_s=PATIENCE_S)
+    sink = TimescaleSink(through([proxy], database_url), commit_timeout_s=PATIENCE_S)
     await sink.write(events("a"))
 
     def fall_silent_and_encode(batch: Sequence[Event]) -> list[list[object]]:

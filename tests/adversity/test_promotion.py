@@ -9,23 +9,25 @@ from pathlib import Path
 
 import pytest
 
+from bench.testbed.haproxy import DATABASE, HAProxy, haproxy
+from bench.testbed.ports import free_port
 from bench.testbed.process import PATIENCE_S, POLL_S
-from tests.deploying import lines, statements
-from tests.gateways import Process, Services, environment
-from tests.haproxy import DATABASE, HAProxy, haproxy
-from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
-from tests.ports import free_port
-from tests.postgres_topologies import (
+from bench.testbed.proxy import Proxy
+from bench.topologies.pair import Pair
+from bench.topologies.servers import (
     ALONE,
-    HYPERTABLE,
-    OWNER,
-    PASSWORD,
-    Pair,
-    ask,
-    asking,
-    tell,
+    execute,
+    fetch_value,
+    superuser_connection,
+    url_at,
     url_of,
 )
+from sinks.timescale.hosts import connected
+from sinks.timescale.inspection import is_direct
+from sinks.timescale.standbys import Slot, replication
+from tests.deploying import lines, statements
+from tests.gateways import Process, Services, environment
+from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
 from tests.services.test_commands import run
 
 HASTY = {"COMMIT_TIMEOUT_S": "1", "CLAIM_LEASE_S": "2"}
@@ -61,12 +63,6 @@ def refused() -> Iterator[int]:
     yield free_port()
 
 
-def at(*ports: int, words: str = "") -> str:
-    """The address of the database on these ports, in this order."""
-    hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
-    return f"postgresql://{OWNER}:{PASSWORD}@{hosts}/{HYPERTABLE}{words}"
-
-
 @pytest.mark.parametrize(
     ("first", "words"),
     [
@@ -81,7 +77,7 @@ async def test_primary_is_found_behind_another(
     pair: Pair, services: Services, tmp_path: Path, first: str, words: str
 ) -> None:
     """The primary gets the events, behind any host that is none."""
-    await tell(pair.primary, *ALONE)
+    await execute(pair.primary, *ALONE)
     others: dict[str, AbstractContextManager[int]] = {
         "standby": standby(pair),
         "hanging": hanging(pair),
@@ -89,7 +85,7 @@ async def test_primary_is_found_behind_another(
         "refused": refused(),
     }
     with others[first] as port:
-        url = at(port, pair.primary.port, words=words)
+        url = url_at(port, pair.primary.port, words=words)
         with serving(url, services.redis_url, tmp_path) as gateway:
             await asyncio.to_thread(gateway.wait_until_ready)
             for kind, callback in callbacks(f"behind-{first}{len(words)}").items():
@@ -102,7 +98,7 @@ async def test_commands_find_the_primary(
 ) -> None:
     """A command works on the primary, behind a host that hangs and a standby."""
     with silent() as port:
-        url = at(port, pair.standby.port, pair.primary.port, words=READ_WRITE)
+        url = url_at(port, pair.standby.port, pair.primary.port, words=READ_WRITE)
         environ = environment(url, services.redis_url, tmp_path, RETENTION_D="62")
         ended = await asyncio.to_thread(run, command, **environ)
         assert ended.stderr == ""
@@ -114,7 +110,7 @@ async def test_commands_find_the_primary(
 async def test_check_names_each_host(pair: Pair, services: Services, tmp_path: Path) -> None:
     """`check` on a primary also reports the state of every other host."""
     with refused() as port:
-        url = at(port, pair.standby.port, pair.primary.port, pair.primary.port)
+        url = url_at(port, pair.standby.port, pair.primary.port, pair.primary.port)
         environ = environment(url, services.redis_url, tmp_path)
         ended = await asyncio.to_thread(run, "check", **environ)
     told = [line for line in ended.stdout.splitlines() if " database host: " in line]
@@ -129,10 +125,49 @@ async def test_check_names_each_host(pair: Pair, services: Services, tmp_path: P
 async def test_check_names_no_host_where_there_is_only_one(
     pair: Pair, services: Services, tmp_path: Path
 ) -> None:
-    """A single host has no line of its own."""
-    environ = environment(at(pair.primary.port), services.redis_url, tmp_path)
+    """A single host has no line of its own, but for one that is no way to the next primary."""
+    environ = environment(url_of(pair.primary), services.redis_url, tmp_path)
     ended = await asyncio.to_thread(run, "check", **environ)
     assert "database host" not in ended.stdout
+    assert "warning  DATABASE_URL: one host, the server itself" in ended.stdout
+    standby = f"warning  database standbys: {pair.standby.name} streaming sync: without "
+    assert standby in ended.stdout
+
+
+async def test_proxy_on_the_port_of_the_server_is_not_the_server(pair: Pair) -> None:
+    """An address is direct only if it is the server's own, also where a proxy has its port."""
+    proxy = Proxy(pair.primary.port, host="127.0.0.2")
+    proxy.port = pair.primary.port
+    await proxy.open()
+    try:
+        url = url_of(pair.primary)
+        for address, expected in ((url, True), (url.replace("@127.0.0.1:", "@127.0.0.2:"), False)):
+            async with connected(address, timeout_s=PATIENCE_S) as connection:
+                assert await is_direct(connection) is expected
+    finally:
+        proxy.close()
+
+
+async def test_slot_that_was_never_used_is_not_lost(pair: Pair) -> None:
+    """A slot has no state before its standby has used it for the first time."""
+    async with superuser_connection(pair.primary) as connection:
+        await connection.execute("SELECT pg_create_physical_replication_slot('unused')")
+        try:
+            found = await replication(connection)
+        finally:
+            await connection.execute("SELECT pg_drop_replication_slot('unused')")
+    assert Slot("unused", True, None, 0.0) in found.slots
+
+
+async def test_unprivileged_role_reads_only_the_names_of_standbys(pair: Pair) -> None:
+    """Without pg_monitor the states of standbys are unknown, and not reported as missing."""
+    await execute(pair.primary, "DROP ROLE IF EXISTS plain", "CREATE ROLE plain")
+    async with superuser_connection(pair.primary) as connection:
+        await connection.execute("SET ROLE plain")
+        found = await replication(connection)
+    assert not found.is_readable
+    assert found.needed == 1
+    assert [(each.name, each.state) for each in found.standbys] == [(pair.standby.name, None)]
 
 
 @pytest.mark.parametrize("words", ["", READ_WRITE])
@@ -140,7 +175,7 @@ async def test_serve_waits_for_the_promotion_of_a_standby(
     pair: Pair, services: Services, tmp_path: Path, words: str
 ) -> None:
     """Where only a standby answers, `serve` is there, answers 500, and waits for its promotion."""
-    url = at(free_port(), pair.standby.port, words=words)
+    url = url_at(free_port(), pair.standby.port, words=words)
     [callback, _] = callbacks(f"only-standbys{len(words)}").values()
     with serving(url, services.redis_url, tmp_path) as gateway:
         async with asyncio.timeout(PATIENCE_S):
@@ -171,7 +206,7 @@ async def test_promoted_server_without_a_standby_confirms_nothing(
         gateway.wait_until_ready()
         assert await outcome(gateway, callback) == "500"
         alone = statements("A synchronous standby")[-1]
-        async with asking(pair.primary) as connection:
+        async with superuser_connection(pair.primary) as connection:
             for statement in filter(str.strip, alone.split(";")):
                 await connection.execute(statement)
         assert await until_told(gateway, callback) in COMMITTED
@@ -209,7 +244,7 @@ async def assert_fail_over_loses_nothing(
     async with callers.calling():
         await fail_over(pair, fault)
         await callers.more()
-    rows = await ask(
+    rows = await fetch_value(
         pair.primary,
         "SELECT array_agg(user_id ORDER BY user_id) FROM events WHERE user_id LIKE $1 || '-%'",
         callers.prefix,
@@ -225,7 +260,7 @@ async def test_gateway_finds_the_promoted_host(
     pair: Pair, services: Services, tmp_path: Path, fault: str
 ) -> None:
     """A gateway with several hosts finds the promoted one, and no answered event is lost."""
-    url = at(pair.primary.port, pair.standby.port)
+    url = url_of(pair.primary, pair.standby)
     with serving(url, services.redis_url, tmp_path) as gateway:
         await assert_fail_over_loses_nothing(pair, gateway, f"hosts-{fault}", fault)
 
@@ -235,15 +270,17 @@ async def proxy(pair: Pair, tmp_path: Path, haproxy_program: Path) -> AsyncItera
     """HAProxy in front of both servers, with the documented configuration."""
     [role] = statements("HAProxy by role")
     [rule] = [line for line in lines("HAProxy by role") if line.startswith("host")]
-    if not await ask(pair.primary, "SELECT count(*) FROM pg_roles WHERE rolname = 'haproxy'"):
-        async with asking(pair.primary) as connection:
+    if not await fetch_value(
+        pair.primary, "SELECT count(*) FROM pg_roles WHERE rolname = 'haproxy'"
+    ):
+        async with superuser_connection(pair.primary) as connection:
             await connection.execute(role)
     servers = (pair.primary, pair.standby)
     for server in servers:
         rules = server.folder / "pg_hba.conf"
         here = rule.replace("10.0.0.9/32", "127.0.0.1/32")
         rules.write_text(f"{here}\n{rules.read_text()}")
-        await tell(server, "SELECT pg_reload_conf()")
+        await execute(server, "SELECT pg_reload_conf()")
     ports = {server.name: server.port for server in servers}
     with haproxy(tmp_path, ports, haproxy_program, DATABASE) as proxy:
         await asyncio.to_thread(proxy.wait_until, pair.primary.name, "UP")
@@ -256,5 +293,5 @@ async def test_haproxy_leads_to_the_promoted_server(
     pair: Pair, proxy: HAProxy, services: Services, tmp_path: Path, fault: str
 ) -> None:
     """HAProxy leads a gateway to the promoted server, and no answered event is lost."""
-    with serving(at(proxy.port), services.redis_url, tmp_path) as gateway:
+    with serving(url_of(proxy), services.redis_url, tmp_path) as gateway:
         await assert_fail_over_loses_nothing(pair, gateway, f"haproxy-{fault}", fault)

@@ -11,6 +11,7 @@ import pytest
 from app.claims import Claim
 from app.claims.redis import RedisClaims
 from bench.testbed.callbacks import SECRET, WORKSPACES
+from bench.testbed.ports import free_port
 from bench.testbed.process import PATIENCE_S, POLL_S
 from tests.adversity.test_redis_cluster import (
     BYPASSED,
@@ -21,7 +22,6 @@ from tests.adversity.test_redis_cluster import (
 )
 from tests.adversity.test_rolling import assert_all_final, assert_exactly_once, calling
 from tests.gateways import PATIENT, Process
-from tests.ports import free_port
 from tests.redis_topologies import COMMON, PASSWORD, SERVICE, Watched, client_of, starting, url_of
 
 DATA = secrets.token_hex(6)

@@ -9,7 +9,7 @@ import asyncpg
 import adapters
 from app import workspaces_file
 from app.claims.redis import RedisClaims
-from app.commands.replay_run import BUSY, Replay
+from app.commands.replay_run import BUSY, Databases, Replay
 from app.dropped import Dropped, encode_event
 from app.event import DropReason, Event
 from app.replay import Restorer
@@ -111,7 +111,7 @@ async def test_event_that_stays_under_way_is_left(
     extent = await rows_of.read_overview(connection, Selection())
     assert extent is not None
     replay = Replay(
-        connection, restorer_of(replays), claims, sink,
+        Databases(connection, connection), restorer_of(replays), claims, sink,
         rate=1_000, busy_s=0, stop=asyncio.Event(), show=lambda _: None,
     )  # fmt: skip
     import_id = await rows_of.begin_import(connection, "replay")

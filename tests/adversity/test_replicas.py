@@ -13,11 +13,11 @@ import asyncpg
 import pytest
 
 from app.dev.embedded import EmbeddedError
+from bench.testbed.pgbouncer import find_pgbouncer, pgbouncer
 from bench.testbed.process import POLL_S, ROOT, inherited
 from sinks.timescale.schema import _MIGRATION_LOCK, migrations
 from tests.events import stored
 from tests.gateways import Process, Services
-from tests.pgbouncer import find_pgbouncer, pgbouncer
 
 REPLICAS = 3
 PATIENCE_S = 60

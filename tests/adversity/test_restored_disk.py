@@ -8,18 +8,11 @@ from pathlib import Path
 import pytest
 
 from app.dev.processes import Server
+from bench.topologies.maker import Maker
+from bench.topologies.servers import HYPERTABLE, PLAIN, execute, fetch_value, until_primary, url_of
 from tests.deploying import statements
 from tests.gateways import Process, Services
 from tests.outcomes import Parameters, callbacks, outcome, serving, until_told
-from tests.postgres_topologies import (
-    HYPERTABLE,
-    PLAIN,
-    Maker,
-    ask,
-    tell,
-    until_primary,
-    url_of,
-)
 
 BOTH = (HYPERTABLE, PLAIN)
 TIMELINE = "SELECT timeline_id FROM pg_control_checkpoint()"
@@ -51,10 +44,10 @@ def gateways(server: Server, services: Services, tmp_path: Path) -> Iterator[dic
 async def each(
     gateways: dict[str, Process],
     sent: dict[str, Parameters],
-    tell: Callable[[Process, Parameters], Awaitable[str]] = until_told,
+    send: Callable[[Process, Parameters], Awaitable[str]] = until_told,
 ) -> set[str]:
     """Return the outcomes of every callback at every gateway."""
-    words = (tell(gateway, sent[kind]) for gateway in gateways.values() for kind in sent)
+    words = (send(gateway, sent[kind]) for gateway in gateways.values() for kind in sent)
     return set(await asyncio.gather(*words))
 
 
@@ -65,7 +58,7 @@ async def assert_written(
     await each(gateways, sent)
     for database in gateways:
         for callback in sent.values():
-            rows = await ask(
+            rows = await fetch_value(
                 server,
                 "SELECT count(*) FROM events WHERE user_id = $1",
                 callback["user_id"],
@@ -90,10 +83,10 @@ async def test_snapshot_put_back_gets_its_missing_events(
     await assert_seen(server, gateways, before)
     snapshot = await asyncio.to_thread(maker.snapshot, server)
     await assert_seen(server, gateways, after)
-    timeline = await ask(server, TIMELINE)
+    timeline = await fetch_value(server, TIMELINE)
     for _ in range(2):
         await asyncio.to_thread(maker.put_back, server, snapshot)
-        assert await ask(server, TIMELINE) == timeline
+        assert await fetch_value(server, TIMELINE) == timeline
         await assert_seen(server, gateways, after)
         await assert_seen(server, gateways, before)
 
@@ -122,8 +115,8 @@ async def test_two_recoveries_of_one_backup_are_different_data(
         await asyncio.to_thread(maker.recover, server, backup)
         await until_primary(server)
         await assert_seen(server, gateways, sent)
-        await tell(server, "CHECKPOINT")
-        timelines.add(await ask(server, TIMELINE))
+        await execute(server, "CHECKPOINT")
+        timelines.add(await fetch_value(server, TIMELINE))
     assert len(timelines) == 1
 
 
@@ -133,10 +126,10 @@ async def test_redis_is_made_to_forget(server: Server, gateways: dict[str, Proce
     await assert_seen(server, gateways, sent)
     delete, forget = statements("Rows that were deleted by hand")
     for database in BOTH:
-        await tell(server, delete.replace("ws_demo", "ws_test"), database=database)
+        await execute(server, delete.replace("ws_demo", "ws_test"), database=database)
     assert await each(gateways, sent, outcome) == {"duplicate"}  # so it is needed
     for database in BOTH:
-        await tell(server, forget, database=database)
+        await execute(server, forget, database=database)
     await asyncio.sleep(FORGOTTEN_S)
     await assert_written(server, gateways, sent)
 
@@ -147,6 +140,6 @@ async def test_new_name_makes_redis_forget(server: Server, gateways: dict[str, P
     await assert_seen(server, gateways, sent)
     [forget] = statements("A restored disk")
     for database in BOTH:
-        await tell(server, "TRUNCATE events, stable_events", forget, database=database)
+        await execute(server, "TRUNCATE events, stable_events", forget, database=database)
     await asyncio.sleep(FORGOTTEN_S)
     await assert_written(server, gateways, sent)

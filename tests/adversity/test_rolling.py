@@ -20,11 +20,11 @@ from bench.testbed import vendor as vendors
 from bench.testbed.callbacks import APPS, EVENTS, SECRET, WORKSPACES
 from bench.testbed.client import UNANSWERED, Answer, exchange, head
 from bench.testbed.deliveries import SHARES, EventGenerator, EventKind
+from bench.testbed.haproxy import HAProxy, haproxy
 from bench.testbed.ledger import AnswerKind
 from bench.testbed.process import PATIENCE_S
 from bench.testbed.vendor import Vendor
 from tests.gateways import PATIENT, Process, Services
-from tests.haproxy import HAProxy, haproxy
 from tests.services.test_serve import until_all_serve, workers_of
 
 FINAL = {

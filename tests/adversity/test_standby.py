@@ -9,21 +9,21 @@ import pytest
 
 from app.dev.embedded import EmbeddedError
 from app.dev.processes import Server
+from bench.testbed.pgbouncer import find_pgbouncer, pgbouncer
 from bench.testbed.process import PATIENCE_S
-from tests.gateways import PATIENT, Process, Services, environment
-from tests.outcomes import COMMITTED, Parameters, callbacks, forget, outcome, serving, until_told
-from tests.pgbouncer import find_pgbouncer, pgbouncer
-from tests.postgres_topologies import (
+from bench.topologies.pair import Pair
+from bench.topologies.servers import (
     HYPERTABLE,
     OWNER,
     PASSWORD,
     PLAIN,
-    Pair,
-    ask,
-    tell,
+    execute,
+    fetch_value,
     until_waiting,
     url_of,
 )
+from tests.gateways import PATIENT, Process, Services, environment
+from tests.outcomes import COMMITTED, Parameters, callbacks, forget, outcome, serving, until_told
 from tests.services.test_commands import run
 
 # Soon over; the servers look for a deadlock after 100 ms.
@@ -93,7 +93,7 @@ async def assert_standby_has(pair: Pair, route: Route, *sent: Parameters) -> Non
 
 async def rows(server: Server, route: Route, callback: Parameters) -> int:
     """How many rows of a callback are visible on a server."""
-    return int(await ask(server, COUNT, callback["user_id"], database=route.database))
+    return int(await fetch_value(server, COUNT, callback["user_id"], database=route.database))
 
 
 async def fail_until_visible(
@@ -150,7 +150,7 @@ async def test_ended_wait_is_a_500(pair: Pair, patient: Process, route: Route, w
         answer = asyncio.create_task(outcome(patient, callback))
         await assert_waits(pair, answer)
         for pid in await until_waiting(pair.primary):
-            await tell(pair.primary, f"SELECT {way}({pid})")
+            await execute(pair.primary, f"SELECT {way}({pid})")
         assert await answer == "500", kind
         retry = asyncio.create_task(until_told(patient, callback))
         await assert_waits(pair, retry)
@@ -201,7 +201,7 @@ async def test_commits_wait_for_the_flush_under_any_role(
     pair: Pair, services: Services, tmp_path: Path, level: str
 ) -> None:
     """For any setting of the role, commits of the gateway wait for the flush of the standby."""
-    await tell(
+    await execute(
         pair.primary,
         "CREATE TABLE levels (level text);"
         "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
@@ -219,9 +219,11 @@ async def test_commits_wait_for_the_flush_under_any_role(
                 pair.standby.resume()
                 assert await answer == "written"
                 pair.standby.pause()
-        assert await ask(pair.primary, "SELECT array_agg(DISTINCT level) FROM levels") == ["on"]
+        assert await fetch_value(pair.primary, "SELECT array_agg(DISTINCT level) FROM levels") == [
+            "on"
+        ]
     finally:
-        await tell(
+        await execute(
             pair.primary,
             f"ALTER ROLE {OWNER} RESET synchronous_commit",
             "DROP TABLE levels; DROP FUNCTION note CASCADE",
@@ -253,9 +255,9 @@ async def test_check_names_a_role_that_waits_for_less(
     pair: Pair, services: Services, tmp_path: Path, level: str
 ) -> None:
     """A setting of the role is a failure where it is weaker than the gateway's promise."""
-    await tell(pair.primary, f"ALTER ROLE {OWNER} SET synchronous_commit = '{level}'")
+    await execute(pair.primary, f"ALTER ROLE {OWNER} SET synchronous_commit = '{level}'")
     try:
         line = await line_of_check(pair, services, tmp_path, "synchronous_commit")
         assert (line.split()[0], level in line) == ("FAILED", True)
     finally:
-        await tell(pair.primary, f"ALTER ROLE {OWNER} RESET synchronous_commit")
+        await execute(pair.primary, f"ALTER ROLE {OWNER} RESET synchronous_commit")

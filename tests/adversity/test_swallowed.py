@@ -51,6 +51,36 @@ async def test_swallowed_row_is_no_duplicate(
     assert await sink.write(batch[1:2]) == [WRITTEN]
 
 
+async def test_swallowed_duplicate_is_not_written_again(
+    sink: TimescaleSink, connection: Connection
+) -> None:
+    """A trigger leaves out an event that is there: it is a duplicate, and not `written` twice."""
+    assert await sink.write(events("a")) == [WRITTEN]
+    await swallow(connection, "events", "NEW.user_id = 'a'")
+    assert await sink.write(events("a")) == [DUPLICATE]
+    assert await stored(connection) == set("a")
+
+
+@pytest.mark.parametrize("later_s", [0, 1])
+async def test_neighbour_of_a_swallowed_duplicate_is_written_once(
+    sink: TimescaleSink, connection: Connection, later_s: int
+) -> None:
+    """A trigger leaves out an event that is there, and takes the one beside it.
+
+    The arrival of a row is that of the delivery that wrote it. Where two deliveries have the same
+    one, nothing is `written`, rather than one event twice.
+    """
+    assert await sink.write(events("a")) == [WRITTEN]
+    await swallow(connection, "events", "NEW.user_id = 'a'")
+    again = event("a")
+    again = event("a", received_at=again.received_at + timedelta(seconds=later_s))
+    batch = [*events("b"), again, *events("c")]
+    new = WRITTEN if later_s else DUPLICATE
+    assert await sink.write(batch) == [new, DUPLICATE, new]
+    assert await stored(connection) == set("abc")
+    assert await sink.write(batch) == [DUPLICATE] * 3
+
+
 async def test_swallowed_stable_id_is_no_duplicate(
     sink: TimescaleSink, connection: Connection
 ) -> None:
@@ -111,7 +141,8 @@ async def test_search_locks_one_chunk(
     async with sink._batches as session:
         for _ in range(12):  # from the sixth time on, the server weighs a plan for any time
             async with session.transaction():
-                assert await find_rows(session, days[7:8]) == {days[7].event_id}
+                found = await find_rows(session, days[7:8])
+                assert found == {days[7].event_id: days[7].received_at}
                 locked = await session.fetchval(
                     "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() "
                     "AND relation::regclass::text LIKE '%\\_hyper\\_%\\_chunk'"

@@ -12,6 +12,7 @@ import pytest
 from app.dev import embedded
 from app.dev.embedded import Embedded, EmbeddedError
 from app.event import Event, Outcome
+from bench.testbed.pgbouncer import find_pgbouncer, pgbouncer
 from bench.testbed.process import PATIENCE_S, POLL_S
 from sinks.timescale import schema
 from sinks.timescale.errors import NotReplicated
@@ -20,7 +21,6 @@ from sinks.timescale.sink import TimescaleSink
 from tests.drops import drop, rows_of
 from tests.events import event, events, make_chunks, stored, write
 from tests.gateways import environment
-from tests.pgbouncer import find_pgbouncer, pgbouncer
 from tests.services.test_commands import run
 
 WRITTEN, DUPLICATE, CONTESTED = Outcome.WRITTEN, Outcome.DUPLICATE, Outcome.CONTESTED

@@ -11,10 +11,11 @@ import pytest
 from app.dev.processes import ENVIRONMENT, Server
 from app.dev.programs import Programs
 from bench.testbed.process import ROOT, as_nobody
+from bench.topologies.maker import Maker, making
+from bench.topologies.servers import fetch_value, superuser_connection, until, url_of
 from tests.deploying import PAGE, commands, lines, statements
 from tests.gateways import Services
 from tests.outcomes import COMMITTED, callbacks, serving, until_told
-from tests.postgres_topologies import Maker, ask, asking, making, until, url_of
 
 HEADING = "A synchronous standby"
 
@@ -30,7 +31,7 @@ def maker(tmp_path: Path, postgres_programs: Programs) -> Iterator[Maker]:
 async def typed(server: Server, sql: str) -> list[tuple[str, ...]]:
     """Run a block statement by statement, as psql does; return the rows of the last."""
     rows = []
-    async with asking(server) as connection:
+    async with superuser_connection(server) as connection:
         for statement in filter(str.strip, sql.split(";")):
             rows = [tuple(row) for row in await connection.fetch(statement)]
     return rows
@@ -84,5 +85,5 @@ async def test_commits_wait_for_the_standby_of_the_page(
         await until_told(gateway, callback)
         standby.kill()
         await typed(primary, alone)
-        assert await ask(primary, "SHOW synchronous_standby_names") == ""
+        assert await fetch_value(primary, "SHOW synchronous_standby_names") == ""
         assert await until_told(gateway, callbacks("alone")["usual"]) in COMMITTED

@@ -11,15 +11,16 @@ import pytest
 
 from app.dropped import Dropped
 from app.event import DropReason, Event
+from bench.testbed import pgbouncer
 from bench.testbed.process import ROOT
 from sinks.timescale.sink import TimescaleSink
-from tests import deploying, pgbouncer
+from tests import deploying
 from tests.events import event, write
 from tests.kept import drop, keep
 
-# The runbook's blocks are run by test_runbook, those of loading.md by test_loading;
-# test_deploying_database names the tests of its page.
-_ELSEWHERE = {deploying.PAGE, "docs/loading.md"}
+# The runbook's blocks are run by test_runbook, those of loading.md by test_loading, those of hub.md
+# by test_hub; test_deploying_database names the tests of its page.
+_ELSEWHERE = {deploying.PAGE, "docs/loading.md", "docs/hub.md"}
 _DOCS = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - _ELSEWHERE
 PAGES = ("README.md", *sorted(_DOCS), "adapters/README.md")
 
@@ -138,6 +139,21 @@ ANSWERS = {
         ],
         [("abc123token", "null", 2, 1), ("abc123token", "guest", 1, 1)],
     ),
+    "Sums by day": Answer(
+        MONEY
+        + NOT_ASKED_FOR
+        + [
+            sent("edge", DAY, revenue="1", currency="USD"),
+            sent("before", DAY - timedelta(microseconds=1), revenue="3", currency="USD"),
+            sent("other type", revenue="2", currency="EUR", app_token="other"),
+        ],
+        [
+            (DAY - timedelta(days=1), "abc123token", "EUR", Decimal(10), 2, 1),
+            (DAY - timedelta(days=1), "abc123token", "USD", Decimal(3), 1, 0),
+            (DAY, "abc123token", "USD", Decimal("5.990012"), 3, 0),
+            (DAY, "other", "EUR", Decimal(2), 1, 0),
+        ],
+    ),
     "Events without a mapping": Answer(
         [],
         [("abc123token", "zzzzzz", 2, NOON), ("abc123token", "", 1, NOON)],
@@ -185,6 +201,7 @@ async def test_columns_of_the_view_are_documented(connection: asyncpg.Connection
     """The page names every column of the table and of the view, and no other."""
     page = (ROOT / "docs/analysts.md").read_text()
     table, view = re.findall(r"\| column \| \|\n\|---\|---\|\n((?:\|.*\n)+)", page)
+    [days] = re.findall(r"\| `events_by_day` \| .*\n\|---\|---\|---\|\n((?:\|.*\n)+)", page)
 
     async def columns(relation: str) -> set[str]:
         query = "SELECT attname FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0"
@@ -198,3 +215,10 @@ async def test_columns_of_the_view_are_documented(connection: asyncpg.Connection
     assert named | more == await columns("revenue_events")
     [text] = re.findall(r"The view `unmapped_events` .*? Its columns:\n(.*?)\n\n", page, re.DOTALL)
     assert set(re.findall(r"`(\w+)`", text)) == await columns("unmapped_events")
+    of_events, of_revenue = (
+        {name for row in days.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[cell])}
+        for cell in (1, 2)
+    )
+    assert of_events == await columns("events_by_day")
+    # "The same" are the columns of the view beside it.
+    assert of_revenue | of_events == await columns("revenue_by_day")

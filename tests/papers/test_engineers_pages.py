@@ -13,6 +13,7 @@ BLOCK = re.compile(
 # Each command of the bench that measures, with its page.
 MEASURED = {
     "faults": "verification.md",
+    "sabotage": "verification.md",
     "compare": "performance.md",
     "flood": "performance.md",
     "curves": "performance.md",

@@ -25,9 +25,9 @@ from app import workspaces_file
 from app.__main__ import COMMANDS
 from app.dev.embedded import EmbeddedError, unpack
 from app.settings import Settings, read_settings
+from bench.testbed.ports import free_port
 from bench.testbed.process import ROOT, bound, inherited
 from tests.gateways import Process, Services, environment
-from tests.ports import free_port
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 # Folders that every user may write to: the container has no such place.
@@ -262,7 +262,7 @@ def compose() -> str:
 
 def test_compose_accepts_the_file(compose: str) -> None:
     """Docker Compose accepts every word of compose.yaml."""
-    command = [compose, "-f", str(ROOT / "compose.yaml"), "config", "--quiet"]
+    command = [compose, "-f", str(ROOT / "compose.yaml"), "--profile=*", "config", "--quiet"]
     ended = subprocess.run(command, env=inherited(), capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
@@ -286,13 +286,13 @@ def test_compose_mounts_only_existing_paths() -> None:
 def test_compose_binds_ports_to_this_machine() -> None:
     """Every port is bound to this machine, since every password is known."""
     ports = [port for service in SERVICES.values() for port in service.get("ports", ())]
-    assert len(ports) == 4
+    assert len(ports) == 5
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
 def test_compose_sets_only_valid_settings() -> None:
     """The settings of gateway and migration exist and are valid, as are the files they name."""
-    for name in ("gateway", "migrate"):
+    for name in ("gateway", "migrate", "gateway-ha", "migrate-ha"):
         environ = SERVICES[name]["environment"]
         known = {field.upper() for field in Settings.__struct_fields__}
         assert environ.keys() - {"ADJUST_CALLBACK_SECRET"} <= known

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bench.testbed.client import exchange, get, head, post
+from bench.testbed.ports import free_port
 from tests.gateways import Gateways, query
 from tests.nginx import nginx
-from tests.ports import free_port
 
 WRITTEN = {"received": 1, "written": 1, "duplicate": 0, "dropped": 0}
 # Not a real secret: it may be in the log of a test that shows how one gets there.

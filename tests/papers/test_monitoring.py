@@ -156,10 +156,11 @@ def test_every_metric_and_label_exists() -> None:
 def outspoken(expression: str) -> str:
     """The expression with comparisons that return 0 or 1, in place of nothing or the value.
 
-    An alert's expression is empty as long as all is well; its operands must not be. `absent`
-    is empty because there is something: this is queried in its place.
+    An alert's expression is empty as long as all is well; its operands must not be. `absent` and
+    `unless` are empty because there is something: this is queried in their place.
     """
-    parts = re.split(r"(\{[^}]*\})", expression.replace("absent(", "("))
+    asked = re.sub(r"\bunless\b", "or", expression.replace("absent(", "("))
+    parts = re.split(r"(\{[^}]*\})", asked)
     for number in range(0, len(parts), 2):
         parts[number] = re.sub(r"(==|!=|>=|<=|>|<)", r"\1 bool", parts[number])
     return "".join(parts)

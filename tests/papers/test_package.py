@@ -13,8 +13,8 @@ from zipfile import ZipFile
 import pytest
 
 from app.version import VERSION
+from bench.testbed.ports import free_port
 from bench.testbed.process import ROOT, inherited
-from tests.ports import free_port
 from tests.services.test_dev import WRITTEN, paste, running
 
 PACKAGES = ("app", "adapters", "sinks")

@@ -153,7 +153,15 @@ def test_first_look_installs_no_more_than_it_needs() -> None:
     assert rules["$(VENV)/run-ready"].split() == ["requirements-run.lock"]
     assert rules["$(VENV)/ready"].split() == ["requirements-dev.lock", "$(VENV)/run-ready"]
     assert rules["run"].split() == ["$(VENV)/run-ready"]
-    for target in ("check-code", "bench", "bench-quick", "bench-curves", "faults", "format"):
+    for target in (
+        "check-code",
+        "bench",
+        "bench-quick",
+        "bench-curves",
+        "faults",
+        "sabotage",
+        "format",
+    ):
         assert rules[target].split() == ["$(VENV)/ready"]
 
 

@@ -96,7 +96,7 @@ def test_needs_of_a_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "databases"),
+    ("name", "value", "cells"),
     [
         ("database_cores", 5, 3),  # 6 cores, of which each gives 2.5
         ("database_wal_mb_s", 10, 6),  # 52.5 MB/s
@@ -107,10 +107,32 @@ def test_needs_of_a_rate() -> None:
         ("redis_gb", 1, 1),
     ],
 )
-def test_scarcest_resource_decides_the_databases(name: str, value: float, databases: int) -> None:
+def test_scarcest_resource_decides_the_cells(name: str, value: float, cells: int) -> None:
     """Cores, WAL, connections or disk may be the scarcest."""
     limited = msgspec.structs.replace(AT_ONCE, **{"database_disk_tb": 1_000, name: value})
-    assert model(limited).need(100_000).databases == databases
+    need = model(limited).need(100_000)
+    assert need.cells == cells == max(need.cells_by.values())
+    assert need.cell_pods == model().pods(100_000 / cells)
+
+
+def test_columnstore_shrinks_the_days_that_it_has_taken_over() -> None:
+    """By hand: of 62 days 7 are rows, and 55 take a fourth of their disk, as do 13.75 days."""
+    plain, shrunk = (
+        msgspec.structs.replace(AT_ONCE, columnstore_factor=factor, wal_kept_h=0)
+        for factor in (1, 4)
+    )
+    rows, columns = model(plain).need(100_000), model(shrunk).need(100_000)
+    assert columns.disk_day_bytes == rows.disk_day_bytes
+    assert columns.disk_bytes == pytest.approx(20.75 * rows.disk_day_bytes)
+    assert (rows.cells, columns.cells) == (9, 3)
+    assert columns.cells_by == rows.cells_by | {"disk": 3}
+    # 30 TB are 7.7 days of rows: 7 days, and the rest four times as long.
+    assert rows.disk_full_d == pytest.approx(30e12 / rows.disk_day_bytes)
+    assert columns.disk_full_d == pytest.approx(7 + 4 * (rows.disk_full_d - 7))
+    at_once = msgspec.structs.replace(shrunk, columnstore_after_d=0)
+    assert model(at_once).need(100_000).disk_bytes == pytest.approx(rows.disk_bytes / 4)
+    never = msgspec.structs.replace(shrunk, columnstore_after_d=62)
+    assert model(never).need(100_000).disk_bytes == rows.disk_bytes
 
 
 def test_assumption_is_set_by_name() -> None:
@@ -205,7 +227,8 @@ def test_command_computes_from_a_costs_file(tmp_path: Path) -> None:
     ended = command(*options, f"--results={tmp_path}/results", "--assume=redis_gb=50")
     assert ended.returncode == 0, ended.stderr
     beyond = (
-        "100,000/s is too much for one PostgreSQL, whose disk would be full after 7.7 days: 9 of"
+        "100,000/s is too much for one PostgreSQL, first of all in disk, with a disk full after"
+        " 7.7 days: 9 cells"
     )
     for words in ("pods", "COPY statements/s", "a disk of 30 TB is full after, days", beyond):
         assert words in ended.stdout
@@ -214,11 +237,16 @@ def test_command_computes_from_a_costs_file(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == names
     assert measuring.load(folder / "costs.json") == COSTS
     assert "redis_gb = 50" in (folder / "report.md").read_text()
+    assert "columnstore_factor = 1" in (folder / "report.md").read_text()
     text = page.read_text()
     assert text.startswith(f"# Capacity\n{markers[0]}\nCommit ")
     assert text.endswith(f"{markers[1]}\nrest\n")
     assert "| pods (0.3 cores each, at least 2) |" in re.sub(" +", " ", text)
     assert "\nold\n" not in text
+    shrunk = command(*options[:2], f"--results={tmp_path}/shrunk", "--assume=columnstore_factor=4")
+    assert "disk for 62 days (after 7: 1/4, columnstore), and 1 h of WAL" in shrunk.stdout
+    assert "100,000/s is too much for one PostgreSQL" in shrunk.stdout
+    assert " 3 cells, each with a database, Redis and " in shrunk.stdout
     wrong = command(f"--manifests={tmp_path}", f"--costs={tmp_path}/none.json")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "none.json" in wrong.stderr

@@ -10,10 +10,11 @@ import pytest
 
 from app.dev.processes import Server
 from bench.testbed.process import inherited
+from bench.topologies.maker import Maker
+from bench.topologies.servers import HYPERTABLE, execute, fetch_value
 from tests.deploying import commands, lines, statements
 from tests.gateways import Process, Services, environment
 from tests.outcomes import COMMITTED, Callers, callbacks, outcome, serving, until_told
-from tests.postgres_topologies import HYPERTABLE, Maker, ask, tell
 from tests.services.test_commands import run
 
 FILE, CHANGE = "A password file", "Changing the password"
@@ -27,14 +28,14 @@ def running(maker: Maker) -> Server:
     """A server on which the gateway has a role of its own."""
     server = maker.primary("alone")
     grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {ROLE}"
-    asyncio.run(tell(server, f"CREATE ROLE {ROLE}", grant))
+    asyncio.run(execute(server, f"CREATE ROLE {ROLE}", grant))
     return server
 
 
 @pytest.fixture
 async def server(running: Server) -> Server:
     """The same, with the old password and no other role."""
-    await tell(
+    await execute(
         running, f"DROP ROLE IF EXISTS {ROLE}_2", f"ALTER ROLE {ROLE} LOGIN PASSWORD '{OLD}'"
     )
     return running
@@ -73,7 +74,7 @@ def gateway(server: Server, services: Services, tmp_path: Path, folder: Path) ->
 async def assert_nothing_lost(server: Server, callers: Callers) -> None:
     """Fail unless each callback was answered as committed, and has one row."""
     assert set(callers.told.values()) <= COMMITTED
-    assert await ask(server, COUNT, list(callers.told)) == len(callers.told)
+    assert await fetch_value(server, COUNT, list(callers.told)) == len(callers.told)
 
 
 async def test_password_changes_while_callbacks_go_on(
@@ -86,13 +87,13 @@ async def test_password_changes_while_callbacks_go_on(
     failed = "flokit_callbacks_failed_total"
     async with callers.calling():
         typed(write, folder, NEW=NEW)
-        await tell(server, alter)
+        await execute(server, alter)
         await callers.more()
         typed(swap, folder)
         await callers.more()
         metrics = await gateway.metrics()
         assert sum(value for name, value in metrics.items() if name.startswith(failed)) == 0
-        await tell(server, END)
+        await execute(server, END)
         await callers.more()
     await assert_nothing_lost(server, callers)
     assert oct((folder / "pgpass").stat().st_mode)[-3:] == "600"
@@ -106,7 +107,7 @@ async def test_lost_connection_costs_500s_until_the_file_is_swapped(
     alter, *_ = statements(CHANGE)
     [callback, other] = callbacks("between").values()
     typed(write, folder, NEW=NEW)
-    await tell(server, alter, END)
+    await execute(server, alter, END)
     for _ in range(3):
         assert await outcome(gateway, callback) == "500"
     assert await outcome(gateway, other) == "500"
@@ -121,7 +122,7 @@ async def test_two_roles_take_turns(
 ) -> None:
     """Gateways of both roles write at once, and the first role's log-in can be taken away then."""
     _, create, end = statements(CHANGE)
-    await tell(server, create)
+    await execute(server, create)
     url = url_of_page(server, folder).partition("?")[0]
     second = url.replace(f"{ROLE}@", f"{ROLE}_2:{NEW}@")
     ended = await asyncio.to_thread(
@@ -133,7 +134,7 @@ async def test_two_roles_take_turns(
         callers = Callers(other, "second-role")
         async with callers.calling():
             await until_told(gateway, callbacks("first-role")["stable"])
-            await tell(server, end, END)
+            await execute(server, end, END)
             await callers.more()
         await assert_nothing_lost(server, callers)
         twin = callbacks("first-role")["stable"]

@@ -11,11 +11,12 @@ import pytest
 
 from app.dev.processes import ENVIRONMENT, Server
 from bench.testbed.process import as_nobody
+from bench.topologies.maker import Maker
+from bench.topologies.servers import HYPERTABLE, execute
 from sinks.timescale import hosts
 from tests.deploying import commands, lines, statements
 from tests.gateways import Services, environment
 from tests.outcomes import COMMITTED, callbacks, outcome, serving, until_told
-from tests.postgres_topologies import HYPERTABLE, Maker, tell
 from tests.services.test_commands import run
 from tests.unit.test_check_connection import CHAIN, VERIFIED
 
@@ -46,14 +47,14 @@ def rules(server: Server, *added: str) -> None:
 
 async def block(server: Server, sql: str) -> None:
     """Run a block of the page statement by statement."""
-    await tell(server, *filter(str.strip, sql.split(";")))
+    await execute(server, *filter(str.strip, sql.split(";")))
 
 
 @pytest.fixture(scope="module")
 def server(maker: Maker) -> Server:
     """A server with the page's CA, a certificate for this machine, and no TLS so far."""
     server = maker.primary("alone")
-    asyncio.run(tell(server, *GRANTS))
+    asyncio.run(execute(server, *GRANTS))
     folder = maker.folder
     *make, _ = commands(TLS)
     for line in make:
@@ -79,7 +80,7 @@ async def encrypted(server: Server) -> AsyncIterator[Server]:
     yield server
     install(server)
     rules(server)
-    await tell(server, "ALTER SYSTEM RESET ssl", "SELECT pg_reload_conf()")
+    await execute(server, "ALTER SYSTEM RESET ssl", "SELECT pg_reload_conf()")
 
 
 def install(server: Server, place: str = "") -> None:
@@ -141,7 +142,7 @@ async def test_check_reports_each_sslmode(
     """`check` reports the effect of each `sslmode`: encrypted or not, and the verification."""
     with_tls, without = MODES[mode]
     rules(encrypted)  # `host`, whether with TLS or without
-    await tell(encrypted, f"ALTER SYSTEM SET ssl = {has_tls}", "SELECT pg_reload_conf()")
+    await execute(encrypted, f"ALTER SYSTEM SET ssl = {has_tls}", "SELECT pg_reload_conf()")
     url = url_of_page(encrypted).partition("?")[0]
     query = mode.format(ca=encrypted.folder.parent / "ca.crt")
     said = await told(f"{url}?{query}", services, tmp_path)
@@ -164,7 +165,7 @@ async def test_wrong_server_is_refused(
     if place:
         install(encrypted, place)
     on = "on" if place else "off"
-    await tell(encrypted, f"ALTER SYSTEM SET ssl = {on}", "SELECT pg_reload_conf()")
+    await execute(encrypted, f"ALTER SYSTEM SET ssl = {on}", "SELECT pg_reload_conf()")
     url = url_of_page(encrypted)
     assert words in await told(url, services, tmp_path)
     with pytest.raises(hosts.NoAnswer, match=words):
@@ -175,7 +176,7 @@ async def test_wrong_server_is_refused(
         assert await outcome(gateway, callback) == "500"
         # The right certificate is back, and the gateway goes on by itself.
         install(encrypted)
-        await tell(encrypted, "ALTER SYSTEM SET ssl = on", "SELECT pg_reload_conf()")
+        await execute(encrypted, "ALTER SYSTEM SET ssl = on", "SELECT pg_reload_conf()")
         assert await until_told(gateway, callback) in COMMITTED
 
 
@@ -187,7 +188,7 @@ async def test_gateway_logs_in_by_its_certificate(
         typed(encrypted.folder.parent, line)
     await block(encrypted, statements(CLIENT)[0])
     rules(encrypted, lines(CLIENT)[0])
-    await tell(encrypted, "SELECT pg_reload_conf()")
+    await execute(encrypted, "SELECT pg_reload_conf()")
     url = url_of_page(encrypted, CLIENT)
     assert await told(url, services, tmp_path) == VERIFIED
     with serving(url, services.redis_url, tmp_path) as gateway:

@@ -15,9 +15,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from bench.testbed.ports import free_port
 from bench.testbed.process import PATIENCE_S, ROOT
 from tests.gateways import Services
-from tests.ports import free_port
 
 WRITTEN = b'{"received":1,"written":1,"duplicate":0,"dropped":0}'
 DUPLICATE = b'{"received":1,"written":0,"duplicate":1,"dropped":0}'

@@ -1,11 +1,13 @@
 """The identity of the data, and the clock of its server."""
 
 import asyncio
+import itertools
 import time
 
 import asyncpg
 import pytest
 
+from sinks.timescale.connection import ReconnectingConnection
 from sinks.timescale.sink import TimescaleSink
 from tests.events import generation_of
 
@@ -41,3 +43,23 @@ async def test_clock_of_the_server_is_known(
             while sink.clock_ahead_s is not None:
                 await asyncio.sleep(0.02)
     await sink.close()
+
+
+async def test_jump_of_our_clock_is_part_of_the_difference(database_url: str) -> None:
+    """Our clock may jump at any moment: the difference is that of its last reading."""
+    jumps = itertools.count(step=90_000)
+    jumped_s = 0
+
+    def now() -> float:
+        nonlocal jumped_s
+        jumped_s = next(jumps)
+        return time.time() + jumped_s
+
+    replaced = ReconnectingConnection(database_url, commit_timeout_s=5, lock_timeout_s=1, now=now)
+    for _ in range(2):
+        async with replaced:
+            await replaced.refresh()
+        ahead_s = replaced.clock_ahead_s
+        assert ahead_s is not None
+        assert abs(ahead_s - jumped_s) < 5
+    await replaced.close()

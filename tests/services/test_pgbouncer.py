@@ -16,6 +16,14 @@ import pytest
 from app.claims import Claims
 from app.dev.embedded import EmbeddedError
 from app.event import Outcome
+from bench.testbed.pgbouncer import (
+    BARE,
+    DOCUMENTED,
+    Arrangement,
+    PgBouncer,
+    find_pgbouncer,
+    pgbouncer,
+)
 from bench.testbed.process import PATIENCE_S
 from sinks.timescale.schema import _MIGRATION_LOCK
 from sinks.timescale.sink import TimescaleSink
@@ -24,7 +32,6 @@ from tests.adversity.test_exactly_once import AlwaysHeld
 from tests.adversity.test_poison import NO_XX
 from tests.events import event, events, generation_of, stored, write
 from tests.gateways import Gateways, Process, Services, environment
-from tests.pgbouncer import BARE, DOCUMENTED, Arrangement, PgBouncer, find_pgbouncer, pgbouncer
 from tests.services import test_quarantine_store, test_replay, test_timescale
 from tests.services.test_commands import run
 
@@ -208,7 +215,7 @@ async def test_lost_pooler_costs_one_write(
     with pytest.raises((asyncpg.PostgresError, OSError)):
         await writing
     if lost == "pooler":
-        bouncer.start()
+        await bouncer.start_ready()
     assert await write(sink, events("a"), contested=contested) == [WRITTEN]
     assert await stored(connection) == {"a"}
 

@@ -227,7 +227,7 @@ async def test_database_out_of_reach_fails_in_time(
     proxy: Proxy, database_url: str, connection: Connection
 ) -> None:
     """A wire that is cut without a packet ends in a TimeoutError, and the next drop is kept."""
-    quarantine = TimescaleQuarantine(through(proxy, database_url), commit_timeout_s=4)
+    quarantine = TimescaleQuarantine(through([proxy], database_url), commit_timeout_s=4)
     await quarantine.keep([drop()])
     proxy.blackhole()
     with pytest.raises(TimeoutError):

@@ -30,6 +30,7 @@ from tests.replays import APP, Replays, arrivals, drops, in_quarantine, keep
         (("--yes", "--since", "yesterday"), "--since"),
         (("--yes", "--set", "created_at"), "--set"),
         (("--yes", "--set", "secret=x"), "--set"),
+        (("--yes", "--from", "postgresql://127.0.0.1:1/other"), "--from: needs CELL"),
     ],
 )
 async def test_wrong_argument_is_one_line(

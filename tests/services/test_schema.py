@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 import asyncpg
 import pytest
@@ -12,7 +12,7 @@ from app.dev import embedded
 from app.event import Outcome
 from sinks.timescale import retention, schema
 from sinks.timescale.sink import TimescaleSink
-from tests.events import event, write
+from tests.events import OCCURRED_AT, event, write
 from tests.gateways import Gateways, Services
 from tests.services.test_timescale import skip_without_timescaledb
 
@@ -138,7 +138,7 @@ AMOUNTS: list[tuple[dict[str, str], str | None]] = [
 
 
 async def test_view_never_fails(connection: Connection, sink: TimescaleSink) -> None:
-    """A plain decimal becomes a number, any other text becomes null."""
+    """A plain decimal becomes a number, any other text null, and the sum is that of the numbers."""
     batch = [
         event(str(number), properties=sent | {"currency": "eur"})
         for number, (sent, _) in enumerate(AMOUNTS)
@@ -149,6 +149,15 @@ async def test_view_never_fails(connection: Connection, sink: TimescaleSink) -> 
     for number, (_, amount) in enumerate(AMOUNTS):
         assert amounts[number] == (None if amount is None else Decimal(amount))
     assert {record["currency"] for record in records} == {"EUR"}
+    read = [Decimal(amount) for _, amount in AMOUNTS if amount is not None]
+    [day] = await connection.fetch("SELECT * FROM revenue_by_day")
+    assert (day["day"], day["events"]) == (
+        OCCURRED_AT.replace(hour=0, minute=0, second=0, microsecond=0),
+        len(AMOUNTS),
+    )
+    assert day["events_without_amount"] == len(AMOUNTS) - len(read)
+    with localcontext(prec=100_000):
+        assert day["revenue"] == sum(read)
 
 
 async def test_retention_keeps_young_events(connection: Connection, sink: TimescaleSink) -> None:

@@ -165,7 +165,7 @@ async def test_look_back_finds_the_rows_of_crossing_commits(
     gateways: Gateways, proxy: Proxy, connection: asyncpg.Connection, database_url: str
 ) -> None:
     """A reader of `received_at > last` misses a row for good; the documented one misses none."""
-    url = through(proxy, database_url)
+    url = through([proxy], database_url)
     first = await gateways.start(DATABASE_URL=url, COMMIT_TIMEOUT_S="20", CLAIM_LEASE_S="40")
     second = await gateways.start()
     await connection.execute(CREATE)

@@ -1,6 +1,7 @@
 """The simulated vendor retries as Adjust does; the proxy holds a connection at a chosen moment."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
@@ -20,6 +21,8 @@ BODIES = {
     503: b'{"error":"Service Unavailable"}',
 }
 CLOSED, SILENT = 0, -1
+QUICKLY_S = (0.001,) * 6
+LENGTH = re.compile(rb"Content-Length: (\d+)")
 
 
 class Endpoint:
@@ -42,6 +45,8 @@ class Endpoint:
         while True:
             try:
                 request = await reader.readuntil(b"\r\n\r\n")
+                if length := LENGTH.search(request):
+                    request += await reader.readexactly(int(length[1]))
             except (asyncio.IncompleteReadError, ConnectionError):
                 break
             self.requests.append(request)
@@ -57,15 +62,14 @@ class Endpoint:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A vendor whose hours are milliseconds; but for silence, which is longer than a stall."""
-    monkeypatch.setattr(vendor, "RETRY_AFTER_S", (0.001,) * 6)
+    """A vendor that soon gives up waiting for an answer, but not within a stall."""
     monkeypatch.setattr(vendor, "ANSWER_TIMEOUT_S", 1.0)
 
 
 async def send(endpoint: Endpoint, kind: EventKind, events: int = 1) -> Vendor:
     """Send events of one kind to an endpoint, and return the vendor after the last answer."""
     async with endpoint.listen() as port:
-        sender = Vendor(EventGenerator(1, {kind: 1}), [port], rate=1_000)
+        sender = Vendor(EventGenerator(1, {kind: 1}), [port], rate=1_000, retry_after_s=QUICKLY_S)
         await sender.send(events)
         await sender.finish()
         await sender.close()
@@ -115,7 +119,9 @@ async def test_each_sending_of_a_drop_has_its_number() -> None:
 @pytest.mark.usefixtures("quick")
 async def test_unreachable_endpoint_is_given_up() -> None:
     """An endpoint that cannot be reached is tried seven times, and given up."""
-    sender = Vendor(EventGenerator(1, {EventKind.UNMAPPED: 1}), [1], rate=1_000)
+    sender = Vendor(
+        EventGenerator(1, {EventKind.UNMAPPED: 1}), [1], rate=1_000, retry_after_s=QUICKLY_S
+    )
     await sender.send(1)
     await sender.finish()
     await sender.close()

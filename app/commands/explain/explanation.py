@@ -38,6 +38,7 @@ class Explanation(msgspec.Struct, kw_only=True):
     address: str = ""
     app_token: str = ""
     workspace_id: str = ""
+    cell: str = ""
     event: str = ""
     event_type: str = ""
     time: str = ""
@@ -77,7 +78,8 @@ def _rows(explanation: Explanation) -> Iterator[tuple[str, str]]:
     yield "secret", e.secret
     yield "address", e.address
     if e.secret:
-        yield "app", f"{e.app_token or 'no app_token'} -> {e.workspace_id or 'unknown'}"
+        cell = f", cell {e.cell}" if e.cell else ""
+        yield "app", f"{e.app_token or 'no app_token'} -> {e.workspace_id or 'unknown'}{cell}"
     yield "event", e.event
     yield "time", e.time
     yield "user", e.user

@@ -55,6 +55,15 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         """The drop that the adapter returned."""
         return self.trace.result if isinstance(self.trace.result, Drop) else None
 
+    @property
+    def other_cell(self) -> str:
+        """The cell of the app, if it is not that of the gateway."""
+        request, cell = self.trace.request, self.gateway.settings.cell
+        if request is None or not cell:
+            return ""
+        app = self.gateway.workspaces.find(request.vendor, sent_app_token(request.query))
+        return app.cell if app and app.cell != cell else ""
+
 
 def hints(facts: Facts) -> Iterator[str]:
     """Yield the hints for a request."""
@@ -166,6 +175,12 @@ def _app(facts: Facts) -> Iterator[str]:
     if request is None or isinstance(facts.trace.error, UnknownVendor):
         return
     token = sent_app_token(request.query) or ""
+    if facts.other_cell:
+        yield (
+            f"this is cell {facts.gateway.settings.cell}: the proxy must send this app to "
+            f"{facts.other_cell} (`python -m app cells` prints its map); CELL={facts.other_cell} "
+            "before this command shows what becomes of the callback there"
+        )
     if facts.gateway.workspaces.find(request.vendor, token):
         return
     if not token:

@@ -74,7 +74,7 @@ def _add_answer(explanation: Explanation, facts: Facts, discretion: Discretion) 
         case Verdict.EVENT:
             pass  # the event is added later
         case Verdict.DROPPED:
-            drop = _drop_of(trace)
+            drop = _drop_of(facts)
             explanation.reason, explanation.subject = drop.reason.value, shown(drop.subject)
             subject = f": {explanation.subject}" if explanation.subject else ""
             kept = _kept(facts) or (
@@ -106,10 +106,13 @@ def _kept(facts: Facts) -> str:
     return f"; quarantine keeps it {facts.gateway.settings.quarantine_d} days" if is_kept else ""
 
 
-def _drop_of(trace: Trace) -> Drop:
-    """Return the drop of a callback; the adapter sees none of an unknown app."""
+def _drop_of(facts: Facts) -> Drop:
+    """Return the drop of a callback; the adapter sees none of an unknown app or of another cell."""
+    trace = facts.trace
     if isinstance(trace.result, Drop):
         return trace.result
+    if facts.other_cell:
+        return Drop(DropReason.OTHER_CELL, facts.other_cell)
     token = sent_app_token(trace.request.query) if trace.request else ""
     return Drop(DropReason.UNKNOWN_APP, token or "")
 
@@ -128,6 +131,7 @@ def _add_access(explanation: Explanation, facts: Facts, discretion: Discretion) 
     app = facts.gateway.workspaces.find(trace.request.vendor, token)
     explanation.app_token = shown(token)
     explanation.workspace_id = shown(app.workspace_id) if app else ""
+    explanation.cell = app.cell if app else ""
 
 
 def _secret(facts: Facts) -> str:

@@ -1,11 +1,18 @@
 """Processes with a wrong clock, by libfaketime: the time of day, and no other clock."""
 
+import asyncio
 import re
+from math import nan
 from pathlib import Path
 
 from app.dev.embedded import EmbeddedError, unpack
+from bench.testbed.client import metrics
+from bench.testbed.process import PATIENCE_S, POLL_S, BenchError
 
 _INSTALLED = "usr/lib/*/faketime/libfaketime.so.1"
+_AHEAD = "flokit_clock_ahead_seconds"
+# A gateway compares the clocks every second, and a machine may be busy.
+_CLOSE_S = 20.0
 
 
 def find_libfaketime() -> Path:
@@ -44,3 +51,20 @@ class Clock:
         new = self._file.with_suffix(".new")
         new.write_text(f"{ahead_s:+d}")
         new.replace(self._file)
+
+
+async def until_ahead(port: int, ahead_s: float) -> None:
+    """Return when a gateway reports that its clock is so much ahead; raises BenchError."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while not await _is_ahead(port, ahead_s):  # noqa: ASYNC110 - polls a page
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise BenchError(
+            f"the gateway on port {port} reports no clock {ahead_s:+g} s ahead"
+        ) from None
+
+
+async def _is_ahead(port: int, ahead_s: float) -> bool:
+    measured_s = (await metrics(port)).get(_AHEAD, nan)
+    return abs(measured_s - ahead_s) < _CLOSE_S

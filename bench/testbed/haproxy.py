@@ -49,6 +49,29 @@ DATABASE = Configuration(
         "    server one 10.0.0.1:5432\n    server two 10.0.0.2:5432\n": "",
     },
 )
+PATRONI = Configuration(
+    (ROOT / "docs/high-availability/haproxy.cfg").read_text(),
+    STATS
+    | {
+        "bind :5432": "bind fd@{door}",
+        "    server one 10.0.0.11:5432 check port 8008\n": "",
+        "    server two 10.0.0.12:5432 check port 8008\n": "",
+        "    server three 10.0.0.13:5432 check port 8008\n": "",
+    },
+)
+
+
+def cells(servers: Mapping[str, int], path: Path) -> Configuration:
+    """The documented one for cells: the map at `path`, and a gateway for each of two cells."""
+    settings = documented("docs/deploying.md", "global\n    tune.bufsize").partition("frontend ")[0]
+    text = settings + documented("docs/cells.md", "frontend callbacks").replace("1s", "50ms")
+    one, two = ("server one 127.0.0.1:8001", "server two 127.0.0.1:8002")
+    here = {
+        written: f"server {name} 127.0.0.1:{port}"
+        for written, (name, port) in zip((one, two), servers.items(), strict=True)
+    }
+    here |= {"/etc/haproxy/cells.map": str(path), "bind :8080": "bind fd@{door}"}
+    return Configuration(text, STATS | {"defaults\n": "defaults\n    timeout check 20s\n"} | here)
 
 
 def find_haproxy() -> Path:
@@ -89,9 +112,17 @@ class HAProxy:
 
 @contextmanager
 def haproxy(
-    folder: Path, servers: Mapping[str, int], program: Path, given: Configuration = GATEWAYS
+    folder: Path,
+    servers: Mapping[str, int],
+    program: Path,
+    given: Configuration = GATEWAYS,
+    checks: Mapping[str, int] | None = None,
 ) -> Iterator[HAProxy]:
-    """Run HAProxy in front of the servers on these ports of this machine."""
+    """Run HAProxy in front of the servers on these ports of this machine.
+
+    `checks` are the ports of their health checks, where these are others.
+    """
+    words = {name: f" check port {port}" for name, port in (checks or {}).items()}
     config, log = folder / "haproxy.cfg", folder / "haproxy.log"
     with (
         # It inherits its sockets: no other program can take their ports.
@@ -102,7 +133,10 @@ def haproxy(
         for written, used in given.here.items():
             assert text.count(written) == 1, f"not in the documented configuration: {written}"
             text = text.replace(written, used.format(door=door.fileno(), stats=stats.fileno()))
-        lines = (f"    server {name} 127.0.0.1:{port}\n" for name, port in servers.items())
+        lines = (
+            f"    server {name} 127.0.0.1:{port}{words.get(name, '')}\n"
+            for name, port in servers.items()
+        )
         config.write_text(text + "".join(lines))
         process = Program(
             [str(program), "-db", "-f", str(config)],

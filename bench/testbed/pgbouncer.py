@@ -1,5 +1,6 @@
 """A real PgBouncer in front of the test's database server, as an operator would set it up."""
 
+import asyncio
 import shutil
 import signal
 import socket
@@ -13,8 +14,8 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from app.dev.embedded import EmbeddedError, unpack
+from bench.testbed.ports import free_port
 from bench.testbed.process import ROOT, Program, as_nobody
-from tests.ports import free_port
 
 # The documented one, on a port of ours, for any database of the test's server.
 TEXT = (ROOT / "docs/deploying.md").read_text()
@@ -104,13 +105,28 @@ class PgBouncer:
         (self.folder / "pgbouncer.ini").write_text(text)
 
     def start(self) -> None:
-        """Start it, and return when it listens."""
+        """Start it, and return at once."""
         self.port = self.port or free_port()
         self.configure()
         command = as_nobody([str(self.program), str(self.folder / "pgbouncer.ini")])
         self._process = Program(command, self.folder / "pgbouncer.log")
         self._process.start()
+
+    async def start_ready(self) -> None:
+        """Start it, and return when it listens; raises BenchError."""
+        # In the thread of the loop: the process ends with the thread that starts it.
+        self.start()
+        await asyncio.to_thread(self.wait_until_ready)
+
+    def wait_until_ready(self) -> None:
+        """Return when it listens; raises BenchError."""
+        assert self._process is not None, "not started"
         self._process.wait_until(self._listens)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it does not run."""
+        return self._process is None or self._process.exit_code is not None
 
     def _listens(self) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
@@ -143,6 +159,7 @@ def pgbouncer(
     bouncer = PgBouncer(program, folder, server_url, role, password, settings)
     try:
         bouncer.start()
+        bouncer.wait_until_ready()
         yield bouncer
     finally:
         bouncer.stop()

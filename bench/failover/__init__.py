@@ -1,0 +1,1 @@
+"""Failovers of a database under Patroni, under load."""

@@ -1,0 +1,1 @@
+"""Gateways that break the contract on purpose: the oracle must find each of them."""

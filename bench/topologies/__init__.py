@@ -1,0 +1,1 @@
+"""Topologies of real servers on loopback."""

@@ -1,0 +1,1 @@
+"""Histories of two gateways in virtual time, each made and repeated by a seed."""
