@@ -4,7 +4,6 @@ Most costs depend on the number of events in a batch. So they are measured with 
 callers, and given as two figures: of an event, and of a batch.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,6 +22,7 @@ from bench.testbed.gateway import Gateway
 from bench.testbed.load import run_wrk
 from bench.testbed.machine import Machine, describe_machine
 from bench.testbed.process import BenchError
+from bench.testbed.threads import in_thread
 from bench.testbed.usage import cpu_s
 
 # With one caller a batch is one event; with the last, some hundred.
@@ -196,7 +196,7 @@ class _Measuring:
                 stack.callback(meter.close)
             gateway = Gateway(port, environ, log, databases=[meters[1]], redis=meters[2])
             # In another thread: its last requests pass through the meters of this thread's loop.
-            stack.push_async_callback(asyncio.to_thread, gateway.stop)
+            stack.push_async_callback(in_thread, gateway.stop)
             await gateway.start_ready()
             return [await self._sent(callers, gateway, meters) for callers in CALLERS_ON_METERS]
 

@@ -1,6 +1,5 @@
 """The environment of a run: a Patroni cluster, HAProxy, a Redis and gateways, on loopback."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from enum import Enum
@@ -14,6 +13,7 @@ from bench.testbed.drops import POISON_RULES
 from bench.testbed.environment import DEFAULT_TIMEOUTS, SETTINGS, run_folder
 from bench.testbed.haproxy import HAProxy, find_haproxy
 from bench.testbed.process import ServerProcess
+from bench.testbed.threads import in_thread
 from bench.topologies.node import find_executables
 from bench.topologies.patroni import Cluster, open_cluster, proxied
 from bench.topologies.servers import url_of
@@ -103,6 +103,6 @@ async def _gateways(
     ]
     async with AsyncExitStack() as stack:
         for gateway in gateways:
-            stack.push_async_callback(asyncio.to_thread, gateway.stop)
+            stack.push_async_callback(in_thread, gateway.stop)
             await gateway.start_ready()
         yield gateways

@@ -21,6 +21,7 @@ from bench.testbed.deliveries import MIX, EventGenerator
 from bench.testbed.ledger import AnswerKind, Ledger, classify
 from bench.testbed.machine import Machine, describe_machine
 from bench.testbed.process import PATIENCE_S, POLL_S, BenchError
+from bench.testbed.threads import in_thread
 from bench.testbed.vendor import ANSWER_TIMEOUT_S, Vendor
 from bench.topologies.node import Node
 
@@ -127,7 +128,7 @@ class _Run:
             await asyncio.gather(*(self._until_written(port) for port in self.servers.ports))
         failover.every_gateway_at = time.time()
         await asyncio.sleep(RETURN_S)
-        await asyncio.to_thread(self.servers.redis.server.start)
+        await in_thread(self.servers.redis.server.start)
         if fault in (Fault.FENCED, Fault.LOST):
             former.start()
         self.progress.step(f"waiting for {former.name} as a standby of {leader.name}")
@@ -137,15 +138,15 @@ class _Run:
     async def _disturb(self, fault: Fault, former: Node) -> None:
         match fault:
             case Fault.FENCED:
-                await asyncio.to_thread(former.kill)
+                await in_thread(former.kill)
                 await asyncio.sleep(self.promote_after_s)
-                await asyncio.to_thread(self.servers.cluster.fence)
+                await in_thread(self.servers.cluster.fence)
             case Fault.LOST:
-                await asyncio.to_thread(former.kill)
+                await in_thread(former.kill)
             case Fault.CRASHED:
                 former.crash()
             case Fault.SWITCHED:
-                await asyncio.to_thread(self.servers.cluster.switch_over)
+                await in_thread(self.servers.cluster.switch_over)
 
     async def _disturb_redis(self, failover: Failover, number: int) -> None:
         """Take the keys of Redis, or Redis, away in two of three failovers."""
@@ -158,7 +159,7 @@ class _Run:
                     await redis.flushall()
             case 2:
                 failover.redis = "killed"
-                await asyncio.to_thread(self.servers.redis.server.kill)
+                await in_thread(self.servers.redis.server.kill)
 
     async def _until_written(self, port: int) -> None:
         """Send callbacks to one gateway, past those that wait for their turn, until a `written`."""

@@ -11,7 +11,8 @@ from app.dev.processes import Server
 from bench.testbed.environment import CLAIM_LEASE_S, COMMIT_TIMEOUT_S, Environment
 from bench.testbed.gateway import Gateway
 from bench.testbed.proxy import Moment
-from bench.topologies.servers import until
+from bench.testbed.threads import in_thread
+from bench.testbed.waits import until_true
 
 Fault = Callable[[Environment, Gateway, Random], Awaitable[None]]
 
@@ -25,7 +26,7 @@ class ServerLog:
 
     async def until(self, error: bytes) -> None:
         """Return when an error has been logged that matches this pattern; raises TimeoutError."""
-        await until(lambda: asyncio.to_thread(self._has, error))
+        await until_true(lambda: asyncio.to_thread(self._has, error))
 
     def _has(self, error: bytes) -> bool:
         with self._path.open("rb") as log:
@@ -44,7 +45,7 @@ class Place(Enum):
 async def kill_at(gateway: Gateway, moment: Moment) -> None:
     """Kill a gateway at a moment of its next batch, and start it again."""
     connection = await gateway.database.catch(moment)
-    await asyncio.to_thread(gateway.kill)
+    await in_thread(gateway.kill)
     connection.cut()
     await gateway.start_ready()
 

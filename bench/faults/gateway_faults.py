@@ -9,6 +9,7 @@ from bench.testbed.environment import Environment
 from bench.testbed.gateway import Gateway
 from bench.testbed.process import BenchError
 from bench.testbed.proxy import Moment
+from bench.testbed.threads import in_thread
 
 
 async def gateway_killed_between_claim_and_commit(
@@ -38,7 +39,7 @@ async def gateway_killed_between_commit_and_answer(
 async def gateway_killed_at_random(_: Environment, gateway: Gateway, random: Random) -> None:
     """The process is killed at a random moment."""
     await asyncio.sleep(random.uniform(0, 0.5))
-    await asyncio.to_thread(gateway.kill)
+    await in_thread(gateway.kill)
     await gateway.start_ready()
 
 

@@ -23,7 +23,8 @@ from bench.testbed.client import exchange, metrics
 from bench.testbed.deliveries import FIRST_DAY
 from bench.testbed.environment import Environment
 from bench.testbed.gateway import Gateway
-from bench.testbed.process import OK, PATIENCE_S, POLL_S, BenchError, Program, inherited
+from bench.testbed.process import OK, BenchError, Program, inherited
+from bench.testbed.waits import until_true
 from bench.topologies.servers import until
 
 # No transaction that is undone takes a number back.
@@ -159,9 +160,10 @@ async def _version(gateway: Gateway) -> float:
 
 
 async def _until_changed(gateway: Gateway, name: str, before: float) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while (await metrics(gateway.port))[name] == before:  # noqa: ASYNC110 - polls a page
-            await asyncio.sleep(POLL_S)
+    async def has_changed() -> bool:
+        return (await metrics(gateway.port))[name] != before
+
+    await until_true(has_changed)
 
 
 QUICK: tuple[Fault, ...] = (foreign_trigger, foreign_unique_index, retention_run)

@@ -12,8 +12,9 @@ from bench.testbed.client import metrics
 from bench.testbed.environment import CLAIM_LEASE_S, COMMIT_TIMEOUT_S, Environment
 from bench.testbed.gateway import Gateway
 from bench.testbed.pgbouncer import PgBouncer, find_pgbouncer
-from bench.testbed.process import PATIENCE_S, POLL_S, BenchError
+from bench.testbed.process import BenchError
 from bench.testbed.threads import in_thread
+from bench.testbed.waits import until_true
 
 _WRITTEN = "flokit_callbacks_written_total"
 
@@ -88,9 +89,11 @@ async def _behind_pooler(environment: Environment, gateway: Gateway) -> AsyncIte
 async def _until_written(gateway: Gateway) -> None:
     """Return when the gateway has written an event: on its only way to the database."""
     before = await _written(gateway)
-    async with asyncio.timeout(PATIENCE_S):
-        while await _written(gateway) <= before:  # noqa: ASYNC110 - polls a page
-            await asyncio.sleep(POLL_S)
+
+    async def has_written() -> bool:
+        return await _written(gateway) > before
+
+    await until_true(has_written)
 
 
 async def _written(gateway: Gateway) -> float:

@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 from redis.asyncio import Redis
 
-from bench.faults.oracle import judge
 from bench.faults.verdict import Verdict
 from bench.sabotage.sabotage import Sabotage
-from bench.sabotage.scenarios import RATE, RETRY_AFTER_S, SEED
+from bench.sabotage.scenarios import SEED, judge_run, vendor_of
 from bench.testbed.deliveries import MIX, EventGenerator
 from bench.testbed.environment import CLAIM_LEASE_S, Environment
 from bench.testbed.ledger import AnswerKind
-from bench.testbed.process import PATIENCE_S, POLL_S
+from bench.testbed.process import POLL_S
 from bench.testbed.vendor import Vendor
+from bench.testbed.waits import until_true
 
 # The contract promises a second, also to an idle gateway.
 SETTLED_WITHIN_S = 2.0
@@ -75,17 +75,14 @@ async def run_with_others_claims(
 ) -> tuple[Verdict, list[str]]:
     """Compare the keys with the rows, and take claims over; returns the broken rules too."""
     generator = EventGenerator(SEED, sabotage.all_shares, vendors=MIX)
-    ports = [gateway.port for gateway in environment.gateways]
-    vendor = Vendor(generator, ports, RATE, retry_after_s=RETRY_AFTER_S)
+    vendor = vendor_of(environment, generator)
     try:
         async with environment.redis() as redis:
             run = _Run(environment, generator, vendor, redis)
             await run.run(sabotage.callbacks)
     finally:
         await vendor.close()
-    async with environment.connected() as connection:
-        verdict = await judge(connection, generator, vendor.ledger, vendor.begun)
-    return verdict, run.broken
+    return await judge_run(environment, generator, vendor.ledger, vendor.begun), run.broken
 
 
 @dataclass
@@ -222,9 +219,11 @@ class _Run:
         """Return after so many further answers of a failure, each of which follows a release."""
         ledger = self.vendor.ledger
         answers += ledger.tally()[AnswerKind.ERROR]
-        async with asyncio.timeout(PATIENCE_S):
-            while ledger.tally()[AnswerKind.ERROR] < answers:  # noqa: ASYNC110 - polls a ledger
-                await asyncio.sleep(POLL_S)
+
+        async def have_failed() -> bool:
+            return ledger.tally()[AnswerKind.ERROR] >= answers
+
+        await until_true(have_failed)
 
     async def _keys(self) -> Sequence[Key]:
         return [Key(*found) for found in await self.redis.eval(_KEYS, 0)]

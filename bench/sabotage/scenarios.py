@@ -12,6 +12,7 @@ from bench.testbed.deliveries import MIX, EventGenerator
 from bench.testbed.environment import Environment
 from bench.testbed.ledger import Ledger
 from bench.testbed.process import POLL_S
+from bench.testbed.threads import in_thread
 from bench.testbed.vendor import Vendor
 from bench.topologies.servers import WAITING, superuser_connection
 
@@ -27,13 +28,13 @@ async def run_replaced(sabotage: Sabotage, environment: Environment) -> Verdict:
     generator = EventGenerator(SEED, sabotage.all_shares, vendors=MIX)
     await _send(environment, generator, sabotage.callbacks)
     for gateway in environment.gateways:
-        await asyncio.to_thread(gateway.stop)
+        await in_thread(gateway.stop)
     await environment.execute("TRUNCATE events, stable_events, dropped, quarantine_usage")
-    await asyncio.to_thread(environment.servers.postgres.stop, signal.SIGINT)
-    await asyncio.to_thread(environment.servers.postgres.start)
+    await in_thread(environment.servers.postgres.stop, signal.SIGINT)
+    await in_thread(environment.servers.postgres.start)
     await asyncio.gather(*(gateway.start_ready() for gateway in environment.gateways))
     ledger = await _send(environment, generator, sabotage.callbacks)
-    return await _judge(environment, generator, ledger, sabotage.callbacks)
+    return await judge_run(environment, generator, ledger, sabotage.callbacks)
 
 
 async def run_with_frozen_redis(
@@ -41,7 +42,7 @@ async def run_with_frozen_redis(
 ) -> tuple[Verdict, list[str]]:
     """Freeze Redis for some callbacks: none may fail, not even once; returns those given up too."""
     generator = EventGenerator(SEED, sabotage.all_shares, vendors=MIX)
-    vendor = _vendor(environment, generator, RETRY_AFTER_S[:FROZEN_RETRIES])
+    vendor = vendor_of(environment, generator, RETRY_AFTER_S[:FROZEN_RETRIES])
     redis = environment.servers.redis
     try:
         await vendor.send(sabotage.callbacks // 2)
@@ -63,7 +64,7 @@ async def run_with_frozen_redis(
         await vendor.finish()
     finally:
         await vendor.close()
-    verdict = await _judge(environment, generator, vendor.ledger, sabotage.callbacks)
+    verdict = await judge_run(environment, generator, vendor.ledger, sabotage.callbacks)
     verdict.failed |= failed
     return verdict, stuck
 
@@ -75,26 +76,26 @@ async def run_promoted(sabotage: Sabotage, environment: Environment) -> Verdict:
     events find rows that no standby has.
     """
     generator = EventGenerator(SEED, sabotage.all_shares, vendors=MIX)
-    vendor = _vendor(environment, generator)
+    vendor = vendor_of(environment, generator)
     pair = environment.pair
     try:
         await vendor.send(sabotage.callbacks // 3)
         await vendor.finish()
         # Killed, not frozen: the network would deliver the rows to a frozen one later.
-        await asyncio.to_thread(pair.standby.kill)
+        await in_thread(pair.standby.kill)
         async with asyncio.TaskGroup() as tasks:
             cancelling = tasks.create_task(_cancel_waits(environment))
             await vendor.send(sabotage.callbacks * 2 // 3)
             await vendor.finish()
             cancelling.cancel()
-        await asyncio.to_thread(pair.primary.kill)
-        await asyncio.to_thread(pair.standby.start)
+        await in_thread(pair.primary.kill)
+        await in_thread(pair.standby.start)
         await pair.promote()
         await vendor.send(sabotage.callbacks)
         await vendor.finish()
     finally:
         await vendor.close()
-    return await _judge(environment, generator, vendor.ledger, sabotage.callbacks)
+    return await judge_run(environment, generator, vendor.ledger, sabotage.callbacks)
 
 
 async def _cancel_waits(environment: Environment) -> None:
@@ -105,17 +106,18 @@ async def _cancel_waits(environment: Environment) -> None:
             await asyncio.sleep(POLL_S)
 
 
-def _vendor(
+def vendor_of(
     environment: Environment,
     generator: EventGenerator,
     retry_after_s: Sequence[float] = RETRY_AFTER_S,
 ) -> Vendor:
+    """Return a vendor that sends to all gateways of an environment."""
     ports = [gateway.port for gateway in environment.gateways]
     return Vendor(generator, ports, RATE, retry_after_s=retry_after_s)
 
 
 async def _send(environment: Environment, generator: EventGenerator, callbacks: int) -> Ledger:
-    vendor = _vendor(environment, generator)
+    vendor = vendor_of(environment, generator)
     try:
         await vendor.send(callbacks)
         await vendor.finish()
@@ -124,8 +126,9 @@ async def _send(environment: Environment, generator: EventGenerator, callbacks: 
     return vendor.ledger
 
 
-async def _judge(
+async def judge_run(
     environment: Environment, generator: EventGenerator, ledger: Ledger, callbacks: int
 ) -> Verdict:
+    """Return the verdict of the oracle on the first so many callbacks."""
     async with environment.connected() as connection:
         return await judge(connection, generator, ledger, callbacks)

@@ -1,13 +1,13 @@
 """Processes with a wrong clock, by libfaketime: the time of day, and no other clock."""
 
-import asyncio
 import re
 from math import nan
 from pathlib import Path
 
 from app.dev.embedded import EmbeddedError, unpack
 from bench.testbed.client import metrics
-from bench.testbed.process import PATIENCE_S, POLL_S, BenchError
+from bench.testbed.process import BenchError
+from bench.testbed.waits import until_true
 
 _INSTALLED = "usr/lib/*/faketime/libfaketime.so.1"
 _AHEAD = "flokit_clock_ahead_seconds"
@@ -56,9 +56,7 @@ class Clock:
 async def until_ahead(port: int, ahead_s: float) -> None:
     """Return when a gateway reports that its clock is so much ahead; raises BenchError."""
     try:
-        async with asyncio.timeout(PATIENCE_S):
-            while not await _is_ahead(port, ahead_s):  # noqa: ASYNC110 - polls a page
-                await asyncio.sleep(POLL_S)
+        await until_true(lambda: _is_ahead(port, ahead_s))
     except TimeoutError:
         raise BenchError(
             f"the gateway on port {port} reports no clock {ahead_s:+g} s ahead"

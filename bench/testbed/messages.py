@@ -113,17 +113,19 @@ def expected_properties(vendor: str, body: bytes, sent: Mapping[str, str]) -> di
         del members["timestamp"]
     else:
         members = {name: value for name, value in members.items() if name not in _IN_COLUMNS}
-    texts = {name: _text(bytes(value)) for name, value in members.items()}
     shared = {"revenue_float": sent["revenue_float"], "currency": sent["currency"]}
-    return {name: text for name, text in texts.items() if text} | shared
+    return _texts(members) | shared
 
 
 def parameters_of(body: bytes, app_token: str) -> Mapping[str, str]:
     """Return the parameters of a message that have a value, with those of its URL."""
-    members = msgspec.json.decode(body, type=Raw)
+    return _texts(msgspec.json.decode(body, type=Raw)) | {"app_token": app_token}
+
+
+def _texts(members: Raw) -> dict[str, str]:
+    """Return the members with a value, as the gateway reads them."""
     texts = {name: _text(bytes(value)) for name, value in members.items()}
-    present = {name: text for name, text in texts.items() if text}
-    return present | {"app_token": app_token}
+    return {name: text for name, text in texts.items() if text}
 
 
 def _flat(members: Raw) -> list[tuple[str, msgspec.Raw]]:

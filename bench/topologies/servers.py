@@ -1,13 +1,13 @@
 """PostgreSQL servers on loopback: their addresses, statements on them, and waits for them."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 import asyncpg
 
-from bench.testbed.process import PATIENCE_S, POLL_S
+from bench.testbed.process import PATIENCE_S
+from bench.testbed.waits import until_true
 
 PASSWORD = "the-servers-own"  # noqa: S105 - of servers that live for a run
 OWNER, REPLICATOR = "flokit", "replicator"
@@ -84,12 +84,13 @@ async def until(
 
     Raises TimeoutError.
     """
-    async with asyncio.timeout(patience_s):
-        while True:
-            with suppress(*AWAY):
-                if found := await condition():
-                    return found
-            await asyncio.sleep(POLL_S)
+
+    async def found() -> _Found | None:
+        with suppress(*AWAY):
+            return await condition()
+        return None
+
+    return await until_true(found, patience_s)
 
 
 async def until_primary(server: Listening) -> None:
