@@ -35,10 +35,13 @@ class ServerLog:
 
 
 class Place(Enum):
-    """The environment of a fault; each has gateways, a Redis and a database of its own."""
+    """The environment of a fault; each has gateways, a Redis and a database of its own.
 
-    SINGLE = "one database"
+    In the order of a run: the one with the most that can break comes first.
+    """
+
     PAIR = "a primary and its synchronous standby"
+    SINGLE = "one database"
     DATES = "one database with RETENTION_D"
 
 
