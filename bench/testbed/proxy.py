@@ -138,10 +138,14 @@ class End(asyncio.Protocol):
             self._transport.write(data)
 
     def abort(self) -> None:
-        """Close with a reset, unless the other side has closed: then it has no socket any more."""
+        """Close with a reset, unless the other side has closed: then it has no socket any more.
+
+        Nor has it one when its connecting was cancelled at the last moment.
+        """
         if self._transport is not None and not self._transport.is_closing():
-            connection: socket.socket = self._transport.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+            connection: socket.socket | None = self._transport.get_extra_info("socket")
+            if connection is not None:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
             self._transport.abort()
 
 
