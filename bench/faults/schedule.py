@@ -111,19 +111,25 @@ def make_schedules(
     """Return a schedule for each place, of the kinds there; a kind may be among them twice."""
     names = [kinds[number % len(kinds)] for number in range(injections)]
     weight = sum(_WEIGHTS[PLACES[name]] for name in names)
-    return [
-        make_schedule(
-            seed=seed,
-            callbacks=callbacks * _WEIGHTS[place] * len(here) // weight,
-            injections=len(here),
-            rate=rate,
-            kinds=here,
-            gateways=gateways,
-            shares=shares,
-        )
-        for place in Place
-        if (here := [name for name in names if PLACES[name] is place])
-    ]
+    schedules = []
+    scheduled = weight_before = 0
+    for place in Place:
+        if here := [name for name in names if PLACES[name] is place]:
+            weight_before += _WEIGHTS[place] * len(here)
+            share = callbacks * weight_before // weight - scheduled
+            scheduled += share
+            schedules.append(
+                make_schedule(
+                    seed=seed,
+                    callbacks=share,
+                    injections=len(here),
+                    rate=rate,
+                    kinds=here,
+                    gateways=gateways,
+                    shares=shares,
+                )
+            )
+    return schedules
 
 
 def make_schedule(

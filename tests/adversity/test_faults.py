@@ -11,7 +11,7 @@ import pytest
 from bench.faults.faults import QUICK, unavailable
 from bench.faults.report import print_result
 from bench.faults.run import Result, run
-from bench.faults.schedule import TAIL, Schedule, make_schedule, short_schedule
+from bench.faults.schedule import TAIL, Schedule, make_schedule, make_schedules, short_schedule
 from bench.testbed.console import Progress
 from bench.testbed.deliveries import EventKind
 from bench.testbed.process import PATIENCE_S, ROOT
@@ -68,6 +68,14 @@ def test_seed_determines_the_run() -> None:
     assert events == [again.generator.event(number) for number in reversed(range(500))][::-1]
     assert {first.generator.event(number).kind for number in range(5_000)} == set(EventKind)
     assert events != [other.generator.event(number) for number in range(500)]
+
+
+@pytest.mark.parametrize(("callbacks", "faults"), [(3_000_000, 1_000), (1_000, 7), (60_001, 60)])
+def test_environments_share_all_callbacks_and_faults(callbacks: int, faults: int) -> None:
+    """No callback is lost to rounding: a run has as many as it was asked for."""
+    schedules = make_schedules(seed=1, callbacks=callbacks, injections=faults, rate=700)
+    assert sum(schedule.callbacks for schedule in schedules) == callbacks
+    assert sum(len(schedule.injections) for schedule in schedules) == faults
 
 
 STARTS_ONE = """
