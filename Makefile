@@ -41,7 +41,7 @@ faults: $(VENV)/ready ## a million callbacks and 360 faults of 60 kinds; under 4
 simulate: $(VENV)/ready ## random histories in virtual time until one fails; eight hours, Ctrl-C ends it
 	@$(BIN)/python -m tests.simulation --hours 8
 
-sabotage: $(VENV)/ready ## gateways that break the contract on purpose: each must be found; some 25 minutes
+sabotage: $(VENV)/ready ## gateways that break the contract on purpose: each must be found; some 13 minutes
 	@$(BIN)/python -m bench sabotage
 
 format: $(VENV)/ready ## put the code into its form
