@@ -49,6 +49,8 @@ UNMAPPED = float(os.environ.get("UNMAPPED", "0"))
 P99_MS = float(os.environ.get("P99_MS", "500"))
 STARTED = int(time.time())
 RUN = os.environ.get("RUN", str(STARTED))
+# At the end, unless --stop-timeout says otherwise.
+ANSWER_MAX_S = 30.0
 # Duplicates come this many callbacks after the first at the earliest.
 LAG = 100
 
@@ -148,6 +150,12 @@ class Steady(LoadTestShape):
         """Return the number of callers; None ends the run."""
         ran_s: float = self.get_run_time()  # type: ignore[no-untyped-call]
         return (CALLERS, CALLERS) if ran_s < DURATION_S else None
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def wait_for_answers(environment: Any, **_: object) -> None:
+    """Let each caller have its last answer: a callback without one has a row and is not counted."""
+    environment.stop_timeout = environment.stop_timeout or ANSWER_MAX_S
 
 
 @events.quitting.add_listener  # type: ignore[untyped-decorator]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -269,6 +270,27 @@ async def test_k6_and_locust_run_by_themselves(tmp_path: Path) -> None:
     summary = re.search(rb" 0 of (\d+) failed", output)
     assert summary
     assert 0 < rows <= int(summary[1]) <= 40 * took_s
+
+
+async def test_locust_waits_for_its_last_answers(tmp_path: Path) -> None:
+    """A callback under way at the end is answered and counted, by locust as by the server."""
+    arrived = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal arrived
+        with closing(writer), suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                arrived += 1
+                await asyncio.sleep(0.3)  # all callers are waiting nearly always
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    locust = [str(program("locust")), "--headless", f"--locustfile={ROOT}/bench/locustfile.py"]
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        environ = {"RATE": "40", "DURATION": "2", "CALLERS": "4", "P99_MS": "60000"}
+        environ["URL"] = f"http://127.0.0.1:{port}{ENDPOINT}"
+        output = await run_tool(locust, environ, 2, tmp_path)
+    assert f" 0 of {arrived} failed".encode() in output
 
 
 @pytest.mark.services
