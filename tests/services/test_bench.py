@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -243,12 +244,16 @@ async def test_quick_compare_has_every_figure(tmp_path: Path) -> None:
     assert run.filled_rows >= QUICK_COMPARE.filled_rows
 
 
+def locust() -> Sequence[str]:
+    """Return the command line of locust with the script of the bench."""
+    return [str(program("locust")), "--headless", f"--locustfile={ROOT}/bench/locustfile.py"]
+
+
 @pytest.mark.services
 async def test_k6_and_locust_run_by_themselves(tmp_path: Path) -> None:
     """k6 and locust, configured by the environment alone, send the callbacks asked for."""
     shared = settings(Mix(duplicates=0.3, unmapped=0.1)) | {"RATE": "40", "P99_MS": "60000"}
     k6 = [str(program("k6")), "run", "--quiet", "--no-usage-report", "--address="]
-    locust = [str(program("locust")), "--headless", f"--locustfile={ROOT}/bench/locustfile.py"]
     # A machine that is busy makes k6 late, which is a threshold of its own.
     allowed = (0, K6_FAILED_THRESHOLDS)
     async with open_environment(folder=tmp_path, gateways=0) as environment:
@@ -262,7 +267,7 @@ async def test_k6_and_locust_run_by_themselves(tmp_path: Path) -> None:
                     group.create_task(run_tool(script, environ, 6, tmp_path, allowed))
             before, begun = await bench.rows(), time.monotonic()
             environ = shared | {"DURATION": "3", "CALLERS": "4"}
-            output = await run_tool(locust, environ, 3, tmp_path)
+            output = await run_tool(locust(), environ, 3, tmp_path)
             took_s, rows = time.monotonic() - begun, await bench.rows() - before
     read = [parse_k6(40, (tmp_path / f"{n}.json").read_bytes()) for n in SCRIPTS]
     assert all(seen.written > 0 for seen in read)
@@ -284,12 +289,11 @@ async def test_locust_waits_for_its_last_answers(tmp_path: Path) -> None:
                 await asyncio.sleep(0.3)  # all callers are waiting nearly always
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
-    locust = [str(program("locust")), "--headless", f"--locustfile={ROOT}/bench/locustfile.py"]
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         environ = {"RATE": "40", "DURATION": "2", "CALLERS": "4", "P99_MS": "60000"}
         environ["URL"] = f"http://127.0.0.1:{port}{ENDPOINT}"
-        output = await run_tool(locust, environ, 2, tmp_path)
+        output = await run_tool(locust(), environ, 2, tmp_path)
     assert f" 0 of {arrived} failed".encode() in output
 
 
@@ -298,7 +302,6 @@ async def test_locust_waits_for_its_last_answers(tmp_path: Path) -> None:
 async def test_every_tool_sends_messages_of_a_vendor(tmp_path: Path, vendor: str) -> None:
     """wrk, k6 and locust send JSON of AppsFlyer and Branch, and each answer has its row."""
     mix = Mix(vendor=vendor)
-    locust = [str(program("locust")), "--headless", f"--locustfile={ROOT}/bench/locustfile.py"]
     async with open_environment(folder=tmp_path, gateways=0) as environment:
         bench = Bench(environment)
         async with bench.start(contenders.GATEWAY) as running:
@@ -310,7 +313,7 @@ async def test_every_tool_sends_messages_of_a_vendor(tmp_path: Path, vendor: str
             shared = settings(mix) | {"RATE": "40", "DURATION": "2", "CALLERS": "4"}
             shared |= {"P99_MS": "60000", "RUN": "locust"}
             shared["URL"] = f"http://127.0.0.1:{running.process.port}{mix.endpoint}"
-            output = await run_tool(locust, shared, 2, tmp_path)
+            output = await run_tool(locust(), shared, 2, tmp_path)
             assert b" 0 of " in output
             assert await bench.rows() > before
 
